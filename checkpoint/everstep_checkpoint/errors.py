@@ -1,0 +1,201 @@
+"""Every error of everstep, in one tree. Each says what happened, where, and what to do next.
+
+EverstepError
+├── GraphError             the graph's definition is wrong; raised while it is built
+├── InputError             what a caller or a node handed over can't be taken; nothing was written
+│   ├── InvalidInput           input that fails the graph's schema
+│   ├── EmptyInputError        nothing to do: no input and nothing to continue
+│   ├── InvalidThreadId        None, bool, container, empty or over 512 bytes
+│   ├── InvalidUpdateError     a node's return value, or two writes that exclude each other
+│   ├── UnknownType            a value whose type is not in the closed table
+│   └── TooLarge               over a cap: state, input, entry
+├── LogError               what is stored can't be trusted or read
+│   ├── CorruptEntry           an entry that is not what it says; the thread is left as it is
+│   ├── NewerVersion           written by a newer everstep
+│   ├── Conflict               the last checkpoint is not the one the caller built on
+│   └── Trimmed                what was asked for is older than the trim mark
+├── RunError               how a run ended, or why it could not begin
+│   ├── RunFailed              a node raised; carries the error's type name and text
+│   │   └── NodeTimeoutError       a node was over its timeout
+│   ├── RunCancelled           somebody cancelled it
+│   ├── GraphRecursionError    the recursion limit was reached; the last checkpoint is saved
+│   ├── RunConflict            this run id was used with another input
+│   ├── ThreadBusy             a run is under way and the request can't wait
+│   └── Superseded             what was to be retried has been replaced by a newer input
+├── NotFound               a name that nobody knows
+│   ├── UnknownGraph   ├── UnknownThread   ├── UnknownRun   └── UnknownNode
+└── ServerError            Redis
+    ├── NoServer               none can be found or started
+    ├── ServerUnavailable      it does not answer, or refuses the login
+    ├── ServerFull             maxmemory is reached
+    └── ServerUnsuitable       its settings would lose data
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class EverstepError(Exception):
+    """Base of all. `thread`, `checkpoint` and `node` say where; `fix` says what to do next."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        thread: str = "",
+        checkpoint: str = "",
+        node: str = "",
+        fix: str = "",
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.thread = thread
+        self.checkpoint = checkpoint
+        self.node = node
+        self.fix = fix
+
+    def __str__(self) -> str:
+        named = {"thread": self.thread, "checkpoint": self.checkpoint, "node": self.node}
+        where = ", ".join(f"{name} {value!r}" for name, value in named.items() if value)
+        said = f"{self.what} ({where})" if where else self.what
+        return f"{said}. {self.fix}" if self.fix else said
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.what, dict(self.__dict__)))
+
+
+def _rebuild(cls: type[EverstepError], what: str, state: dict[str, Any]) -> EverstepError:
+    """An error survives a process boundary with all it says, whatever its constructor takes."""
+    error = cls.__new__(cls)
+    Exception.__init__(error, what)
+    error.__dict__.update(state)
+    return error
+
+
+class GraphError(EverstepError, ValueError):
+    """The graph's definition is wrong. Names the node and says how to mend it."""
+
+
+class InputError(EverstepError, ValueError):
+    """What was handed over can't be taken. Nothing was written."""
+
+
+class InvalidInput(InputError):
+    """The input fails the graph's schema."""
+
+
+class EmptyInputError(InputError):
+    """No input, and nothing on the thread to continue."""
+
+
+class InvalidThreadId(InputError):
+    """A thread id is a str, int or UUID whose text has 1 to 512 bytes."""
+
+
+class InvalidUpdateError(InputError):
+    """A node returned what can't be applied, or several writes to one key exclude each other."""
+
+
+class UnknownType(InputError, TypeError):
+    """A value's type is not in the closed table of the codec. Names the path to the value."""
+
+
+class TooLarge(InputError):
+    """Over a cap. Names the cap and the size."""
+
+
+class LogError(EverstepError):
+    """What is stored can't be trusted or read."""
+
+
+class CorruptEntry(LogError):
+    """An entry of the log is not what it says it is. Nothing was changed."""
+
+
+class NewerVersion(LogError):
+    """An entry was written by a newer everstep."""
+
+
+class Conflict(LogError):
+    """The last checkpoint of the thread is not the one the caller built on."""
+
+
+class Trimmed(LogError):
+    """What was asked for is older than the thread's trim mark."""
+
+
+class RunError(EverstepError):
+    """How a run ended, or why it could not begin."""
+
+
+class RunFailed(RunError):
+    """A node raised. `error_type` is the name of its type, as text; it is never rebuilt from stored data."""
+
+    def __init__(self, what: str, *, error_type: str = "", **where: str) -> None:
+        super().__init__(what, **where)
+        self.error_type = error_type
+
+
+class NodeTimeoutError(RunFailed):
+    """A node was over its timeout."""
+
+
+class RunCancelled(RunError):
+    """The run was cancelled."""
+
+
+class GraphRecursionError(RunError, RecursionError):
+    """The run reached its recursion limit. Its last checkpoint is saved; it can be continued."""
+
+
+class RunConflict(RunError):
+    """The run id was used before with another input."""
+
+
+class ThreadBusy(RunError):
+    """A run is under way on the thread, and the request can't wait for it."""
+
+
+class Superseded(RunError):
+    """What was to be retried has been replaced by a newer input."""
+
+
+class NotFound(EverstepError, LookupError):
+    """A name that nobody knows."""
+
+
+class UnknownGraph(NotFound):
+    """No graph of this name is published here. Lists those that are."""
+
+
+class UnknownThread(NotFound):
+    """No thread of this id has a log."""
+
+
+class UnknownRun(NotFound):
+    """No run of this id is known on the thread."""
+
+
+class UnknownNode(NotFound):
+    """The graph has no node of this name."""
+
+
+class ServerError(EverstepError):
+    """Something about Redis."""
+
+
+class NoServer(ServerError):
+    """No Redis can be found or started. Names the ways to get one."""
+
+
+class ServerUnavailable(ServerError):
+    """Redis does not answer, or refuses the login."""
+
+
+class ServerFull(ServerError):
+    """Redis has reached maxmemory. Running work waits; nothing is lost."""
+
+
+class ServerUnsuitable(ServerError):
+    """Redis' settings would lose data."""

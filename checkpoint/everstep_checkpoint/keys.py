@@ -1,0 +1,226 @@
+"""Every key of everstep, spelled once. One function per key; nothing else in the tree writes a key by hand.
+
+All keys of a partition share one hash tag, so that one script may touch them in a Cluster. Scripts get the two stems,
+`Keys.stem` and `Keys.rq`, and add the same suffixes as the functions here; `tests/test_keys.py` holds the two together.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from .errors import InvalidThreadId
+
+THREAD_ID_MAX = 512
+_NAME = re.compile(r"^[A-Za-z0-9_.-]+$")
+
+
+def rq_prefix(partition: str = "0") -> str:
+    """RQ's key prefix for a partition: RQ's own `RQ_KEY_PREFIX`, else `rq` for partition 0 and `{p}:rq` beside it."""
+    given = os.environ.get("RQ_KEY_PREFIX")
+    return given or ("rq" if partition == "0" else f"{{{partition}}}:rq")
+
+
+def thread_id_text(thread_id: object) -> str:
+    """The text of a thread id: a str, int or UUID of 1 to 512 bytes. Raises InvalidThreadId."""
+    if isinstance(thread_id, bool) or not isinstance(thread_id, str | int | UUID):
+        raise InvalidThreadId(
+            f"a thread_id can't be {type(thread_id).__name__}",
+            fix='give a str, int or UUID: config={"configurable": {"thread_id": "order-17"}}',
+        )
+    text = str(thread_id)
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if not 1 <= size <= THREAD_ID_MAX or not text.isprintable():
+        raise InvalidThreadId(
+            f"a thread_id has 1 to {THREAD_ID_MAX} bytes of printable text, this one has {size}",
+            fix="shorten it, or use a hash of it",
+        )
+    return text
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one partition of one namespace."""
+
+    namespace: str = "everstep"
+    partition: str = "0"
+    rq: str = field(default_factory=rq_prefix)
+
+    def __post_init__(self) -> None:
+        if not _NAME.match(self.namespace) or not _NAME.match(self.partition):
+            raise ValueError("namespace and partition are made of letters, digits, _ . -")
+
+    @property
+    def stem(self) -> str:
+        return f"{self.namespace}:{{{self.partition}}}:"
+
+    # one thread
+    def log(self, thread: str) -> str:
+        """Stream: the log, the only truth."""
+        return f"{self.stem}log:{thread}"
+
+    def thread(self, thread: str) -> str:
+        """Hash: head, status, counters of the open step."""
+        return f"{self.stem}thread:{thread}"
+
+    def open(self, thread: str) -> str:
+        """Hash: task -> its place, attempt, token (JSON)."""
+        return f"{self.stem}open:{thread}"
+
+    def unmade(self, thread: str) -> str:
+        """List: tasks of a wide step that have no job yet (JSON, whole parts as one element)."""
+        return f"{self.stem}unmade:{thread}"
+
+    def queued(self, thread: str) -> str:
+        """List: queued inputs of a busy thread, `<run> <entry id>`."""
+        return f"{self.stem}queued:{thread}"
+
+    def runs(self, thread: str) -> str:
+        """Hash: run id -> `<status> <entry id> <sum of its input>`."""
+        return f"{self.stem}runs:{thread}"
+
+    # leases and places
+    @property
+    def leases(self) -> str:
+        """Sorted set: token by lease end, ms of Redis' clock."""
+        return f"{self.stem}leases"
+
+    @property
+    def lease(self) -> str:
+        """Hash: token -> `<task> <thread>`."""
+        return f"{self.stem}lease"
+
+    def held(self, owner: str) -> str:
+        """Hash: token -> the renewal round in which its owner last named it."""
+        return f"{self.stem}held:{owner}"
+
+    @property
+    def wakes(self) -> str:
+        """Sorted set: `<task> <thread>` by due time, ms."""
+        return f"{self.stem}wakes"
+
+    @property
+    def parked(self) -> str:
+        """Hash: `<graph>:<node>` -> how many tasks are parked for it."""
+        return f"{self.stem}parked"
+
+    def parked_for(self, graph: str, node: str) -> str:
+        """List: `<task> <thread>` parked until a worker serves this node."""
+        return f"{self.stem}parked:{graph}:{node}"
+
+    @property
+    def counts(self) -> str:
+        """Hash: queue -> open tasks in place `job`; what the audit compares with RQ's list."""
+        return f"{self.stem}counts"
+
+    @property
+    def discards(self) -> str:
+        """List: `<stem>discard:...` hashes whose jobs the sweep still has to remove."""
+        return f"{self.stem}discards"
+
+    def waiting(self, queue: str) -> str:
+        """Sorted set: processes with free slots for a queue, longest waiting first."""
+        return f"{self.stem}waiting:{queue}"
+
+    def bell(self, process: str) -> str:
+        """List: what an idle process blocks on. Expires after 5 s."""
+        return f"{self.stem}bell:{process}"
+
+    # the partition
+    def threads(self, status: str) -> str:
+        """Sorted set: threads of a status by the time they came to it, ms."""
+        return f"{self.stem}threads:{status}"
+
+    @property
+    def graphs(self) -> str:
+        """Set: names of the published graphs."""
+        return f"{self.stem}graphs"
+
+    def graph(self, name: str) -> str:
+        """String: the manifest of a graph, JSON."""
+        return f"{self.stem}graph:{name}"
+
+    @property
+    def inbox(self) -> str:
+        """Stream: messages from redis-cli and other producers without code."""
+        return f"{self.stem}inbox"
+
+    @property
+    def inbox_rejected(self) -> str:
+        """Stream, bounded: refused messages with their reason."""
+        return f"{self.stem}inbox:rejected"
+
+    @property
+    def inbox_reader(self) -> str:
+        """String with expiry: the one process that reads the inbox."""
+        return f"{self.stem}inbox:reader"
+
+    @property
+    def sweep(self) -> str:
+        """Hash: last sweep, server run id, time before which nothing expires."""
+        return f"{self.stem}sweep"
+
+    @property
+    def stats(self) -> str:
+        """Hash: counters for people: fenced, lost, parked, recovered."""
+        return f"{self.stem}stats"
+
+    @property
+    def alive(self) -> str:
+        """String: our sentinel. Missing means that our indexes were lost."""
+        return f"{self.stem}alive"
+
+    @property
+    def recovery(self) -> str:
+        """String with expiry: who rebuilds."""
+        return f"{self.stem}recovery"
+
+    @property
+    def announced(self) -> str:
+        """Hash with expiry: token -> the lease that a live worker says it holds, during a rebuild."""
+        return f"{self.stem}announced"
+
+    # RQ's keys, as RQ 3.0 spells them
+    @property
+    def rq_alive(self) -> str:
+        """String: the sentinel beside RQ's keys. Missing means that RQ's keys were lost."""
+        return f"{self.rq}:everstep:alive"
+
+    @property
+    def rq_suspended(self) -> str:
+        return f"{self.rq}:suspended"
+
+    @property
+    def rq_queues(self) -> str:
+        return f"{self.rq}:queues"
+
+    def rq_queue(self, queue: str) -> str:
+        return f"{self.rq}:queue:{queue}"
+
+    def rq_job(self, job_id: str) -> str:
+        return f"{self.rq}:job:{job_id}"
+
+    def rq_started(self, queue: str) -> str:
+        return f"{self.rq}:wip:{queue}"
+
+    def rq_scheduled(self, queue: str) -> str:
+        return f"{self.rq}:scheduled:{queue}"
+
+    def rq_failed(self, queue: str) -> str:
+        return f"{self.rq}:failed:{queue}"
+
+    @property
+    def rq_workers(self) -> str:
+        return f"{self.rq}:workers"
+
+    def rq_workers_of(self, queue: str) -> str:
+        return f"{self.rq}:workers:{queue}"
+
+    def rq_worker(self, name: str) -> str:
+        return f"{self.rq}:worker:{name}"
+
+    def rq_commands(self, name: str) -> str:
+        """Pub/sub channel of a worker's commands."""
+        return f"{self.rq}:pubsub:{name}"

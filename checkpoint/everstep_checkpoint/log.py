@@ -1,0 +1,232 @@
+"""The log of a thread: one small protocol, and the store in memory.
+
+A log takes entries behind an exact predecessor, all or nothing, and gives them back in order. It knows ids and
+digests; it knows nothing of tasks, leases or graphs. `redislog.RedisLog` is the other store; one set of contract tests
+(`tests/test_log.py`) runs on both.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from . import entries as e
+from .errors import Conflict, ThreadBusy, Trimmed, UnknownThread
+
+PAGE = 256
+
+
+class Head(NamedTuple):
+    """Where a log stands: the last checkpoint (0 and the birth before the first one) and the last entry's id."""
+
+    n: int
+    digest: str
+    last: str
+
+
+def new_id() -> str:
+    """A random id of 22 characters: run ids, tokens, births."""
+    return secrets.token_urlsafe(16)
+
+
+class Log(ABC):
+    """What every store of logs can do."""
+
+    @abstractmethod
+    def append(self, thread: str, new: Sequence[e.Fields], after: tuple[int, str] | None) -> list[str]:
+        """Append all of `new`, or nothing.
+
+        Facts take the next free id of the open step, a checkpoint takes `n+1-0` and opens the next step. `after` is the
+        (n, digest) of the last checkpoint, (0, birth) before the first, None for a thread without a log; its first
+        entry then carries `birth`. Facts that arrived since then are no hindrance.
+
+        Returns the ids. Raises Conflict if the last checkpoint is another one, TooLarge over the entry cap.
+        """
+
+    @abstractmethod
+    def read(
+        self,
+        thread: str,
+        start: str = "-",
+        end: str = "+",
+        count: int | None = None,
+        *,
+        reverse: bool = False,
+    ) -> list[e.Entry]:
+        """Entries with start <= id <= end, at most `count` (default: all), newest first with `reverse`."""
+
+    @abstractmethod
+    def head(self, thread: str) -> Head | None:
+        """Where the log stands; None if there is none."""
+
+    @abstractmethod
+    def threads(self) -> Iterator[str]:
+        """The ids of all threads with a log, in no order."""
+
+    @abstractmethod
+    def delete(self, thread: str) -> bool:
+        """Remove a log whole. False if there was none."""
+
+    @abstractmethod
+    def _cut(self, thread: str, mark: str) -> int:
+        """Remove all entries below `mark`."""
+
+    def pages(self, thread: str, start: str = "-", end: str = "+", page: int = PAGE) -> Iterator[e.Entry]:
+        """Entries in order, read by pages, so that a long log costs no long call."""
+        while True:
+            found = self.read(thread, start, end, page)
+            yield from found
+            if len(found) < page:
+                return
+            start = f"({found[-1].id}"
+
+    def trim(self, thread: str, mark: str) -> int:
+        """Remove the entries below `mark`, an entry id. Returns how many.
+
+        Raises Trimmed if the newest snapshot, or anything open, still needs what would go.
+        """
+        floor = self._floor(thread)
+        if e.entry_id(mark) > e.entry_id(floor):
+            raise Trimmed(
+                f"entries from {floor} on are still needed",
+                thread=thread,
+                fix=f"trim below {floor}, or wait for the next snapshot",
+            )
+        return self._cut(thread, mark)
+
+    def _floor(self, thread: str) -> str:
+        """The lowest entry that the newest snapshot says it needs; the beginning where there is none."""
+        start = "+"
+        while found := self.read(thread, "-", start, PAGE, reverse=True):
+            for entry in found:
+                if entry.is_checkpoint and entry.raw.get("floor"):
+                    return entry.text("floor")
+            start = f"({found[-1].id}"
+        return "0-1"
+
+    def fork(self, thread: str, n: int, target: str) -> Head:
+        """Begin the new thread `target` with the state of checkpoint n of `thread`, as a snapshot that names its parent.
+
+        Works at any time. Raises UnknownThread, Trimmed, and ThreadBusy if `target` has a log already.
+        """
+        from .replay import state_at, step_of
+
+        if self.head(target) is not None:
+            raise ThreadBusy(
+                "the target of a fork already has a log", thread=target, fix="give a new thread id"
+            )
+        state = state_at(self, thread, n)
+        birth = new_id()
+        moved = step_of(self, thread, state).next_for(target_n=0)
+        parent = f"{thread} {n} {state.digest}"
+        first = e.fact("note", state.entry.text("run"), birth=birth, of=parent)
+        sums = [str(part["sum"]) for part in moved.parts]
+        body = state.snapshot_fields(birth)
+        made = e.checkpoint(
+            birth, 1, sums, **{**body, "source": "fork", "parent": parent, "next": moved.next, "floor": "0-1"}
+        )
+        self.append(target, [first, *moved.parts, made], None)
+        return Head(1, str(made["digest"]), "1-0")
+
+
+class MemoryLog(Log):
+    """Logs in this process's memory. Safe to use from several threads; gone when the process ends."""
+
+    def __init__(self) -> None:
+        self._logs: dict[str, list[e.Entry]] = {}
+        self._heads: dict[str, tuple[int, str]] = {}
+        self._lock = threading.RLock()
+
+    def append(self, thread: str, new: Sequence[e.Fields], after: tuple[int, str] | None) -> list[str]:
+        with self._lock:
+            log = self._logs.get(thread, [])
+            if self._heads.get(thread) != after:
+                raise conflict(thread, self._heads.get(thread), after)
+            n, digest = after or (0, str(new[0]["birth"]))
+            made, at = [], int(time.time() * 1000)
+            k = log[-1].k if log else 0
+            for fields in new:
+                n, k = (n + 1, 0) if fields["kind"] == e.CHECKPOINT else (n, k + 1)
+                digest = str(fields["digest"]) if k == 0 else digest
+                made.append(e.read_entry(f"{n}-{k}", stored({**fields, "at": at})))
+            self._logs[thread] = [*log, *made] if not log else _extend(log, made)
+            self._heads[thread] = (n, digest)
+            return [entry.id for entry in made]
+
+    def read(
+        self,
+        thread: str,
+        start: str = "-",
+        end: str = "+",
+        count: int | None = None,
+        *,
+        reverse: bool = False,
+    ) -> list[e.Entry]:
+        low, high = _bound(start, low=True), _bound(end, low=False)
+        with self._lock:
+            log = self._logs.get(thread, [])
+            found = [x for x in log if low <= (x.n, x.k) <= high]
+        found = found[::-1] if reverse else found
+        return found if count is None else found[:count]
+
+    def head(self, thread: str) -> Head | None:
+        with self._lock:
+            if thread not in self._logs:
+                return None
+            return Head(*self._heads[thread], self._logs[thread][-1].id)
+
+    def threads(self) -> Iterator[str]:
+        with self._lock:
+            return iter(list(self._logs))
+
+    def delete(self, thread: str) -> bool:
+        with self._lock:
+            self._heads.pop(thread, None)
+            return self._logs.pop(thread, None) is not None
+
+    def _cut(self, thread: str, mark: str) -> int:
+        with self._lock:
+            log = self._logs[thread]
+            kept = [x for x in log if (x.n, x.k) >= e.entry_id(mark)]
+            self._logs[thread] = kept
+            return len(log) - len(kept)
+
+
+def _extend(log: list[e.Entry], made: list[e.Entry]) -> list[e.Entry]:
+    log.extend(made)
+    return log
+
+
+def _bound(text: str, *, low: bool) -> tuple[int, float]:
+    """A range bound as in XRANGE: `-`, `+`, `n-k`, `n`, or `(n-k` for an exclusive one."""
+    if text in "-+":
+        return (-1, 0) if text == "-" else (2**63, 0)
+    if text.startswith("("):
+        n, k = e.entry_id(text[1:])
+        return n, k + 0.5 if low else k - 0.5
+    return e.entry_id(text) if "-" in text else (int(text), 0 if low else float("inf"))
+
+
+def stored(fields: e.Fields) -> dict[str, bytes]:
+    """Fields as a stream keeps them."""
+    return {
+        name: value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+        for name, value in fields.items()
+    }
+
+
+def conflict(thread: str, found: tuple[int, str] | None, after: tuple[int, str] | None) -> Conflict:
+    def say(head: tuple[int, str] | None) -> str:
+        return "no log" if head is None else f"checkpoint {head[0]} {head[1][:8]}"
+
+    return Conflict(
+        f"the thread stands at {say(found)}, not at {say(after)}", thread=thread, fix="load it again"
+    )
+
+
+def unknown_thread(thread: str) -> UnknownThread:
+    return UnknownThread("no such thread", thread=thread, fix="`everstep threads` lists those that exist")

@@ -1,0 +1,96 @@
+"""Logs in Redis Streams, one stream a thread."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+
+from . import entries as e
+from .errors import Conflict, TooLarge
+from .keys import Keys
+from .log import Head, Log, conflict, stored
+
+
+@cache
+def _append_script() -> str:
+    return (files("everstep_checkpoint") / "lua" / "append.lua").read_text()
+
+
+class RedisLog(Log):
+    """The logs of one partition. `client` must not decode responses and must not resend commands by itself."""
+
+    def __init__(self, client: redis.Redis, keys: Keys | None = None) -> None:
+        self.client = client
+        self.keys = keys or Keys()
+        self._append = client.register_script(_append_script())
+
+    def append(self, thread: str, new: Sequence[e.Fields], after: tuple[int, str] | None) -> list[str]:
+        n, digest = after if after is not None else ("", "")
+        args: list[Any] = [n, digest]
+        for fields in new:
+            flat = [x for pair in stored(fields).items() if pair[0] not in ("v", "kind", "at") for x in pair]
+            if sum(len(x) for x in flat) > e.ENTRY_MAX:
+                raise TooLarge(
+                    f"an entry is over {e.ENTRY_MAX} bytes", thread=thread, fix="keep large values elsewhere"
+                )
+            args += [fields["kind"], len(flat), *flat]
+        try:
+            ids: list[bytes] = self._append(keys=[self.keys.log(thread), self.keys.thread(thread)], args=args)  # type: ignore[assignment]
+        except redis.ResponseError as error:
+            raise _conflict_of(thread, error, after) from error
+        return [x.decode() for x in ids]
+
+    def read(
+        self,
+        thread: str,
+        start: str = "-",
+        end: str = "+",
+        count: int | None = None,
+        *,
+        reverse: bool = False,
+    ) -> list[e.Entry]:
+        key = self.keys.log(thread)
+        rows: list[tuple[bytes, dict[bytes, bytes]]]
+        if reverse:
+            rows = self.client.xrevrange(key, end, start, count)  # type: ignore[assignment]
+        else:
+            rows = self.client.xrange(key, start, end, count)  # type: ignore[assignment]
+        return [e.read_entry(entry_id, fields) for entry_id, fields in rows]
+
+    def head(self, thread: str) -> Head | None:
+        last = self.read(thread, count=1, reverse=True)
+        if not last:
+            return None
+        n = last[0].n
+        if n == 0:
+            first = self.read(thread, count=1)[0]
+            return Head(0, first.text("birth"), last[0].id)
+        opened = last[0] if last[0].is_checkpoint else self.read(thread, f"{n}-0", f"{n}-0")[0]
+        return Head(n, opened.digest, last[0].id)
+
+    def threads(self) -> Iterator[str]:
+        stem = self.keys.log("")
+        pattern = re.sub(r"([\[\]*?\\])", r"\\\1", stem) + "*"
+        for key in self.client.scan_iter(match=pattern, count=1000):
+            yield key[len(stem.encode()) :].decode("utf-8", "surrogatepass")
+
+    def delete(self, thread: str) -> bool:
+        return bool(self.client.unlink(self.keys.log(thread)))
+
+    def _cut(self, thread: str, mark: str) -> int:
+        return int(self.client.xtrim(self.keys.log(thread), minid=mark, approximate=False))  # type: ignore[arg-type]
+
+
+def _conflict_of(
+    thread: str, error: redis.ResponseError, after: tuple[int, str] | None
+) -> Conflict | redis.ResponseError:
+    words = str(error).split(" ")
+    if words[:2] != ["EVERSTEP", "conflict"]:
+        return error
+    found = None if words[2] == "-" else (int(words[2]), words[3] if len(words) > 3 else "")
+    return conflict(thread, found, after)

@@ -1,0 +1,404 @@
+"""Replay: the state of a thread at any checkpoint, read from its log alone, without a graph's code.
+
+    log --pages--> Fold.feed(entry) --checkpoint--> State(n, digest, channels)
+
+`Fold` keeps the facts of the open step, because a checkpoint's delta may say "what fact k wrote".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from . import entries as e
+from .delta import decode_delta, decode_state, encode_state, fold, refs
+from .errors import CorruptEntry, Trimmed
+from .log import PAGE, Log, unknown_thread
+
+Channels = dict[str, bytes]
+RUN_FACTS = ("run_started", "run_queued")
+
+
+@dataclass(frozen=True)
+class State:
+    """A thread at one checkpoint: channel -> canonical encoding of its value."""
+
+    entry: e.Entry
+    channels: Channels
+    birth: str
+    since_snapshot: int = 0
+    delta_bytes: int = 0
+
+    @property
+    def n(self) -> int:
+        return self.entry.n
+
+    @property
+    def digest(self) -> str:
+        return self.entry.digest
+
+    @property
+    def size(self) -> int:
+        return sum(len(name) + len(value) for name, value in self.channels.items())
+
+    def snapshot_fields(self, birth: str) -> e.Fields:
+        """The fields of a checkpoint that repeats this state whole."""
+        copied = (
+            "source",
+            "step",
+            "graph",
+            "run",
+            "node",
+            "task",
+            "attempt",
+            "token",
+            "next",
+            "meta",
+            "writes",
+        )
+        fields: e.Fields = {name: self.entry.raw[name] for name in copied if name in self.entry.raw}
+        fields = {
+            name: value if name in ("meta", "writes") else _text(value) for name, value in fields.items()
+        }
+        if "writes" in fields:
+            fields["writes"] = e.pack_writes(self.resolved_writes())
+        return {**fields, "state": e.wrap(encode_state(self.channels)), "birth": birth}
+
+    def resolved_writes(self) -> list[tuple[str, bytes | None]]:
+        """The writes of the task that made this checkpoint; a value the delta carries is filled in."""
+        writes = self.entry.writes()
+        if all(value is not None for _, value in writes):
+            return writes
+        delta = decode_delta(self.entry.value("delta") or b"\x80")
+        return [(channel, carried(delta[channel]) if value is None else value) for channel, value in writes]
+
+
+def _text(value: e.Field) -> e.Field:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def carried(op: list[Any]) -> bytes:
+    """The write that a delta's op stands for: the value of a `set`, the list of items of an `append`."""
+    return op[1] if op[0] == 0 else array_header(op[1]) + op[2]
+
+
+def array_header(count: int) -> bytes:
+    """The msgpack header of an array of `count` items."""
+    if count < 16:
+        return bytes([0x90 | count])
+    return b"\xdc" + count.to_bytes(2, "big") if count < 2**16 else b"\xdd" + count.to_bytes(4, "big")
+
+
+@dataclass
+class Fold:
+    """Feeds on entries in order. `channels` is the state at the last checkpoint fed."""
+
+    channels: Channels = field(default_factory=dict[str, bytes])
+    birth: str = ""
+    facts: dict[int, e.Entry] = field(default_factory=dict[int, e.Entry])
+    inputs: dict[str, e.Entry] = field(default_factory=dict[str, e.Entry])
+    before: dict[int, e.Entry] = field(default_factory=dict[int, e.Entry])
+    since_snapshot: int = 0
+    delta_bytes: int = 0
+    n: int = 0
+
+    def feed(self, entry: e.Entry) -> State | None:
+        """Take the next entry; the State if it is a checkpoint. Raises CorruptEntry."""
+        if not entry.is_checkpoint:
+            self._fact(entry)
+            return None
+        if "state" in entry.raw or ("parts" in entry.raw and "delta" not in entry.raw):
+            self._snapshot(entry)
+        else:
+            self._delta(entry)
+        self.n, self.before, self.facts = entry.n, self.facts or self.before, {}
+        return State(entry, self.channels, self.birth, self.since_snapshot, self.delta_bytes)
+
+    def _fact(self, entry: e.Entry) -> None:
+        self.facts[entry.k] = entry
+        if entry.kind in RUN_FACTS:
+            self.inputs[entry.id] = entry
+        if "birth" in entry.raw:
+            self.birth = entry.text("birth")
+
+    def _snapshot(self, entry: e.Entry) -> None:
+        stored = entry.value("state")
+        if stored is None:
+            found = [self._part(entry, ref) for ref in entry.json("parts")]
+            stored = b"".join(part.value("state") or b"" for part in found)
+        self.channels = decode_state(stored)
+        self.birth = entry.text("birth") or self.birth
+        self.since_snapshot = self.delta_bytes = 0
+
+    def _part(self, entry: e.Entry, ref: str) -> e.Entry:
+        found = self.facts.get(e.entry_id(ref)[1])
+        if found is None or found.id != ref:
+            raise entry.corrupt(f"its part {ref} is missing")
+        return found
+
+    def _delta(self, entry: e.Entry) -> None:
+        stored = entry.value("delta") or b"\x80"
+        delta = decode_delta(stored)
+        self.channels = fold(self.channels, delta, lambda ref, channel: self.written(entry, ref, channel))
+        self.since_snapshot += 1
+        self.delta_bytes += len(stored)
+        for ref in refs(delta):
+            self.inputs.pop(str(ref), None)
+
+    def fact(self, entry: e.Entry, ref: int | str) -> e.Entry:
+        """The fact that a checkpoint names: k of the step just closed, or a full id."""
+        if isinstance(ref, int):
+            found = self.facts.get(ref) or self.before.get(ref)
+        else:
+            k = e.entry_id(ref)[1]
+            named = (self.inputs.get(ref), self.facts.get(k), self.before.get(k))
+            found = next((x for x in named if x is not None and x.id == ref), None)
+        if found is None:
+            raise entry.corrupt(f"the fact {ref} that it takes is missing")
+        return found
+
+    def written(self, entry: e.Entry, ref: int | str, channel: str) -> bytes:
+        """What the fact `ref` wrote to `channel`. Raises CorruptEntry if it wrote nothing."""
+        source = self.fact(entry, ref)
+        for name, value in reversed(_values(source)):
+            if name == channel and value is not None:
+                return value
+        raise entry.corrupt(f"fact {ref} wrote nothing to channel {channel!r}")
+
+
+def _values(entry: e.Entry) -> list[tuple[str, bytes | None]]:
+    """What a fact brings: a task's writes, or a run's input."""
+    if entry.kind not in RUN_FACTS:
+        return entry.writes()
+    return e.Entry(entry.n, entry.k, {"writes": entry.raw.get("input", b"\x00\x90")}).writes()
+
+
+def input_writes(entry: e.Entry) -> list[tuple[str, bytes | None]]:
+    """The input of a run, (key, encoded value) in order."""
+    return _values(entry)
+
+
+def snapshot_before(log: Log, thread: str, n: int) -> tuple[int, list[e.Entry]]:
+    """Entries from the nearest snapshot at or before checkpoint n up to n; all from the beginning where there is none.
+
+    The facts of the step that the snapshot closed come along, since its parts are among them.
+    """
+    found: list[e.Entry] = []
+    end = f"{n}-0"
+    while page := log.read(thread, "-", end, PAGE, reverse=True):
+        for entry in page:
+            found.append(entry)
+            stop = next((x for x in found if _is_snapshot(x)), None)
+            if stop is not None and entry.is_checkpoint and entry.n < stop.n:
+                return stop.n, found[:-1][::-1]
+        end = f"({page[-1].id}"
+    stop = next((x for x in found if _is_snapshot(x)), None)
+    return (stop.n if stop else 0), found[::-1]
+
+
+def _is_snapshot(entry: e.Entry) -> bool:
+    return entry.is_checkpoint and "floor" in entry.raw
+
+
+def state_at(log: Log, thread: str, n: int | None = None) -> State:
+    """The state at checkpoint n (default: the last one). Raises UnknownThread, Trimmed, CorruptEntry."""
+    head = log.head(thread)
+    if head is None:
+        raise unknown_thread(thread)
+    wanted = head.n if n is None else n
+    _, found = snapshot_before(log, thread, wanted)
+    state: State | None = None
+    folder = Fold()
+    began = False
+    for entry in found:
+        began = began or not entry.is_checkpoint or _is_snapshot(entry) or entry.n == 1
+        if not began:
+            continue
+        state = folder.feed(entry) or state
+    if state is None or state.n != wanted or not (folder.birth or state.birth):
+        raise Trimmed(
+            f"checkpoint {wanted} can't be read", thread=thread, fix="`everstep history` lists what is there"
+        )
+    return state
+
+
+def states(log: Log, thread: str) -> Iterator[tuple[State, Fold]]:
+    """All states of a thread, oldest first, from the first checkpoint that can be read."""
+    folder = Fold()
+    readable = False
+    for entry in log.pages(thread):
+        readable = readable or entry.id == "0-1" or _is_snapshot(entry)
+        if not readable and entry.is_checkpoint:
+            continue
+        state = folder.feed(entry)
+        if state is not None:
+            yield state, folder
+
+
+@dataclass(frozen=True)
+class TaskRef:
+    """One task of a checkpoint, as its `next` names it: enough to rebuild its job without the graph."""
+
+    task: str
+    node: str
+    queue: str
+    timeout_s: float = 0
+    part: str = ""
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class MovedNext:
+    """A checkpoint's `next` rewritten for another thread: its parts come along as facts."""
+
+    next: str
+    parts: list[e.Fields]
+
+
+@dataclass
+class Step:
+    """The open step of a checkpoint: its tasks in task order, and what is known of each."""
+
+    n: int
+    tasks: list[TaskRef]
+    parts: dict[str, e.Entry] = field(default_factory=dict[str, e.Entry])
+    facts: list[e.Entry] = field(default_factory=list[e.Entry])
+
+    @cached_property
+    def done(self) -> dict[str, e.Entry]:
+        """task -> its `task_done`."""
+        return {x.text("task"): x for x in self.facts if x.kind == "task_done"}
+
+    @cached_property
+    def ended(self) -> dict[str, e.Entry]:
+        """task -> the last outcome that is not `done`: failed for good, or to be tried again."""
+        return {
+            x.text("task"): x for x in self.facts if x.kind in ("task_failed", "task_lost", "task_parked")
+        }
+
+    def next_for(self, target_n: int) -> MovedNext:
+        """`next` as it reads in a log that starts behind `target_n`, with copies of the parts it names."""
+        rows: list[list[Any]] = [[t.task, t.node, t.queue, t.timeout_s] for t in self.tasks if not t.part]
+        copies: list[e.Fields] = []
+        for part in self.parts.values():
+            fields: e.Fields = {
+                name: value if name == "sends" else _text(value)
+                for name, value in part.raw.items()
+                if name not in ("at", "by", "sum", "v", "kind", "run")
+            }
+            copies.append(e.summed(e.fact("part", part.text("run"), **fields)))
+            # one `note` with the birth precedes the copies
+            rows.append([f"{target_n}-{len(copies) + 1}", len(e.unpack_sends(part))])
+        return MovedNext(json.dumps(rows), copies)
+
+
+def tasks_of(checkpoint: e.Entry, parts: Mapping[str, e.Entry]) -> list[TaskRef]:
+    """The tasks of a checkpoint in task order: PULL tasks by node name, then Sends by part and index."""
+    found: list[TaskRef] = []
+    for row in checkpoint.next:
+        if len(row) == 4:
+            found.append(TaskRef(*row))
+        else:
+            found.extend(part_tasks(parts[row[0]]))
+    return found
+
+
+def part_tasks(part: e.Entry) -> list[TaskRef]:
+    """The tasks of one Send part. Its plain field `tasks` is run-length: `[node, queue, timeout_s, count]`."""
+    found: list[TaskRef] = []
+    for node, queue, timeout_s, count in part.json("tasks"):
+        for _ in range(count):
+            i = len(found)
+            found.append(TaskRef(f"s{part.k}_{i}", node, queue, timeout_s, part.id, i))
+    return found
+
+
+def step_of(log: Log, thread: str, state: State) -> Step:
+    """The step that a checkpoint opened: its tasks and all facts about them."""
+    named = [row[0] for row in state.entry.next if len(row) == 2]
+    parts = {ref: _one(log, thread, ref) for ref in named}
+    facts = [x for x in log.pages(thread, f"{state.n}-1", str(state.n)) if not x.is_checkpoint]
+    return Step(state.n, tasks_of(state.entry, parts), parts, facts)
+
+
+def _one(log: Log, thread: str, ref: str) -> e.Entry:
+    found = log.read(thread, ref, ref)
+    if not found:
+        raise CorruptEntry(f"the part {ref} is missing", thread=thread, fix="fork from an earlier checkpoint")
+    return found[0]
+
+
+@dataclass
+class Report:
+    """What `verify` found: how much it read, and what is wrong, in words."""
+
+    thread: str
+    entries: int = 0
+    checkpoints: int = 0
+    problems: list[str] = field(default_factory=list[str])
+
+    @property
+    def sound(self) -> bool:
+        return not self.problems
+
+
+def verify(log: Log, thread: str) -> Report:
+    """Read a whole log and check each entry, each fact's sum, each digest and the chain of parents."""
+    report = Report(thread)
+    folder = Fold()
+    parent: str | None = None
+    try:
+        for entry in log.pages(thread):
+            report.entries += 1
+            _check_sum(entry, report)
+            if not entry.is_checkpoint:
+                folder.feed(entry)
+                parent = entry.text("birth") or parent
+                continue
+            report.checkpoints += 1
+            parent = parent or _named_parent(entry)
+            if parent is None:
+                continue  # below the trim mark: nothing to check it against
+            _check_digest(entry, parent, folder, report)
+            folder.feed(entry)
+            parent = entry.digest
+    except CorruptEntry as error:
+        report.problems.append(error.what)
+    return report
+
+
+def _named_parent(entry: e.Entry) -> str | None:
+    """The parent's digest that a snapshot names in full: the first readable entry of a trimmed log."""
+    named = entry.text("parent").split(" ")
+    return named[-1] if _is_snapshot(entry) and named != [""] else None
+
+
+def _check_sum(entry: e.Entry, report: Report) -> None:
+    if "sum" not in entry.raw:
+        return
+    fields: e.Fields = {}
+    for name, value in entry.raw.items():
+        fields[name] = value if name in ("writes", "sends", "input", "record", "state") else value.decode()
+    if e.fact_sum(fields) != entry.text("sum"):
+        report.problems.append(f"fact {entry.id}: its sum does not match what it stores")
+
+
+def sums_of(entry: e.Entry, folder: Fold) -> list[str]:
+    """The sums that a checkpoint's digest covers: facts its delta takes, parts its `next` and `parts` name."""
+    delta = decode_delta(entry.value("delta") or b"\x80")
+    named = [*refs(delta), *(row[0] for row in entry.next if len(row) == 2), *(entry.json("parts") or [])]
+    return [folder.fact(entry, ref).text("sum") for ref in named]
+
+
+def _check_digest(entry: e.Entry, parent: str, folder: Fold, report: Report) -> None:
+    fields: e.Fields = {
+        name: value if name in ("delta", "state", "writes", "meta") else value.decode()
+        for name, value in entry.raw.items()
+    }
+    if e.digest_of(parent, entry.n, fields, sums_of(entry, folder)) != entry.digest:
+        report.problems.append(
+            f"checkpoint {entry.n}: its digest does not match what it stores and builds on"
+        )

@@ -1,0 +1,67 @@
+"""everstep: durable graphs on the Redis you already have.
+
+    from everstep import StateGraph, START, END, InMemorySaver, connect
+
+Names are imported when they are first used, so that `everstep --help` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from everstep_checkpoint.errors import EverstepError as EverstepError
+    from everstep_checkpoint.errors import GraphRecursionError as GraphRecursionError
+    from everstep_checkpoint.errors import InvalidUpdateError as InvalidUpdateError
+    from everstep_checkpoint.errors import NodeTimeoutError as NodeTimeoutError
+    from everstep_checkpoint.errors import RunCancelled as RunCancelled
+    from everstep_checkpoint.errors import RunFailed as RunFailed
+    from everstep_scheduler.client import Client as Client
+    from everstep_scheduler.client import connect as connect
+    from everstep_scheduler.graph import StateGraph as StateGraph
+    from everstep_scheduler.inline import CompiledGraph as CompiledGraph
+    from everstep_scheduler.messages import add_messages as add_messages
+    from everstep_scheduler.retry import RetryPolicy as RetryPolicy
+    from everstep_scheduler.runtime import END as END
+    from everstep_scheduler.runtime import START as START
+    from everstep_scheduler.runtime import Runtime as Runtime
+    from everstep_scheduler.runtime import Send as Send
+    from everstep_scheduler.savers import InMemorySaver as InMemorySaver
+    from everstep_scheduler.savers import RedisSaver as RedisSaver
+    from everstep_scheduler.snapshot import StateSnapshot as StateSnapshot
+    from everstep_workers.rqjob import RQJob as RQJob
+
+_HOMES = {
+    "everstep_checkpoint.errors": (
+        "EverstepError", "GraphRecursionError", "InvalidUpdateError", "NodeTimeoutError", "RunCancelled", "RunFailed",
+    ),
+    "everstep_scheduler.client": ("Client", "connect"),
+    "everstep_scheduler.graph": ("StateGraph",),
+    "everstep_scheduler.inline": ("CompiledGraph",),
+    "everstep_scheduler.messages": ("add_messages",),
+    "everstep_scheduler.retry": ("RetryPolicy",),
+    "everstep_scheduler.runtime": ("END", "START", "Runtime", "Send"),
+    "everstep_scheduler.savers": ("InMemorySaver", "RedisSaver"),
+    "everstep_scheduler.snapshot": ("StateSnapshot",),
+    "everstep_workers.rqjob": ("RQJob",),
+}  # fmt: skip
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+try:
+    __version__ = version("everstep")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0"
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'everstep' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

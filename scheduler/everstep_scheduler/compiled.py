@@ -1,0 +1,315 @@
+"""The pure half of a compiled graph: `GraphSpec`, everything about a graph that is not running it.
+
+State is `dict[str, bytes]`: channel name -> canonical encoding. What a node gets is decoded freshly, what it
+returns is encoded at once, so nothing that it mutates reaches the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+from pydantic import BaseModel
+
+from everstep_checkpoint.codec import Codec, Registry
+from everstep_checkpoint.errors import (
+    EmptyInputError,
+    InvalidInput,
+    InvalidUpdateError,
+    UnknownNode,
+    UnknownType,
+)
+
+from .channels import Channel, Write
+from .retry import RetryPolicy
+from .runtime import START
+from .schema import Schema, as_dict, classes_in, did_you_mean, updates_of
+
+UNNAMED = "graph"  # the name of a graph compiled without one; a worker renames it after its attribute
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One node. `form` names what it takes besides the state: "config", "runtime". Timeout in seconds."""
+
+    name: str
+    fn: Callable[..., Any]
+    is_async: bool
+    retry: tuple[RetryPolicy, ...]
+    timeout_s: float | None
+    queue: str | None
+    metadata: Mapping[str, Any]
+    input_schema: Schema
+    form: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A conditional edge: a router after `source`. `ends` maps what it says to nodes; None: it says nodes."""
+
+    source: str
+    name: str
+    fn: Callable[..., Any]
+    is_async: bool
+    form: tuple[str, ...]
+    ends: Mapping[Any, str] | None
+    input_schema: Schema | None
+
+
+@dataclass(frozen=True)
+class Join:
+    """`target` runs when all of `starts` (sorted) have run since it last did."""
+
+    starts: tuple[str, ...]
+    target: str
+
+    @property
+    def channel(self) -> str:
+        """The hidden channel that holds the sorted names seen so far."""
+        return f"join:{'+'.join(self.starts)}:{self.target}"
+
+
+@dataclass(frozen=True, eq=False)
+class GraphSpec:
+    """A graph, checked and unchangeable. Build it with `StateGraph.spec`."""
+
+    name: str
+    nodes: Mapping[str, NodeSpec]
+    edges: tuple[tuple[str, str], ...]
+    branches: tuple[Branch, ...]
+    joins: tuple[Join, ...]
+    channels: Mapping[str, Channel]
+    state_schema: Schema
+    input_schema: Schema
+    output_schema: Schema
+    context_schema: type[Any] | None = None
+    registry: Registry = field(default_factory=Registry)
+
+    # -- identity
+
+    def named(self, name: str) -> GraphSpec:
+        """The same graph under another name, as when a worker serves it under its attribute's."""
+        return replace(self, name=name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """8 hex digits over nodes, edges, branches, joins and channels: the same in every process."""
+        shape = {
+            "nodes": sorted(self.nodes),
+            "edges": sorted(self.edges),
+            "branches": sorted([each.source, each.name, _labels(each.ends)] for each in self.branches),
+            "joins": sorted(each.channel for each in self.joins),
+            "channels": sorted([each.name, each.reducer_name] for each in self.channels.values()),
+        }
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def version(self) -> str:
+        """`name@fingerprint`, stamped on each checkpoint."""
+        return f"{self.name}@{self.fingerprint}"
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Encodes values of the types that the graph's schemas name."""
+        return Codec(self.registry)
+
+    # -- queues
+
+    @property
+    def default_queue(self) -> str:
+        """The queue of nodes that name none: the graph's name."""
+        return self.name
+
+    def queue_of(self, node: str) -> str:
+        """The queue of a node's jobs; START runs on the default queue."""
+        return self.default_queue if node == START else self.node(node).queue or self.default_queue
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """All queues of the graph, the default one first."""
+        named = {each.queue for each in self.nodes.values() if each.queue} - {self.default_queue}
+        return (self.default_queue, *sorted(named))
+
+    # -- structure
+
+    def node(self, name: str) -> NodeSpec:
+        """A node by name; UnknownNode with a hint if there is none."""
+        if name not in self.nodes:
+            raise UnknownNode(f"The graph {self.name!r} has no node {name!r}", fix=did_you_mean(name, self.nodes))
+        return self.nodes[name]
+
+    def branches_of(self, source: str) -> tuple[Branch, ...]:
+        """The routers after a node, in the order they were added."""
+        return tuple(each for each in self.branches if each.source == source)
+
+    def needs_loop(self, node: str) -> bool:
+        """Whether an attempt at the node, or a router after it, must run on an event loop."""
+        own = node != START and self.node(node).is_async
+        return own or any(each.is_async for each in self.branches_of(node))
+
+    # -- state
+
+    def initial(self) -> dict[str, bytes]:
+        """The channels of a new thread: with a reducer their empty value, others absent."""
+        return dict(self._initial)
+
+    @cached_property
+    def _initial(self) -> dict[str, bytes]:
+        found = {name: self._empty(channel) for name, channel in self.channels.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _empty(self, channel: Channel) -> bytes | None:
+        if channel.reducer is None:
+            return None
+        try:
+            return self.codec.encode(channel.empty(), f"channel {channel.name!r}")
+        except (TypeError, ValueError):  # not constructible without arguments, or not storable: starts absent
+            return None
+
+    def decoded(self, names: Iterable[str], channels: Mapping[str, bytes]) -> dict[str, Any]:
+        """The available channels among `names`, freshly decoded."""
+        return {n: self.codec.decode(channels[n], f"channel {n!r}") for n in names if n in channels}
+
+    def values(self, channels: Mapping[str, bytes]) -> dict[str, Any]:
+        """The state that users see: every declared key, also nodes' private ones, as in LangGraph."""
+        return self.decoded(self.channels, channels)
+
+    def output(self, channels: Mapping[str, bytes]) -> dict[str, Any]:
+        """The keys of the output schema."""
+        return self.decoded(self.output_schema.fields, channels)
+
+    # -- input
+
+    def input_writes(self, data: object, channels: Mapping[str, bytes] | None = None) -> list[Write]:
+        """An input as writes. Partial input is fine; `{}` begins a run that writes nothing.
+
+        `channels`, if given, are the thread's: required fields of the schema must be there or in `data`.
+        """
+        given = self._input_dict(data)
+        values = self.input_schema.check(given)
+        if channels is not None and (missing := self.input_schema.missing({*given, *channels})):
+            raise InvalidInput(
+                f"The input of {self.name!r} lacks {', '.join(map(repr, missing))}",
+                fix=f"{self.input_schema.cls.__name__} requires it.",
+            )
+        return self._encoded(values, START)
+
+    def input_from_json(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """A producer's JSON form as typed input: text becomes a datetime where the schema says so."""
+        return self.input_schema.from_json(self._input_dict(data))
+
+    def input_schema_json(self) -> dict[str, Any]:
+        """JSON schema of the input, for producers without the graph's code."""
+        return self.input_schema.json_schema()
+
+    def output_schema_json(self) -> dict[str, Any]:
+        """JSON schema of the output."""
+        return self.output_schema.json_schema()
+
+    def _input_dict(self, data: object) -> dict[str, Any]:
+        if data is None:
+            raise EmptyInputError(
+                f"No input for the graph {self.name!r}",
+                fix="Pass a dict with keys of the input schema, or {}.",
+            )
+        known = self.input_schema.fields
+        if (fields := updates_of(data)) is not None:
+            return {name: value for name, value in fields.items() if name in known}
+        given = as_dict(data)
+        if given is None:
+            raise InvalidInput(
+                f"The input of {self.name!r} must be a dict, not {_a(data)}",
+                fix=f"Its keys are {', '.join(known)}.",
+            )
+        for key in given:
+            if key not in known:
+                raise InvalidInput(f"The input of {self.name!r} has no key {key!r}", fix=did_you_mean(key, known))
+        return given
+
+    # -- nodes
+
+    def node_input(self, node: str, channels: Mapping[str, bytes]) -> Any:
+        """The state as the node's own schema, freshly decoded."""
+        schema = self.node(node).input_schema
+        return schema.build(self.decoded(schema.fields, channels))
+
+    def call_args(
+        self, node: str, state: object, config: object, runtime: object
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments for the node's function."""
+        return (state,), form_args(self.node(node).form, config, runtime)
+
+    def node_writes(self, node: str, returned: object) -> list[Write]:
+        """What a node returned, as writes. Unknown keys are refused (LangGraph drops them silently)."""
+        if returned is None:
+            return []
+        fields = as_dict(returned)
+        fields = updates_of(returned) if fields is None else fields
+        if fields is None:
+            raise InvalidUpdateError(
+                f"The node {node!r} returned {_a(returned)}",
+                node=node,
+                fix="A node returns a dict with the keys to update, an instance of a schema, or None.",
+            )
+        for key in fields:
+            if key not in self.channels:
+                raise InvalidUpdateError(
+                    f"The node {node!r} wrote {key!r}, which is no key of the state",
+                    node=node,
+                    fix=did_you_mean(key, self.channels),
+                )
+        return self._encoded(fields, node)
+
+    def make_context(self, context: object) -> Any:
+        """The run's context as `context_schema`: a dict becomes a dataclass or model, all else stays."""
+        schema, fields = self.context_schema, as_dict(context)
+        if schema is None or fields is None or not (issubclass(schema, BaseModel) or is_dataclass(schema)):
+            return context
+        try:
+            return schema(**fields)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"The context does not fit {schema.__name__}: {error}") from error
+
+    def _encoded(self, values: Mapping[str, Any], node: str) -> list[Write]:
+        try:
+            return [(name, self.codec.encode(value, f"channel {name!r}")) for name, value in values.items()]
+        except UnknownType as error:
+            error.node = node
+            raise
+
+
+def form_args(form: tuple[str, ...], config: object, runtime: object) -> dict[str, Any]:
+    """The keyword arguments that a node's or router's form asks for."""
+    known = {"config": config, "runtime": runtime}
+    return {name: known[name] for name in form}
+
+
+def registry_of(annotations: Iterable[Any]) -> Registry:
+    """A registry of every class of values that the annotations can reach."""
+    registry = Registry()
+    classes = classes_in(annotations)
+    short = Counter(cls.__name__ for cls in classes)
+    for cls in classes:  # of two classes with one name both get their full one, whatever their order
+        registry.add(cls, cls.__name__ if short[cls.__name__] == 1 else f"{cls.__module__}.{cls.__qualname__}")
+    return registry
+
+
+def _labels(ends: Mapping[Any, str] | None) -> list[list[str]] | None:
+    return None if ends is None else sorted([_stable(label), target] for label, target in ends.items())
+
+
+def _stable(label: object) -> str:
+    """A label's text, without the addresses that some objects print."""
+    plain = isinstance(label, (str, int, float, Enum)) or label is None
+    return str(label) if plain else type(label).__qualname__
+
+
+def _a(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

@@ -1,0 +1,56 @@
+-- claim: take work. Begins with a write that a full server allows, so that leases work there.
+-- H: owner lease_ms round tokens queues proc salt spare serves({'graph:node'...}, optional)
+--    take = job id: one named job (RQ's own worker popped it); thread = T: only tasks of this thread (inline)
+-- Answers JSON: status = ok | rebuild | suspended; leases; refused
+local living, suspended = alive()
+if not living then return '{"status":"rebuild"}' end
+call('DEL', S .. 'nothing')
+out.status = 'ok'
+if resent() then return finish() end
+if suspended and not H.thread then return '{"status":"suspended"}' end
+wake_due(WAKES_MAX)
+
+local function next_token() return table.remove(H.tokens, 1) end
+
+if H.take then
+  accept(H.take, '', H.tokens[1])
+elseif H.thread then
+  local T = load(H.thread)
+  if T and T.status == 'running' then
+    local page = call('HSCAN', S .. 'open:' .. H.thread, H.cursor or '0', 'COUNT', 100)
+    for i = 1, #page[2], 2 do
+      local rec = cjson.decode(page[2][i + 1])
+      if rec.p == 'job' and #H.tokens > 0 then
+        leave(H.thread, T, page[2][i], rec, true)
+        lease(H.thread, T, page[2][i], rec, next_token())
+      end
+    end
+    make(H.thread, T, function() return #H.tokens > 0 end,
+      function(task, rec) if #H.tokens > 0 then lease(H.thread, T, task, rec, next_token()) else push(H.thread, T, task, rec) end end)
+  end
+  out.run_status = T and T.status
+else
+  if H.serves and call('EXISTS', S .. 'parked') == 1 then
+    local serves = {}
+    for _, name in ipairs(H.serves) do serves[name] = true end
+    for _, name in ipairs(call('HKEYS', S .. 'parked')) do
+      while serves[name] and #H.tokens > 0 do
+        local member = call('LINDEX', S .. 'parked:' .. name, 0)
+        if not member then break end
+        local task, thread = string.match(member, '^(%S+) (.*)$')
+        local T = load(thread)
+        local rec = T and record(thread, task)
+        if rec and rec.p == 'parked' and T.status == 'running' then
+          unpark(thread, T, task, rec)
+          lease(thread, T, task, rec, next_token())
+        else
+          call('LPOP', S .. 'parked:' .. name)
+          if call('HINCRBY', S .. 'parked', name, -1) <= 0 then call('HDEL', S .. 'parked', name) end
+        end
+      end
+    end
+  end
+  refill()
+  wait_for_work()
+end
+return finish()

@@ -1,0 +1,77 @@
+-- commit: an attempt's outcome, and with the last one of a step the next checkpoint and its tasks. Then refill.
+-- H: thread n digest task token owner salt                       the attempt; fenced by token and (n, digest)
+--    outcome = next | done | failed | retry | unplanned           what it came to
+--    entries                                                      what it adds to the log, hashed by the caller
+--    head = {n, digest, step}, next = rows, parts = {id -> tasks JSON}, stop = '' | failed | interrupted, why   (next)
+--    reason, delay_ms                                             (failed, unplanned, retry)
+--    tokens queues proc lease_ms round spare                      refill;  own=1: only from this thread (inline)
+-- Answers JSON: status = ok | already | fenced | rebuild; leases
+local living, suspended = alive()
+if not living then return '{"status":"rebuild"}' end
+local T = load(H.thread)
+local rec = T and record(H.thread, H.task)
+local holds = rec and rec.p == 'lease' and rec.t == H.token and T.status == 'running'
+
+local function passed_before()
+  if rec and rec.p ~= 'lease' and rec.t == H.token then return true end
+  for _, found in ipairs(call('XRANGE', S .. 'log:' .. H.thread, (H.n + 1) .. '-0', (H.n + 2) .. '-0')) do
+    for i = 1, #found[2], 2 do
+      if found[2][i] == 'token' and found[2][i + 1] == H.token then return true end
+    end
+  end
+  return false
+end
+
+if not holds or T.n ~= H.n or T.digest ~= H.digest then
+  out.status = passed_before() and 'already' or 'fenced'
+  if out.status == 'fenced' then call('HINCRBY', S .. 'stats', 'fenced', 1) end
+  resent()
+  return finish()
+end
+if H.outcome == 'next' and T.left ~= 1 then return redis.error_reply('EVERSTEP a step was closed with open tasks') end
+
+append(H.thread)
+unlease(rec)
+out.status = 'ok'
+T.updated = NOW
+if H.outcome == 'next' then
+  forget_job(rec)
+  call('UNLINK', S .. 'open:' .. H.thread)
+  T.n, T.digest, T.step = H.head[1], H.head[2], H.head[3]
+  open_step(H.thread, T, H.next, H.stop == '' and not H.own)
+  if T.width == 0 then
+    rest(H.thread, T, 'done')
+  elseif H.stop ~= '' then
+    if H.why then rest(H.thread, T, H.stop, 'error', H.why) else rest(H.thread, T, H.stop) end
+  end
+elseif H.outcome == 'done' then
+  forget_job(rec)
+  keep(H.thread, H.task, { p = 'done', t = H.token, a = rec.a, n = rec.n, q = rec.q, w = rec.w })
+  resolved(H.thread, T)
+elseif H.outcome == 'failed' then
+  rec.s, rec.k = nil, 0
+  fail(H.thread, T, H.task, rec, H.reason)
+elseif H.outcome == 'unplanned' then
+  forget_job(rec)
+  keep(H.thread, H.task, { p = 'done', t = H.token, a = rec.a, n = rec.n, q = rec.q, w = rec.w })
+  fail(H.thread, T, 'join', fresh_record('__join__', T.queue, 0), H.reason)
+elseif H.outcome == 'retry' then
+  rec.p, rec.o, rec.s, rec.k = 'wake', nil, nil, 0
+  call('ZADD', S .. 'wakes', NOW + H.delay_ms, H.task .. ' ' .. H.thread)
+  if rec.j then
+    call('HSET', R .. 'job:' .. rec.j, 'status', 'scheduled')
+    call('ZADD', R .. 'scheduled:' .. queue_of(rec), math.ceil((NOW + H.delay_ms) / 1000), rec.j)
+  end
+  keep(H.thread, H.task, rec)
+end
+
+if H.own then
+  make(H.thread, T, function() return T.status == 'running' and #H.tokens > 0 end,
+    function(task, r) if #H.tokens > 0 then lease(H.thread, T, task, r, table.remove(H.tokens, 1)) else push(H.thread, T, task, r) end end)
+elseif H.tokens and not suspended then
+  make_jobs(H.thread, T)
+  refill()
+  wait_for_work()
+end
+out.run_status = T.run == H.run and T.status or 'rested'
+return finish()

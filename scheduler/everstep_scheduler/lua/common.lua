@@ -1,0 +1,499 @@
+-- What all scripts share. It is put before each of them; the whole is one script, its version is its hash.
+-- KEYS[1]  the stem of our keys, `everstep:{0}:`. ARGV[1]  a JSON header; `rq` in it is RQ's prefix.
+-- Places of an open task:  unmade (in the list, no record) | job | lease | wake | parked | failed | stopped | done
+-- A record: p place, a attempt, l lost, x expiries, k losses while alone, s suspect, t token, o owner, L lease ms,
+--           j job id, q queue, n node, w timeout s, r reason
+local S, H, call = KEYS[1], cjson.decode(ARGV[1]), redis.call
+local R = H.rq .. ':'
+local clock = call('TIME')
+local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local MOVE_MAX, WAKES_MAX, LOSSES_ALONE_MAX = 250, 100, 3
+local FUNCTION = 'everstep.run_node'
+local YEAR_S, HOUR_S = 31536000, 3600
+local threads, fresh, pushed, moved = {}, {}, {}, 0
+local out = { leases = {}, refused = {} }
+
+local function iso(ms)
+  local s = math.floor(ms / 1000)
+  local d = math.floor(s / 86400)
+  local r, z = s - d * 86400, d + 719468
+  local era = math.floor(z / 146097)
+  local doe = z - era * 146097
+  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+  local mp = math.floor((5 * doy + 2) / 153)
+  local month = mp < 10 and mp + 3 or mp - 9
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03d000Z', yoe + era * 400 + (month <= 2 and 1 or 0), month,
+    doy - math.floor((153 * mp + 2) / 5) + 1, math.floor(r / 3600), math.floor(r / 60) % 60, r % 60, ms % 1000)
+end
+
+-- Both sentinels stand, else our or RQ's keys were lost; second answer: is RQ suspended?
+local function alive()
+  local found = call('MGET', S .. 'alive', R .. 'everstep:alive', R .. 'suspended')
+  return found[1] and found[2], found[3]
+end
+
+-- One thread's hash, read once a script; numbers are numbers.
+local NUMBERS = { n = 1, step = 1, base = 1, left = 1, width = 1, jobs = 1, failed = 1 }
+local function load(thread)
+  if threads[thread] then return threads[thread] end
+  local flat = call('HGETALL', S .. 'thread:' .. thread)
+  if #flat == 0 then return nil end
+  local T = {}
+  for i = 1, #flat, 2 do
+    T[flat[i]] = NUMBERS[flat[i]] and tonumber(flat[i + 1]) or flat[i + 1]
+  end
+  threads[thread] = T
+  return T
+end
+
+local function save()
+  for thread, T in pairs(threads) do
+    local flat = {}
+    for name, value in pairs(T) do
+      flat[#flat + 1] = name
+      flat[#flat + 1] = value
+    end
+    call('HSET', S .. 'thread:' .. thread, unpack(flat))
+  end
+end
+
+local function record(thread, task)
+  local found = call('HGET', S .. 'open:' .. thread, task)
+  return found and cjson.decode(found)
+end
+
+local function keep(thread, task, rec)
+  call('HSET', S .. 'open:' .. thread, task, cjson.encode(rec))
+end
+
+local function queue_of(rec) return rec.s and rec.q .. '.suspect' or rec.q end
+
+-- A fact that says something plain; facts with values come from the caller, hashed.
+local function fact(thread, T, kind, ...)
+  return call('XADD', S .. 'log:' .. thread, T.n .. '-*', 'v', '1', 'kind', kind, 'at', NOW, 'run', T.run, ...)
+end
+
+-- Entries from the caller: H.entries = { {id, kind, number of arguments}, ... }, their arguments follow ARGV[1].
+local function append(thread)
+  local at, ids = 2, {}
+  for i, e in ipairs(H.entries or {}) do
+    ids[i] = call('XADD', S .. 'log:' .. thread, e[1], 'v', '1', 'kind', e[2], 'at', NOW, unpack(ARGV, at, at + e[3] - 1))
+    at = at + e[3]
+  end
+  return ids
+end
+
+local function status(thread, T, to)
+  if T.status ~= to then
+    if T.status then call('ZREM', S .. 'threads:' .. T.status, thread) end
+    call('ZADD', S .. 'threads:' .. to, NOW, thread)
+    T.status = to
+  end
+end
+
+local function run_is(thread, run, word)
+  local key = S .. 'runs:' .. thread
+  local found = call('HGET', key, run)
+  if found then call('HSET', key, run, (string.gsub(found, '^%S+', word, 1))) end
+end
+
+-- A job as RQ 3.0 knows it. Its id is never made twice: attempt, and a salt that the caller drew for this call.
+local function make_job(thread, T, task, rec)
+  local q = queue_of(rec)
+  local id = T.jid .. '-' .. T.n .. '-' .. task .. '-' .. (rec.a + 1) .. '-' .. H.salt
+  if rec.j and rec.j ~= id then call('DEL', R .. 'job:' .. rec.j) end
+  rec.j = id
+  local date = iso(NOW)
+  call('HSET', R .. 'job:' .. id,
+    'data', '["' .. FUNCTION .. '",null,[],' .. cjson.encode({ thread = thread, n = T.n, task = task }) .. ']',
+    'origin', q, 'status', 'queued', 'timeout', rec.w > 0 and math.ceil(rec.w) or -1, 'created_at', date, 'enqueued_at', date,
+    'description', T.graph .. '/' .. thread .. '#' .. T.n .. ' ' .. rec.n, 'result_ttl', 0)
+  return id, q
+end
+
+local function push(thread, T, task, rec, front)
+  rec.p, rec.t, rec.o, rec.r = 'job', nil, nil, nil
+  local id, q = make_job(thread, T, task, rec)
+  if call(front and 'LPUSH' or 'RPUSH', R .. 'queue:' .. q, id) == 1 then
+    call('SADD', R .. 'queues', R .. 'queue:' .. q)
+  end
+  call('HINCRBY', S .. 'counts', q, 1)
+  T.jobs = T.jobs + 1
+  moved = moved + 1
+  pushed[q] = (pushed[q] or 0) + 1
+  fresh[id] = { thread, task, rec }
+  keep(thread, task, rec)
+end
+
+local function unqueue(T, rec)
+  call('HINCRBY', S .. 'counts', queue_of(rec), -1)
+  T.jobs = math.max(T.jobs - 1, 0)
+end
+
+local function row(thread, T, task, rec)
+  return { rec.t, thread, T.n, T.digest, task, rec.n, rec.a, rec.l or 0, rec.q, rec.w, T.run, T.graph, T.width, rec.j,
+    T.birth, T.rec, T.base, NOW, rec.s and 1 or 0 }
+end
+
+local function lease(thread, T, task, rec, token)
+  if not rec.j then make_job(thread, T, task, rec) end
+  rec.p, rec.a, rec.t, rec.o, rec.L = 'lease', rec.a + 1, token, H.owner, H.lease_ms
+  keep(thread, task, rec)
+  call('ZADD', S .. 'leases', NOW + rec.L, token)
+  call('HSET', S .. 'lease', token, task .. ' ' .. thread)
+  call('HSET', S .. 'held:' .. H.owner, token, H.round or 0)
+  if not H.take then
+    call('ZADD', R .. 'wip:' .. queue_of(rec), math.floor((NOW + rec.L) / 1000) + HOUR_S, rec.j .. ':' .. token)
+    call('HSET', R .. 'job:' .. rec.j, 'status', 'started', 'worker_name', H.owner, 'started_at', iso(NOW))
+  end
+  out.leases[#out.leases + 1] = row(thread, T, task, rec)
+end
+
+-- Take a lease back, whoever holds it. The record still needs a new place.
+local function unlease(rec)
+  call('ZREM', S .. 'leases', rec.t)
+  call('HDEL', S .. 'lease', rec.t)
+  call('HDEL', S .. 'held:' .. rec.o, rec.t)
+  if rec.j then call('ZREM', R .. 'wip:' .. queue_of(rec), rec.j .. ':' .. rec.t) end
+end
+
+local function forget_job(rec)
+  if rec.j then call('DEL', R .. 'job:' .. rec.j) end
+  rec.j = nil
+end
+
+-- Places `failed` and `parked` are RQ's failed registry, with the reason for people.
+local function show_failed(thread, T, task, rec, reason)
+  if not rec.j then make_job(thread, T, task, rec) end
+  rec.o, rec.r = nil, reason
+  call('HSET', R .. 'job:' .. rec.j, 'status', 'failed', 'ended_at', iso(NOW), 'exc_info', reason)
+  call('ZADD', R .. 'failed:' .. queue_of(rec), math.floor(NOW / 1000) + YEAR_S, rec.j)
+end
+
+local function hide_failed(rec)
+  if rec.j then call('ZREM', R .. 'failed:' .. queue_of(rec), rec.j) end
+end
+
+local function unpark(thread, T, task, rec)
+  local name = T.graph .. ':' .. rec.n
+  if call('LREM', S .. 'parked:' .. name, 1, task .. ' ' .. thread) > 0 and call('HINCRBY', S .. 'parked', name, -1) <= 0 then
+    call('HDEL', S .. 'parked', name)
+  end
+  hide_failed(rec)
+end
+
+local function unwake(thread, task, rec)
+  call('ZREM', S .. 'wakes', task .. ' ' .. thread)
+  if rec.j then call('ZREM', R .. 'scheduled:' .. queue_of(rec), rec.j) end
+end
+
+-- Take a task out of the place it is in, job kept.
+local function leave(thread, T, task, rec, listed)
+  if rec.p == 'lease' then unlease(rec)
+  elseif rec.p == 'wake' then unwake(thread, task, rec)
+  elseif rec.p == 'parked' then unpark(thread, T, task, rec)
+  elseif rec.p == 'failed' then hide_failed(rec)
+  elseif rec.p == 'job' then
+    unqueue(T, rec)
+    if listed then call('LREM', R .. 'queue:' .. queue_of(rec), 1, rec.j) end
+  end
+end
+
+local function fresh_record(node, queue, timeout_s) return { p = 'unmade', a = 0, n = node, q = queue, w = tonumber(timeout_s) or 0 } end
+
+-- Give unmade tasks a record, one by one, to whatever `give(task, rec)` does with them, while it says so.
+local function make(thread, T, more, give)
+  local key = S .. 'unmade:' .. thread
+  while more() do
+    local element = call('LPOP', key)
+    if not element then return end
+    local e = cjson.decode(element)
+    if e.reopen then
+      local page = call('HSCAN', S .. 'open:' .. thread, e.reopen, 'COUNT', 100)
+      if page[1] ~= '0' then call('LPUSH', key, cjson.encode({ reopen = page[1] })) end
+      for i = 1, #page[2], 2 do
+        local rec = cjson.decode(page[2][i + 1])
+        if rec.p == 'failed' or rec.p == 'stopped' then
+          if rec.p == 'failed' then hide_failed(rec) end
+          give(page[2][i], rec)
+        end
+      end
+    elseif e.part then
+      local kinds = cjson.decode(e.tasks)
+      local i, upto = e.from, 0
+      for _, kind in ipairs(kinds) do
+        upto = upto + kind[4]
+        while i < upto and more() do
+          give('s' .. e.k .. '_' .. i, fresh_record(kind[1], kind[2], kind[3]))
+          i = i + 1
+        end
+      end
+      if i < upto then
+        e.from = i
+        call('LPUSH', key, cjson.encode(e))
+      end
+    else
+      give(e.task, fresh_record(e.node, e.queue, e.timeout_s))
+    end
+  end
+end
+
+-- Jobs of a wide step are made by whoever passes: so that at least 250 of it are queued, at most 250 moves a call.
+local function make_jobs(thread, T)
+  make(thread, T, function() return T.jobs < MOVE_MAX and moved < MOVE_MAX end,
+    function(task, rec) push(thread, T, task, rec) end)
+end
+
+-- Open the tasks of the checkpoint just written: `next` as its JSON says, H.parts = {entry id -> its `tasks` JSON}.
+-- `jobs`: make jobs of the first ones at once, else all of them stay unmade.
+local function open_step(thread, T, rows, jobs)
+  local key, count = S .. 'unmade:' .. thread, 0
+  T.jobs, T.failed = 0, 0
+  for _, r in ipairs(rows) do
+    if #r == 2 then
+      call('RPUSH', key, cjson.encode({ part = r[1], k = string.match(r[1], '%-(%d+)$'), from = 0, tasks = H.parts[r[1]] }))
+      count = count + r[2]
+    else
+      if jobs and moved < MOVE_MAX then push(thread, T, r[1], fresh_record(r[2], r[3], r[4]))
+      else call('RPUSH', key, cjson.encode({ task = r[1], node = r[2], queue = r[3], timeout_s = r[4] })) end
+      count = count + 1
+    end
+  end
+  T.width, T.left = count, count
+  if jobs and count > #rows then make_jobs(thread, T) end
+end
+
+local function clean_discards(budget)
+  while budget > 0 do
+    local named = call('LINDEX', S .. 'discards', 0)
+    if not named then return end
+    local d = cjson.decode(named)
+    local page = call('HSCAN', d.key, '0', 'COUNT', math.min(budget, 100))
+    for i = 1, #page[2], 2 do
+      local rec = cjson.decode(page[2][i + 1])
+      leave(d.thread, { graph = d.graph, jobs = 0 }, page[2][i], rec, true)
+      forget_job(rec)
+      call('HDEL', d.key, page[2][i])
+      budget = budget - 1
+    end
+    if call('EXISTS', d.key) == 0 then call('LPOP', S .. 'discards') end
+  end
+end
+
+-- The step under way is given up: its tasks leave their places, at most 250 now, the rest in the sweep.
+local function discard_step(thread, T)
+  local from = S .. 'open:' .. thread
+  call('DEL', S .. 'unmade:' .. thread)
+  if call('EXISTS', from) == 1 then
+    local key = S .. 'discard:' .. H.salt .. ':' .. thread
+    call('RENAME', from, key)
+    call('RPUSH', S .. 'discards', cjson.encode({ key = key, thread = thread, graph = T.graph or '' }))
+    clean_discards(MOVE_MAX)
+  end
+end
+
+-- A run begins: its one task is open. `give` places it (a queue, or a lease for an inline caller).
+local function begin(thread, T, run, rec_id, task, node)
+  discard_step(thread, T)
+  T.run, T.rec, T.base = run, rec_id, T.step
+  T.width, T.left, T.jobs, T.failed = 1, 1, 0, 0
+  status(thread, T, 'running')
+  run_is(thread, run, 'running')
+  return fresh_record(node, T.queue, 0)
+end
+
+-- A run ends. `done` is said by its last checkpoint, everything else by `run_rested`. Then the next queued input starts.
+local function rest(thread, T, to, ...)
+  if to ~= 'done' then fact(thread, T, 'run_rested', 'status', to, ...) end
+  run_is(thread, T.run, to)
+  status(thread, T, to)
+  local element = call('LPOP', S .. 'queued:' .. thread)
+  if element then
+    local q = cjson.decode(element)
+    T.graph, T.queue = q.graph, q.queue
+    T.run = q.run
+    local step = T.step
+    fact(thread, T, 'run_started', 'of', q.entry, 'step', step)
+    local rec = begin(thread, T, q.run, q.entry, q.task, q.node)
+    push(thread, T, q.task, rec)
+  end
+end
+
+-- A task of the open step has ended for good and is no longer among those that keep the run going.
+local function resolved(thread, T)
+  T.left = T.left - 1
+  if T.left > 0 then return end
+  if T.failed > 0 then return rest(thread, T, 'failed') end
+  local rec = fresh_record('__join__', T.queue, 0)
+  T.left = 1
+  local token = table.remove(H.tokens or {}, 1)
+  if token then lease(thread, T, 'join', rec, token) else push(thread, T, 'join', rec, true) end
+end
+
+local function fail(thread, T, task, rec, reason)
+  rec.p = 'failed'
+  show_failed(thread, T, task, rec, reason)
+  keep(thread, task, rec)
+  T.failed = T.failed + 1
+  resolved(thread, T)
+end
+
+-- An attempt's process died (`reaped`: its pool saw it) or its lease ran out. After that the task may be a suspect.
+local function lost(thread, T, task, rec, reaped)
+  local alone, by = rec.s, rec.o
+  unlease(rec)
+  fact(thread, T, 'task_lost', 'task', task, 'attempt', rec.a, 'token', rec.t, 'by', by, 'node', rec.n,
+    'error', reaped and 'its process died' or 'its lease ran out')
+  call('HINCRBY', S .. 'stats', 'lost', 1)
+  rec.l = (rec.l or 0) + 1
+  if not reaped then rec.x = (rec.x or 0) + 1 end
+  if alone then rec.k = (rec.k or 0) + 1 end
+  if (rec.k or 0) >= LOSSES_ALONE_MAX then
+    fact(thread, T, 'task_failed', 'task', task, 'attempt', rec.a, 'node', rec.n, 'error', cjson.encode({
+      type = 'Poison', text = 'its process died ' .. rec.l .. ' times, ' .. rec.k .. ' of them while it ran alone' }))
+    rec.k, rec.s = 0, nil
+    call('HINCRBY', S .. 'stats', 'poison', 1)
+    return fail(thread, T, task, rec, 'poison: its process died ' .. rec.l .. ' times; see `everstep history`, then `everstep retry`')
+  end
+  if reaped or (rec.x or 0) >= 2 then rec.s = 1 end
+  push(thread, T, task, rec, true)
+end
+
+local function by_token(token)
+  local named = call('HGET', S .. 'lease', token)
+  if not named then return nil end
+  local task, thread = string.match(named, '^(%S+) (.*)$')
+  local T = load(thread)
+  local rec = T and record(thread, task)
+  if not rec or rec.t ~= token then return nil end
+  return thread, T, task, rec
+end
+
+-- Offered tokens that are leased already: this is a resend, and they are the answer.
+local function resent()
+  for _, token in ipairs(H.tokens or {}) do
+    local thread, T, task, rec = by_token(token)
+    if thread then out.leases[#out.leases + 1] = row(thread, T, task, rec) end
+  end
+  return #out.leases > 0
+end
+
+local function wake_due(budget)
+  local due = call('ZRANGEBYSCORE', S .. 'wakes', '-inf', NOW, 'LIMIT', 0, budget)
+  for _, member in ipairs(due) do
+    local task, thread = string.match(member, '^(%S+) (.*)$')
+    local T = load(thread)
+    local rec = T and record(thread, task)
+    if rec and rec.p == 'wake' then
+      unwake(thread, task, rec)
+      push(thread, T, task, rec)
+    else
+      call('ZREM', S .. 'wakes', member)
+    end
+  end
+  return #due
+end
+
+-- A job that is not ours, or that says nothing we know: shown as failed, with the reason. Nothing of it is run.
+local function refuse(id, q, why)
+  call('HSET', R .. 'job:' .. id, 'status', 'failed', 'ended_at', iso(NOW), 'exc_info', 'refused by everstep: ' .. why)
+  call('ZADD', R .. 'failed:' .. q, math.floor(NOW / 1000) + YEAR_S, id)
+  out.refused[#out.refused + 1] = id .. ' on queue ' .. q .. ': ' .. why
+end
+
+local function ours(data)
+  local good, d = pcall(cjson.decode, data)
+  if not good or type(d) ~= 'table' then return nil, 'its data is not JSON' end
+  if d[1] ~= FUNCTION then return nil, 'its function is ' .. string.sub(tostring(d[1]), 1, 80) .. ', not ' .. FUNCTION end
+  local a = d[4]
+  if type(a) ~= 'table' or type(a.thread) ~= 'string' or type(a.task) ~= 'string' then return nil, 'its arguments name no task' end
+  return a
+end
+
+-- A failed task of a rested run whose job was pushed again (`rq requeue`): a continue run begins with it.
+local function continue_run(thread, T, run)
+  T.run = run
+  T.base = T.step
+  local id = fact(thread, T, 'run_started', 'of', T.rec, 'step', T.step)
+  call('HSET', S .. 'runs:' .. thread, run, 'running ' .. id .. ' continue')
+  T.left, T.failed, T.jobs = T.left + T.failed, 0, 0
+  status(thread, T, 'running')
+end
+
+-- A job id from a list: lease its task under the token if it is open and unleased and this is its job.
+local function accept(id, q, token)
+  local known = fresh[id]
+  local thread, task, rec
+  if known then
+    thread, task, rec = known[1], known[2], known[3]
+  else
+    local data = call('HGET', R .. 'job:' .. id, 'data')
+    if not data then return false end
+    local named, why = ours(data)
+    if not named then return refuse(id, q, why) end
+    thread, task = named.thread, named.task
+  end
+  local T = load(thread)
+  rec = rec or (T and record(thread, task))
+  if not rec or rec.j ~= id then
+    call('DEL', R .. 'job:' .. id)
+    return false
+  end
+  if rec.p == 'failed' and T.status ~= 'running' and H.spare then
+    hide_failed(rec)
+    rec.p, rec.r = 'moving', nil
+    keep(thread, task, rec)
+    continue_run(thread, T, H.spare)
+    call('RPUSH', S .. 'unmade:' .. thread, cjson.encode({ reopen = '0' }))
+    H.spare = nil
+  elseif T.status ~= 'running' or rec.p == 'lease' or rec.p == 'done' then
+    return false
+  else
+    leave(thread, T, task, rec)
+  end
+  lease(thread, T, task, rec, token)
+  moved = moved + 1
+  make_jobs(thread, T)
+  return true
+end
+
+-- Fill the offered tokens from the front of the worker's queues, in their order.
+local function refill()
+  local tokens = H.tokens or {}
+  for _, q in ipairs(H.queues or {}) do
+    while #tokens > 0 and moved < 2 * MOVE_MAX do
+      local id = call('LPOP', R .. 'queue:' .. q)
+      if not id then break end
+      if pushed[q] then pushed[q] = pushed[q] - 1 end
+      if accept(id, q, tokens[1]) then table.remove(tokens, 1) end
+    end
+  end
+end
+
+-- A process with free slots left says so; scripts that leave work behind ring as many bells as they leave jobs.
+local function wait_for_work()
+  if H.proc and H.tokens and #H.tokens > 0 then
+    for _, q in ipairs(H.queues) do call('ZADD', S .. 'waiting:' .. q, 'NX', NOW, H.proc) end
+  end
+end
+
+local function ring(q, count)
+  for _ = 1, count do
+    local first = call('ZPOPMIN', S .. 'waiting:' .. q)
+    if #first == 0 then return end
+    call('RPUSH', S .. 'bell:' .. first[1], q)
+    call('PEXPIRE', S .. 'bell:' .. first[1], 5000)
+  end
+end
+
+local function finish()
+  save()
+  for q, count in pairs(pushed) do
+    if count > 0 then ring(q, count) end
+  end
+  if #out.leases == 0 then out.leases = nil end
+  if #out.refused == 0 then out.refused = nil end
+  return cjson.encode(out)
+end
+

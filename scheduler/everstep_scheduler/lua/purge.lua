@@ -1,0 +1,32 @@
+-- purge: walk one of RQ's keys and take out job ids of ours that stand where their task is not. 500 ids a call.
+-- H: key kind(list|zset) place(the place this key shows) cursor(list: offset from the end; zset: ZSCAN cursor)
+--    all = 1: every job of ours goes, whatever its task says (a rebuild makes them anew)
+-- Answers JSON: removed; cursor ('' at the end)
+local function stays(id)
+  local data = call('HGET', R .. 'job:' .. id, 'data')
+  if not data then return false end
+  local named = ours(data)
+  if not named then return true end
+  local rec = not H.all and record(named.thread, named.task)
+  if rec and rec.j == id and rec.p == H.place then return true end
+  if H.all then call('DEL', R .. 'job:' .. id) end
+  return false
+end
+
+local removed, cursor = 0, ''
+if H.kind == 'list' then
+  local from = tonumber(H.cursor) or 0
+  local ids = call('LRANGE', H.key, from, from + 499)
+  for _, id in ipairs(ids) do
+    if not stays(id) then removed = removed + call('LREM', H.key, 1, id) end
+  end
+  if #ids == 500 then cursor = tostring(from + 500 - removed) end
+else
+  local page = call('ZSCAN', H.key, H.cursor == '' and '0' or H.cursor, 'COUNT', 500)
+  for i = 1, #page[2], 2 do
+    local id = string.match(page[2][i], '^[^:]+')
+    if not stays(id) then removed = removed + call('ZREM', H.key, page[2][i]) end
+  end
+  if page[1] ~= '0' then cursor = page[1] end
+end
+return cjson.encode({ removed = removed, cursor = cursor })

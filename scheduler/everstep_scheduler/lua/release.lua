@@ -1,0 +1,46 @@
+-- release: leases are given back. Begins with a write that a full server allows.
+-- H: owner tokens salt to = job (uncounted) | parked (uncounted, reason) | lost (the pool saw the process die)
+--    without tokens: whatever the owner still holds, at most 250 a call
+-- Answers JSON: status = ok | rebuild; released; more = 1 if something is left
+if not alive() then return '{"status":"rebuild"}' end
+call('DEL', S .. 'nothing')
+local tokens, more = H.tokens, nil
+if not tokens then
+  local page = call('HSCAN', S .. 'held:' .. H.owner, '0', 'COUNT', MOVE_MAX)
+  tokens = {}
+  for i = 1, #page[2], 2 do
+    if #tokens < MOVE_MAX then tokens[#tokens + 1] = page[2][i] end
+  end
+end
+local released = {}
+for _, token in ipairs(tokens) do
+  local thread, T, task, rec = by_token(token)
+  if thread and rec.p == 'lease' and T.status == 'running' then
+    if H.to == 'lost' then
+      lost(thread, T, task, rec, true)
+    else
+      unlease(rec)
+      rec.a = rec.a - 1
+      if H.to == 'parked' then
+        fact(thread, T, 'task_parked', 'task', task, 'node', rec.n, 'by', H.owner, 'error', H.reason)
+        rec.p, rec.t = 'parked', nil
+        show_failed(thread, T, task, rec, H.reason)
+        keep(thread, task, rec)
+        call('RPUSH', S .. 'parked:' .. T.graph .. ':' .. rec.n, task .. ' ' .. thread)
+        call('HINCRBY', S .. 'parked', T.graph .. ':' .. rec.n, 1)
+        call('HINCRBY', S .. 'stats', 'parked', 1)
+      else
+        push(thread, T, task, rec, true)
+      end
+    end
+    released[#released + 1] = task .. ' ' .. thread
+  else
+    call('HDEL', S .. 'held:' .. H.owner, token)
+    call('HDEL', S .. 'lease', token)
+    call('ZREM', S .. 'leases', token)
+  end
+end
+out.status = 'ok'
+if #released > 0 then out.released = released end
+if not H.tokens and call('EXISTS', S .. 'held:' .. H.owner) == 1 then out.more = 1 end
+return finish()

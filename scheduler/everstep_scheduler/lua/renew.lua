@@ -1,0 +1,40 @@
+-- renew: an owner names the tokens it holds. Begins with a write that a full server allows.
+-- H: owner lease_ms round tokens (at most 250 a call) last(1 in the last call of a round) wip(1: RQ's registry too) salt
+-- A lease of this owner that two rounds running did not name is an orphan: released, uncounted.
+-- Answers JSON: status = ok | rebuild; gone = tokens that hold nothing
+if not alive() then return '{"status":"rebuild"}' end
+call('DEL', S .. 'nothing')
+local gone, held = {}, S .. 'held:' .. H.owner
+for _, token in ipairs(H.tokens) do
+  if call('ZSCORE', S .. 'leases', token) then
+    call('ZADD', S .. 'leases', 'XX', NOW + H.lease_ms, token)
+    call('HSET', held, token, H.round)
+    if H.wip then
+      local _, _, _, rec = by_token(token)
+      if rec and rec.j then
+        call('ZADD', R .. 'wip:' .. queue_of(rec), 'XX', math.floor((NOW + H.lease_ms) / 1000) + HOUR_S, rec.j .. ':' .. token)
+      end
+    end
+  else
+    gone[#gone + 1] = token
+  end
+end
+if H.last then
+  local flat, released = call('HGETALL', held), 0
+  for i = 1, #flat, 2 do
+    if tonumber(flat[i + 1]) < H.round - 1 and released < MOVE_MAX then
+      local thread, T, task, rec = by_token(flat[i])
+      if thread and T.status == 'running' then
+        unlease(rec)
+        rec.a = rec.a - 1
+        push(thread, T, task, rec, true)
+        released = released + 1
+      else
+        call('HDEL', held, flat[i])
+      end
+    end
+  end
+end
+out.status = 'ok'
+if #gone > 0 then out.gone = gone end
+return finish()

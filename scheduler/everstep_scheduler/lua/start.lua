@@ -1,0 +1,63 @@
+-- start: a run begins on a thread, or waits behind the one under way.
+-- H: thread run sum kind(input|update|continue) graph queue task node jid birth mode(enqueue|reject) salt
+--    own=1: an inline caller leases the first task itself (owner lease_ms tokens round)
+--    entries = { {'*', 'run', count} }: the fields of the fact, `run` to be read as started or queued
+-- Answers JSON: status = started | queued | attached | conflict | busy | rebuild | nothing; entry; leases
+if not alive() then return '{"status":"rebuild"}' end
+local T = load(H.thread)
+if not T and call('EXISTS', S .. 'log:' .. H.thread) == 1 then return '{"status":"rebuild"}' end
+local known = call('HGET', S .. 'runs:' .. H.thread, H.run)
+if known then
+  local word, entry, sum = string.match(known, '^(%S+) (%S+) (%S*)')
+  out.status, out.entry, out.run = sum == H.sum and 'attached' or 'conflict', entry, word
+  if H.own and T.status == 'running' and resent() then return finish() end
+  return cjson.encode(out)
+end
+local busy = T and T.status == 'running'
+if busy and (H.mode == 'reject' or H.kind == 'continue') then return '{"status":"busy"}' end
+if H.kind == 'continue' and (not T or T.left + T.failed == 0 or T.status == 'done') then return '{"status":"nothing"}' end
+if H.kind == 'continue' and T.cleaning == '1' then return '{"status":"busy"}' end
+
+local fields = { unpack(ARGV, 2, 1 + H.entries[1][3]) }
+if not T then
+  T = { birth = H.birth, n = 0, digest = H.birth, step = -2, jid = H.jid, left = 0, failed = 0, jobs = 0, width = 0, rec = '' }
+  fields[#fields + 1] = 'birth'
+  fields[#fields + 1] = H.birth
+end
+if not busy then
+  fields[#fields + 1] = 'step'
+  fields[#fields + 1] = T.step
+end
+if H.kind == 'continue' then
+  fields[#fields + 1] = 'of'
+  fields[#fields + 1] = T.rec
+end
+local entry = call('XADD', S .. 'log:' .. H.thread, T.n .. '-*', 'v', '1', 'kind', busy and 'run_queued' or 'run_started',
+  'at', NOW, 'run', H.run, unpack(fields))
+threads[H.thread] = T
+call('HSET', S .. 'runs:' .. H.thread, H.run, (busy and 'queued ' or 'running ') .. entry .. ' ' .. H.sum)
+out.entry = entry
+if busy then
+  call('RPUSH', S .. 'queued:' .. H.thread, cjson.encode({ run = H.run, entry = entry, graph = H.graph, queue = H.queue,
+    task = H.task, node = H.node }))
+  out.status = 'queued'
+  return finish()
+end
+out.status = 'started'
+if H.kind == 'continue' then
+  T.run, T.base = H.run, T.step
+  T.left, T.failed, T.jobs = T.left + T.failed, 0, 0
+  status(H.thread, T, 'running')
+  call('LPUSH', S .. 'unmade:' .. H.thread, cjson.encode({ reopen = '0' }))
+  if H.own then
+    make(H.thread, T, function() return #H.tokens > 0 end,
+      function(task, rec) if #H.tokens > 0 then lease(H.thread, T, task, rec, table.remove(H.tokens, 1)) else push(H.thread, T, task, rec) end end)
+  else
+    make_jobs(H.thread, T)
+  end
+else
+  T.graph, T.queue = H.graph, H.queue
+  local rec = begin(H.thread, T, H.run, entry, H.task, H.node)
+  if H.own then lease(H.thread, T, H.task, rec, table.remove(H.tokens, 1)) else push(H.thread, T, H.task, rec) end
+end
+return finish()

@@ -1,0 +1,76 @@
+"""Where an inline graph keeps its threads. Names and constructors as in LangGraph.
+
+`InMemorySaver` ends with the process. `RedisSaver` shares its threads with the workers: an inline caller leases its own
+thread's tasks, and if it dies, the fleet takes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from everstep_checkpoint.keys import Keys
+from everstep_checkpoint.log import Log, MemoryLog
+from everstep_checkpoint.redislog import RedisLog
+
+from .connection import DEFAULT_URL, connect
+from .logmoves import LogMoves
+from .moves import LEASE_MS, Moves
+from .recovery import Recovery
+from .redismoves import RedisMoves, Scripts
+
+
+class Saver(Protocol):
+    """What `compile(checkpointer=...)` takes. `lease_ms` is 0 where nothing can take a task away."""
+
+    @property
+    def log(self) -> Log: ...
+    @property
+    def moves(self) -> Moves: ...
+    @property
+    def lease_ms(self) -> int: ...
+
+
+class InMemorySaver:
+    """Keeps threads in this process's memory."""
+
+    lease_ms = 0
+
+    def __init__(self) -> None:
+        self.log: Log = MemoryLog()
+        self.moves: Moves = LogMoves(self.log)
+
+
+MemorySaver = InMemorySaver
+
+
+class RedisSaver:
+    """Keeps threads in Redis, where workers, clients and the CLI see them.
+
+    `redis_url` defaults to redis://127.0.0.1:6379/0. Raises ServerUnavailable at the first use if nobody answers.
+    """
+
+    def __init__(
+        self, redis_url: str = DEFAULT_URL, *, namespace: str = "everstep", partition: str = "0", lease_ms: int = LEASE_MS
+    ) -> None:
+        self.url = redis_url
+        self.keys = Keys(namespace, partition)
+        self.client = connect(redis_url)
+        self.log: Log = RedisLog(self.client, self.keys)
+        recovery = Recovery(self.client, self.keys, lease_ms=lease_ms)
+        self.moves: Moves = RedisMoves(Scripts(self.client, self.keys, recovery, redis_url))
+        self.lease_ms = lease_ms
+
+    @classmethod
+    @contextmanager
+    def from_conn_string(cls, conn_string: str) -> Iterator[RedisSaver]:
+        """A saver that is closed at the end of the block."""
+        saver = cls(conn_string)
+        try:
+            yield saver
+        finally:
+            saver.client.close()
+
+    def setup(self) -> None:
+        """Nothing to set up: no modules, no indexes. There for LangGraph's users."""

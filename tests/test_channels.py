@@ -1,0 +1,286 @@
+"""Promises of channels.py, with LangGraph's channels as the oracle: same writes, same values, same errors."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Any, NotRequired, Optional, Required, TypedDict
+
+import pytest
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, RemoveMessage
+from langgraph.channels.base import BaseChannel
+from langgraph.errors import EmptyChannelError
+from langgraph.errors import InvalidUpdateError as TheirInvalidUpdateError
+from langgraph.graph import message as their_message
+from langgraph.graph.state import _get_channels  # pyright: ignore[reportPrivateUsage]
+from pydantic import BaseModel, Field
+
+from everstep_checkpoint.errors import GraphError, InvalidUpdateError, UnknownType
+from everstep_scheduler.channels import apply, channel_of
+from everstep_scheduler.compiled import GraphSpec
+from everstep_scheduler.graph import StateGraph
+from everstep_scheduler.messages import REMOVE_ALL_MESSAGES, MessagesState, add_messages
+from everstep_scheduler.runtime import START
+from everstep_scheduler.schema import Schema
+
+their_add_messages: Any = their_message.add_messages
+ABSENT = object()
+
+
+class Point(BaseModel):
+    x: int = 0
+
+
+def newest(old: Any, new: Any) -> Any:
+    return new
+
+
+def joined(old: str, new: str, *, sep: str = "-") -> str:
+    return f"{old}{sep}{new}"
+
+
+def raises(old: Any, new: Any) -> Any:
+    raise KeyError("odd")
+
+
+def mutates(old: list[Any], new: list[Any]) -> list[Any]:
+    old.extend(new)
+    new.append("seen")
+    return old
+
+
+class Everything(TypedDict, total=False):
+    last: int
+    added: Annotated[list[int], operator.add]
+    text: Annotated[str, joined]
+    number: Annotated[int, operator.add]
+    real: Annotated[float, operator.add]
+    seq: Annotated[Sequence[int], newest]
+    mutable: Annotated[MutableSequence[int], operator.add]
+    kinds: Annotated[AbstractSet[int], operator.or_]
+    table: Annotated[Mapping[str, int], operator.or_]
+    moment: Annotated[datetime, max]
+    maybe: Annotated[int | None, newest]
+    old_maybe: Annotated[Optional[int], newest]  # noqa: UP045
+    anything: Annotated[Any, newest]
+    point: Annotated[Point, newest]
+    wrapped: Required[Annotated[list[int], operator.add]]
+    inside: Annotated[NotRequired[list[int]], operator.add]
+    other_last: Annotated[int, operator.add, "the last metadata is no reducer"]
+    changed: Annotated[list[Any], mutates]
+
+
+NAMES = sorted(Everything.__annotations__)
+
+
+def spec_of(schema: type[Any]) -> GraphSpec:
+    graph = StateGraph(schema).add_node("n", lambda state: None).add_edge(START, "n")
+    return graph.spec()
+
+
+SPEC = spec_of(Everything)
+
+
+def their_channels() -> dict[str, BaseChannel[Any, Any, Any]]:
+    theirs = dict(Everything.__annotations__)
+    theirs.pop("moment")  # LangGraph refuses `max`, which does not tell its parameters
+    return _get_channels(TypedDict("Theirs", theirs, total=False))[0]  # type: ignore[operator]
+
+
+def value_of(channel: BaseChannel[Any, Any, Any]) -> Any:
+    try:
+        return channel.get()
+    except EmptyChannelError:
+        return ABSENT
+
+
+def our_value(channels: Mapping[str, bytes], name: str) -> Any:
+    return SPEC.codec.decode(channels[name]) if name in channels else ABSENT
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "moment"])
+def test_a_channel_starts_as_in_langgraph(name: str) -> None:
+    assert our_value(SPEC.initial(), name) == value_of(their_channels()[name])
+
+
+def test_a_reducer_channel_without_an_empty_value_takes_the_first_write_as_it_is() -> None:
+    early, late = datetime(2024, 1, 1), datetime(2025, 1, 1)
+    assert "moment" not in SPEC.initial()
+    write = [("moment", SPEC.codec.encode(each)) for each in (early, late, early)]
+    assert our_value(apply(SPEC, {}, write[:1]), "moment") == early
+    assert our_value(apply(SPEC, {}, write), "moment") == late
+
+
+CASES: list[tuple[str, list[list[Any]]]] = [
+    ("last", [[1], [2]]),
+    ("last", [[1, 2]]),
+    ("last", [[1], [1, 1]]),
+    ("added", [[[1], [2]], [[3]]]),
+    ("text", [["a", "b", "c"], ["d"]]),
+    ("number", [[1, 2, 3]]),
+    ("real", [[0.1, 0.2], [0.3]]),
+    ("seq", [[[1], [2, 3]]]),
+    ("mutable", [[[1], [2]], [[3]]]),
+    ("kinds", [[{1}, {2, 1}]]),
+    ("table", [[{"a": 1}, {"a": 2, "b": 3}]]),
+    ("maybe", [[1, None], [None]]),
+    ("old_maybe", [[1]]),
+    ("anything", [[{"a": (1, 2)}], [None]]),
+    ("point", [[Point(x=1)], [Point(x=2), Point(x=3)]]),
+    ("wrapped", [[[1]], [[2], [3]]]),
+    ("inside", [[[1]], [[2], [3]]]),
+    ("other_last", [[1], [2, 3]]),
+    ("changed", [[[1], [2]], [[3]]]),
+    ("last", [[]]),
+]
+
+
+@pytest.mark.parametrize(("name", "steps"), CASES)
+def test_writes_fold_as_in_langgraph(name: str, steps: list[list[Any]]) -> None:
+    ours, theirs = SPEC.initial(), their_channels()[name]
+    for values in steps:
+        encoded = [(name, SPEC.codec.encode(value, name)) for value in values]
+        our_error = their_error = ""
+        try:
+            ours = apply(SPEC, ours, encoded)
+        except InvalidUpdateError as error:
+            our_error = type(error).__name__
+        try:
+            theirs.update([SPEC.codec.decode(data) for _, data in encoded])
+        except (InvalidUpdateError, TheirInvalidUpdateError) as error:
+            their_error = type(error).__name__
+        assert our_error == their_error
+        assert our_value(ours, name) == value_of(theirs)
+
+
+def test_what_nobody_wrote_stays_as_it_is_and_nothing_is_changed_in_place() -> None:
+    before = {"last": b"\x01", "hidden": b"\x07"}
+    after = apply(SPEC, before, [("last", b"\x02")])
+    assert after == {"last": b"\x02", "hidden": b"\x07"}
+    assert before == {"last": b"\x01", "hidden": b"\x07"}
+
+
+def test_two_writes_to_a_last_value_name_the_key_and_the_remedy() -> None:
+    with pytest.raises(InvalidUpdateError) as caught:
+        apply(SPEC, {}, [("last", b"\x01"), ("last", b"\x02")])
+    for part in ("'last'", "only one value per step", "got 2", "Annotated[list, operator.add]"):
+        assert part in str(caught.value)
+
+
+class Broken(TypedDict):
+    odd: Annotated[int, raises]
+    lost: Annotated[Any, lambda old, new: object()]
+
+
+def test_a_reducer_that_raises_is_named_and_chained() -> None:
+    spec = spec_of(Broken)
+    with pytest.raises(InvalidUpdateError, match=r"'odd'.*raises raised KeyError: 'odd'") as caught:
+        apply(spec, spec.initial(), [("odd", b"\x01")])
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_reducer_that_makes_what_can_not_be_stored_names_the_channel() -> None:
+    with pytest.raises(UnknownType, match="channel 'lost'"):
+        apply(spec_of(Broken), {"lost": b"\x01"}, [("lost", b"\x01")])
+
+
+def test_a_write_to_a_key_that_the_graph_lacks_is_refused() -> None:
+    with pytest.raises(InvalidUpdateError, match=r"no key 'lasst'\. Did you mean 'last'"):
+        apply(SPEC, {}, [("lasst", b"\x01")])
+
+
+class OneParameter(TypedDict):
+    k: Annotated[int, lambda old: old]
+
+
+class Bound(BaseModel):
+    total: Annotated[int, operator.add] = Field(0, ge=0)
+    limited: Annotated[int, Field(ge=0)] = 3
+    partly: Annotated[str, partial(joined, sep="+")] = ""
+
+
+def test_a_callable_that_does_not_take_two_values_is_refused() -> None:
+    with pytest.raises(GraphError, match=r"reducer of 'k' must take two positional parameters"):
+        StateGraph(OneParameter)
+
+
+def test_reducers_of_a_model_are_found_beside_its_constraints() -> None:
+    channels = {each.name: channel_of(each) for each in Schema(Bound).fields.values()}
+    assert {name: each.reducer_name for name, each in channels.items()} == {
+        "total": "add",
+        "limited": "",
+        "partly": "partial(joined)",
+    }
+    spec = spec_of(Bound)
+    assert spec.values(spec.initial()) == {"total": 0, "partly": ""}
+
+
+# -- add_messages
+
+MESSAGES: list[tuple[Any, Any]] = [
+    ([HumanMessage("a", id="1")], [AIMessage("b", id="2")]),
+    ([HumanMessage("a", id="1")], [HumanMessage("again", id="1")]),
+    ([HumanMessage("a", id="1"), AIMessage("b", id="2")], [RemoveMessage(id="1")]),
+    ([HumanMessage("a", id="1")], [RemoveMessage(id="1"), HumanMessage("back", id="1")]),
+    ([HumanMessage("a", id="1")], [RemoveMessage(id=REMOVE_ALL_MESSAGES), AIMessage("new", id="9")]),
+    ([HumanMessage("a", id="1")], AIMessageChunk(content="one chunk", id="2")),
+    ([HumanMessage("a", id="1")], {"role": "assistant", "content": "mixed", "id": "2"}),
+    ([{"role": "user", "content": "old", "id": "1"}], [AIMessage("mixed", id="2")]),
+    ([], [HumanMessage("x", id="1"), HumanMessage("twice", id="1")]),
+]
+
+
+@pytest.mark.parametrize(("left", "right"), MESSAGES)
+def test_messages_are_merged_as_in_langgraph(left: Any, right: Any) -> None:
+    assert add_messages(left, right) == their_add_messages(left, right)
+
+
+@pytest.mark.parametrize("right", ["said", ("assistant", "said"), [("user", "a"), "b"]])
+def test_short_forms_become_messages_as_in_langgraph(right: Any) -> None:
+    found, known = add_messages([], right), their_add_messages([], right)
+    assert [(type(m), m.content) for m in found] == [(type(m), m.content) for m in known]
+    assert all(m.id for m in found)
+
+
+def test_dict_messages_stay_dicts_and_get_ids() -> None:
+    old: list[dict[str, Any]] = [{"role": "user", "content": "a", "id": "1"}]
+    found = add_messages(old, {"role": "assistant", "content": "b"})
+    assert found[0] == old[0]
+    assert {k: v for k, v in found[1].items() if k != "id"} == {"role": "assistant", "content": "b"}
+    assert len(found[1]["id"]) == 36
+    replaced = add_messages(found, [{"role": "user", "content": "A", "id": "1"}])
+    assert [m["content"] for m in replaced] == ["A", "b"]
+    assert add_messages(replaced, [{"role": "remove", "id": "1"}]) == replaced[1:]
+    cleared = [{"role": "remove", "id": REMOVE_ALL_MESSAGES}, {"role": "user", "content": "c", "id": "3"}]
+    assert add_messages(replaced, cleared) == cleared[1:]
+
+
+def test_short_forms_become_dicts_where_langchain_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "langchain_core.messages", None)
+    found = add_messages([{"role": "user", "content": "a", "id": "1"}], ["b", ("assistant", "c")])
+    assert [(m["role"], m["content"]) for m in found] == [("user", "a"), ("user", "b"), ("assistant", "c")]
+    with pytest.raises(ValueError, match="type int is no message"):
+        add_messages([], [3])
+
+
+def test_a_message_is_never_given_an_id_in_place() -> None:
+    plain, message = {"role": "user", "content": "a"}, HumanMessage("a")
+    add_messages([plain], [])
+    add_messages([message], [])
+    assert "id" not in plain and message.id is None
+
+
+@pytest.mark.parametrize("removal", [RemoveMessage(id="7"), {"role": "remove", "id": "7"}])
+def test_a_removal_of_what_is_not_there_is_refused(removal: Any) -> None:
+    with pytest.raises(ValueError, match="'7'"):
+        add_messages([], [removal])
+
+
+def test_messages_survive_the_log() -> None:
+    spec = spec_of(MessagesState)
+    first = apply(spec, spec.initial(), spec.node_writes("n", {"messages": [HumanMessage("a", id="1")]}))
+    second = apply(spec, first, spec.node_writes("n", {"messages": AIMessage("b", id="2")}))
+    assert spec.values(second) == {"messages": [HumanMessage("a", id="1"), AIMessage("b", id="2")]}

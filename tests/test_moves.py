@@ -1,0 +1,300 @@
+"""The table of moves: each case runs on `LogMoves` and on `RedisMoves`, and the logs must be equal.
+
+A case moves bare tasks, without a graph: what is decided is who may do what, and what the log then says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import fakeredis
+import pytest
+import redis
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.keys import Keys
+from everstep_checkpoint.log import Log, MemoryLog, new_id
+from everstep_checkpoint.redislog import RedisLog
+from everstep_scheduler.logmoves import LogMoves
+from everstep_scheduler.moves import Commit, Lease, Moves, Offer, RunKind, Start, Started
+from everstep_scheduler.redismoves import RedisMoves, Scripts
+
+THREAD = "t"
+
+
+@dataclass
+class Stage:
+    """One thread, and a worker with a hand for every move."""
+
+    moves: Moves
+    log: Log
+    owner: str = "w1"
+    held: list[Lease] = field(default_factory=list[Lease])
+
+    def offer(self, count: int = 1) -> Offer:
+        return Offer(self.owner, tuple(new_id() for _ in range(count)), lease_ms=60_000, thread=THREAD)
+
+    def start(self, run: str = "r1", kind: RunKind = "input", sum: str = "s", tokens: int = 1, mode: Any = "enqueue") -> Started:
+        fields: e.Fields = {"run": run, "kind_of_run": kind, "task": "start", "node": "__start__", "graph": "g", "queue": "g"}
+        task = "update" if kind == "update" else "start"
+        started = self.moves.start(Start(THREAD, run, kind, "g", "g", sum, fields, task=task, mode=mode), self.offer(tokens))
+        self.held.extend(started.leases)
+        return started
+
+    def take(self, task: str) -> Lease:
+        lease = next(x for x in self.held if x.task == task)
+        self.held.remove(lease)
+        return lease
+
+    def claim(self, count: int = 1) -> list[str]:
+        answer = self.moves.claim(self.offer(count))
+        self.held.extend(answer.leases)
+        return [x.task for x in answer.leases]
+
+    def close(self, lease: Lease, *tasks: str, step: int = 0, stop: Any = "", count: int = 1) -> tuple[str, list[str]]:
+        """Commit the next checkpoint with these PULL tasks."""
+        rows = tuple((f"p{i}", node, "g", 0) for i, node in enumerate(tasks))
+        made = e.checkpoint(
+            lease.digest, lease.n + 1, source="loop", step=step, graph="g@1", run=lease.run, task=lease.task, token=lease.token,
+            next=json.dumps(rows), delta=e.wrap(b"\x80"),
+        )  # fmt: skip
+        return self.commit(Commit(lease, "next", (made,), (lease.n + 1, str(made["digest"]), step), rows, stop=stop), count)
+
+    def done(self, lease: Lease, count: int = 1) -> tuple[str, list[str]]:
+        fact = e.summed(e.fact("task_done", lease.run, task=lease.task, token=lease.token, node=lease.node, writes=e.pack_writes([])))
+        return self.commit(Commit(lease, "done", (fact,)), count)
+
+    def fail(self, lease: Lease, delay_ms: int = 0) -> tuple[str, list[str]]:
+        fact = e.fact("task_failed", lease.run, task=lease.task, token=lease.token, node=lease.node, error='{"type":"E","text":"x"}')
+        outcome: Any = "retry" if delay_ms else "failed"
+        return self.commit(Commit(lease, outcome, (fact,), reason="E: x", delay_ms=delay_ms), 1)
+
+    def commit(self, commit: Commit, count: int) -> tuple[str, list[str]]:
+        answer = self.moves.commit([(commit, self.offer(count))])[0]
+        self.held.extend(answer.leases)
+        return answer.status, [x.task for x in answer.leases]
+
+    def told(self) -> list[tuple[str, ...]]:
+        """The log in words that do not depend on dice and clocks."""
+        names = ("kind", "run", "task", "status", "of", "step", "node", "attempt", "error", "actor", "next")
+        return [(x.id, *(f"{name}={x.text(name)}" for name in names if name in x.raw)) for x in self.log.read(THREAD)]
+
+
+def memory() -> Stage:
+    log = MemoryLog()
+    return Stage(LogMoves(log), log)
+
+
+def on(client: redis.Redis) -> Stage:
+    keys = Keys(rq="rq")
+    client.set(keys.alive, "1")
+    client.set(keys.rq_alive, "1")
+    return Stage(RedisMoves(Scripts(client, keys)), RedisLog(client, keys))
+
+
+@pytest.fixture(params=["memory", "fake", "server"])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    if request.param == "memory":
+        yield memory()
+    elif request.param == "fake":
+        yield on(fakeredis.FakeRedis(version=(7,)))
+    else:
+        yield on(request.getfixturevalue("client"))
+
+
+def test_a_run_begins_with_its_start_task_and_ends_with_an_empty_next(stage: Stage) -> None:
+    assert stage.start().status == "started"
+    assert stage.close(stage.take("start"), "a") == ("ok", ["p0"])
+    assert stage.close(stage.take("p0"), step=1) == ("ok", [])
+    assert stage.log.read(THREAD)[-1].next == []
+    assert stage.start("r1").run_status == "done"
+
+
+def test_the_join_is_leased_to_the_last_sibling(stage: Stage) -> None:
+    stage.start()
+    assert stage.close(stage.take("start"), "a", "b", count=2) == ("ok", ["p0", "p1"])
+    assert stage.done(stage.take("p1")) == ("ok", [])
+    assert stage.done(stage.take("p0")) == ("ok", ["join"])
+    assert stage.close(stage.take("join"), step=1) == ("ok", [])
+
+
+def test_a_commit_sent_twice_is_told_already_and_gets_the_same_leases(stage: Stage) -> None:
+    stage.start()
+    lease, offer = stage.take("start"), stage.offer()
+    rows = (("p0", "a", "g", 0),)
+    made = e.checkpoint(lease.digest, 1, source="loop", step=0, graph="g@1", run="r1", token=lease.token, next=json.dumps(rows))
+    commit = Commit(lease, "next", (made,), (1, str(made["digest"]), 0), rows)
+    first, second = (stage.moves.commit([(commit, offer)])[0] for _ in range(2))
+    assert (first.status, second.status) == ("ok", "already")
+    assert [x.token for x in first.leases] == [x.token for x in second.leases] == list(offer.tokens)
+    assert len(stage.log.read(THREAD)) == 2
+
+
+def test_a_zombie_is_fenced_and_leaves_no_trace(stage: Stage) -> None:
+    stage.start()
+    zombie = stage.take("start")
+    stage.moves.release(stage.owner, [zombie.token], "lost")
+    before = stage.told()
+    assert stage.close(zombie, "a", count=0)[0] == "fenced"
+    assert stage.told() == before
+    assert stage.claim() == ["start"]
+    assert stage.take("start").attempt == 2
+
+
+def test_a_late_result_of_a_closed_step_is_refused(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a")
+    late = stage.held[0]
+    stage.close(stage.take("p0"), "b", step=1)
+    assert stage.close(late._replace(token=new_id()), "c", step=1)[0] == "fenced"
+
+
+def test_a_released_attempt_is_not_counted(stage: Stage) -> None:
+    stage.start()
+    stage.moves.release(stage.owner, [stage.take("start").token], "job")
+    assert stage.claim() == ["start"]
+    assert stage.take("start").attempt == 1
+
+
+def test_a_failed_task_rests_the_run_when_its_siblings_are_done(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    assert stage.fail(stage.take("p0")) == ("ok", [])
+    assert stage.log.read(THREAD)[-1].kind == "task_failed"
+    assert stage.done(stage.take("p1")) == ("ok", [])
+    assert stage.log.read(THREAD)[-1].text("status") == "failed"
+
+
+def test_a_continue_run_repeats_only_what_failed(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    stage.done(stage.take("p1"))
+    stage.fail(stage.take("p0"))
+    assert stage.start("r2", "continue").status == "started"
+    assert [x.task for x in stage.held] == ["p0"]
+    assert stage.held[0].rec == "0-1"
+    assert stage.done(stage.take("p0")) == ("ok", ["join"])
+
+
+def test_a_retry_comes_back_when_it_is_due(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a")
+    assert stage.fail(stage.take("p0"), delay_ms=30) == ("ok", [])
+    from servers import wait_for
+
+    assert wait_for(stage.claim, 5, "the retry") == ["p0"]
+    assert stage.take("p0").attempt == 2
+
+
+def test_an_input_on_a_busy_thread_waits_and_starts_at_the_rest(stage: Stage) -> None:
+    stage.start()
+    assert stage.start("r2", sum="s2").status == "queued"
+    assert stage.start("r3", sum="s3", mode="reject").status == "busy"
+    stage.close(stage.take("start"))
+    assert stage.log.read(THREAD)[-1].kind == "run_started"
+    assert stage.claim() == ["start"] or [x.task for x in stage.held] == ["start"]
+    lease = stage.take("start")
+    assert (lease.run, lease.rec) == ("r2", "0-2")
+
+
+def test_the_same_run_id_attaches_and_another_input_conflicts(stage: Stage) -> None:
+    stage.start()
+    assert stage.start("r1").status == "attached"
+    assert stage.start("r1", sum="other").status == "conflict"
+    assert len(stage.log.read(THREAD)) == 1
+
+
+def test_a_cancelled_run_takes_no_commit_and_can_be_continued(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    stage.done(stage.take("p0"))
+    assert stage.moves.cancel(THREAD, actor="me") == "cancelled"
+    assert stage.done(stage.take("p1"))[0] == "fenced"
+    assert stage.moves.cancel(THREAD) == "rested"
+    assert stage.start("r2", "continue", tokens=2).status == "started"
+    assert [x.task for x in stage.held] == ["p1"]
+
+
+def test_a_stopped_step_keeps_its_tasks_for_a_continue_run(stage: Stage) -> None:
+    stage.start()
+    assert stage.close(stage.take("start"), "a", stop="failed") == ("ok", [])
+    assert stage.log.read(THREAD)[-1].text("status") == "failed"
+    assert stage.start("r2", "continue").status == "started"
+    assert [x.task for x in stage.held] == ["p0"]
+
+
+def test_a_new_input_discards_a_failed_step(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a")
+    zombie = stage.held[0]
+    stage.fail(stage.take("p0"))
+    assert stage.start("r2", sum="s2").status == "started"
+    assert stage.close(stage.take("start"), "b", step=2) == ("ok", ["p0"])
+    assert stage.close(zombie, step=9, count=0)[0] in ("fenced", "already")
+
+
+def test_nothing_to_continue_is_said(stage: Stage) -> None:
+    assert stage.start("r0", "continue").status == "nothing"
+    stage.start()
+    stage.close(stage.take("start"))
+    assert stage.start("r2", "continue").status == "nothing"
+
+
+def test_sends_are_named_before_they_mean_anything(stage: Stage) -> None:
+    stage.start()
+    lease = stage.take("start")
+    part = e.summed(e.fact("part", "r1", task="start", token=lease.token, tasks='[["w","g",0,3]]', sends=e.pack_sends([("w", b"\xc0")] * 3)))
+    [ref] = stage.moves.part(lease, [part])
+    assert ref == "0-2"
+    made = e.checkpoint(lease.digest, 1, [str(part["sum"])], source="loop", step=0, graph="g@1", run="r1", token=lease.token, next=f'[["{ref}",3]]')
+    commit = Commit(lease, "next", (made,), (1, str(made["digest"]), 0), ((ref, 3),), {ref: '[["w","g",0,3]]'})
+    assert stage.commit(commit, 2) == ("ok", ["s2_0", "s2_1"])
+    assert stage.done(stage.take("s2_1")) == ("ok", ["s2_2"])
+    assert stage.done(stage.take("s2_0")) == ("ok", [])
+    assert stage.done(stage.take("s2_2")) == ("ok", ["join"])
+
+
+def test_a_part_of_a_fenced_attempt_is_refused(stage: Stage) -> None:
+    stage.start()
+    lease = stage.take("start")
+    part = e.fact("part", "r1", task="start", token="other", tasks="[]")
+    assert stage.moves.part(lease._replace(token="other"), [part]) == []
+
+
+def test_a_thread_can_be_deleted_at_rest_only(stage: Stage) -> None:
+    stage.start()
+    assert stage.moves.delete(THREAD) == "busy"
+    stage.close(stage.take("start"))
+    assert stage.moves.delete(THREAD) == "deleted"
+    assert stage.moves.delete(THREAD) == "unknown"
+    assert stage.log.head(THREAD) is None
+
+
+Script = Callable[[Stage], None]
+
+
+def _long_story(stage: Stage) -> None:
+    stage.start()
+    stage.start("q1", sum="q")
+    stage.close(stage.take("start"), "a", "b", count=2)
+    stage.moves.release(stage.owner, [stage.take("p0").token], "lost")
+    stage.fail(stage.take("p1"))
+    stage.claim()
+    stage.done(stage.take("p0"))
+    stage.claim()
+    stage.close(stage.take("start"), "c", step=4)
+    stage.moves.cancel(THREAD, actor="op")
+    stage.start("r9", "continue")
+    stage.close(stage.take("p0"), step=5)
+
+
+def test_both_implementations_write_the_same_log(client: redis.Redis) -> None:
+    stages = [memory(), on(client), on(fakeredis.FakeRedis(version=(7,)))]
+    for stage in stages:
+        _long_story(stage)
+    first, *others = [stage.told() for stage in stages]
+    assert len(first) > 10
+    for other in others:
+        assert other == first

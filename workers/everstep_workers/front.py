@@ -1,0 +1,106 @@
+"""The front: the thread that claims when slots are free.
+
+It registers nothing by itself: a claim that leaves slots free says so in its script, and so does a commit. Then the
+front blocks on this process's bell, at most a second, and claims again. Under load commits bring the work; but parked
+tasks and due wakes are only seen by claims, so once a second the next free slot is the front's.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import redis
+from everstep_checkpoint.errors import ServerError
+
+from .patience import Hopeless
+from .slots import OFFER_MAX
+from .work import Work, log
+
+BLOCK_S = 1
+CLAIM_EVERY_S = 1.0
+PAUSE_S = 0.1
+
+
+class Front(threading.Thread):
+    """Claims, and waits for the bell."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(name="everstep-front", daemon=True)
+        self._work = work
+        self._keys = work.setup.keys
+        self._bell = self._keys.bell(work.setup.name)
+        self._serves = work.serves
+        self._moves = work.moves_line()
+        self._line = work.line(BLOCK_S)
+        self._claimed = time.monotonic()
+
+    def run(self) -> None:
+        while not self._work.draining.is_set():
+            try:
+                self._turn()
+            except ServerError as error:
+                log.warning("no claim, the process ends: %s", error.what)
+            except redis.RedisError as error:
+                self._work.patience.say(f"the bell is out of reach: {error}; trying again")
+                self._work.draining.wait(PAUSE_S)
+            except Exception as error:  # noqa: BLE001 - the loop's door
+                log.error("everstep's own error while claiming", exc_info=error)
+                self._work.draining.wait(CLAIM_EVERY_S)
+
+    def _turn(self) -> None:
+        work = self._work
+        tokens = () if work.patience.troubled else work.slots.take(OFFER_MAX)
+        if not tokens:
+            work.hungry = time.monotonic() - self._claimed > CLAIM_EVERY_S
+            work.slots.wait(CLAIM_EVERY_S / 4) if not work.patience.troubled else work.draining.wait(PAUSE_S)
+            return
+        if self._claim(tokens) < len(tokens):
+            self._wait_for_bell()
+
+    def _claim(self, tokens: tuple[str, ...]) -> int:
+        """Claim for all free slots. A claim whose reply is lost goes out again with the same tokens."""
+        work = self._work
+        offer = work.offer(tokens)
+        try:
+            answer = work.insist(lambda: self._moves.claim(offer, serves=self._serves))
+        except Hopeless:
+            work.slots.give_new(len(tokens))
+            raise
+        self._claimed = time.monotonic()
+        work.hungry = False
+        work.suspended = answer.status == "suspended"
+        work.tell_refused(answer)
+        work.spread(work.admit(offer, answer.leases))
+        return len(answer.leases)
+
+    def _wait_for_bell(self) -> None:
+        rung = self._line.blpop([self._bell], BLOCK_S)
+        if rung and not len(self._work.slots):
+            self._pass_on(str(rung[1], "utf-8", "replace"))  # type: ignore[index]
+
+    # the end
+
+    def leave(self) -> None:
+        """Wait for no more work, and pass on the rings that nobody answers. Called once the thread has ended."""
+        with self._line.pipeline(transaction=False) as pipe:
+            for queue in self._work.setup.queues:
+                pipe.zrem(self._keys.waiting(queue), self._work.setup.name)
+            pipe.lrange(self._bell, 0, -1)
+            pipe.delete(self._bell)
+            rings: list[bytes] = pipe.execute()[-2]
+        for queue in rings:
+            self._pass_on(queue.decode("utf-8", "replace"))
+
+    def wake(self) -> None:
+        """Ring our own bell, so that the thread sees that it is to end."""
+        self._work.client().rpush(self._bell, "")
+
+    def _pass_on(self, queue: str) -> None:
+        """The next process that waits for this queue gets the ring."""
+        if not queue:
+            return
+        for process, _ in self._line.zpopmin(self._keys.waiting(queue)):  # type: ignore[union-attr]
+            bell = self._keys.bell(process.decode())
+            self._line.rpush(bell, queue)
+            self._line.pexpire(bell, 5000)

@@ -1,0 +1,107 @@
+"""The lease thread: it renews what this process holds, sweeps, and shows the process to RQ's tools.
+
+It runs outside the nodes' threads and over its own connection, so that no node and no commit can delay a renewal more
+than the GIL does. When Redis is away it asks again within a second; leases that ran out then are not swept at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from everstep_checkpoint.errors import ServerError
+from everstep_scheduler.connection import BACKOFF_MAX_S, server_run_id, translated
+
+from .face import Face
+from .work import Work, log
+
+SWEEP_EVERY_S = 1.0
+SHOW_EVERY_S = 1.0
+REGISTRY_EVERY_S = 20 * 60.0
+
+
+@dataclass
+class Duty:
+    """Something to do again and again. Times of the monotonic clock."""
+
+    action: Callable[[], None]
+    every_s: float
+    due: float
+    failures: int = 0
+
+    def later(self, now: float) -> None:
+        self.failures = 0
+        self.due = now + self.every_s
+
+    def soon(self, now: float) -> None:
+        """It failed: again soon, at most a second from now."""
+        self.failures += 1
+        self.due = now + min(BACKOFF_MAX_S, self.every_s, 0.05 * 2 ** min(self.failures, 10))
+
+
+class Keeper(threading.Thread):
+    """Renews, sweeps, shows."""
+
+    def __init__(self, work: Work, face: Face) -> None:
+        super().__init__(name="everstep-keeper", daemon=True)
+        self._work = work
+        self._face = face
+        self._line = work.line()
+        self._moves = work.moves_line()
+        self._server = ""
+        self._ended = threading.Event()
+        now, lease_s = time.monotonic(), work.setup.lease_ms / 1000
+        self._registry_due = now + REGISTRY_EVERY_S
+        self._duties = [
+            Duty(self._renew, lease_s / 3, now + lease_s / 3),
+            Duty(self._sweep, min(SWEEP_EVERY_S, lease_s / 3), now),
+            Duty(self._show, SHOW_EVERY_S, now + SHOW_EVERY_S),
+        ]
+
+    def run(self) -> None:
+        while not self._ended.wait(max(0.0, min(duty.due for duty in self._duties) - time.monotonic())):
+            for duty in self._duties:
+                if duty.due <= time.monotonic() and not self._ended.is_set():
+                    self._do(duty)
+
+    def end(self) -> None:
+        """Renew nothing any more."""
+        self._ended.set()
+
+    def _do(self, duty: Duty) -> None:
+        try:
+            with translated(self._work.setup.url):
+                duty.action()
+            duty.later(time.monotonic())
+        except ServerError as error:
+            self._server = ""
+            self._work.patience.say(f"{error.what}; trying again")
+            duty.soon(time.monotonic())
+        except Exception as error:  # noqa: BLE001 - the loop's door: leases must be renewed whatever happens
+            log.error("everstep's own error in the lease thread", exc_info=error)
+            duty.soon(time.monotonic())
+
+    def _renew(self) -> None:
+        work = self._work
+        tokens = tuple(held.lease.token for held in list(work.held.values()))
+        registry = time.monotonic() >= self._registry_due
+        work.round += 1
+        for token in self._moves.renew(work.offer(tokens), registry=registry):
+            held = work.held.get(token)
+            if held is not None:  # one whose commit is in flight is settled already: nothing is revoked
+                work.revoke(held)
+        if registry:
+            self._registry_due = time.monotonic() + REGISTRY_EVERY_S
+
+    def _sweep(self) -> None:
+        self._server = self._server or server_run_id(self._line)
+        self._moves.sweep(self._server, self._work.setup.lease_ms)
+
+    def _show(self) -> None:
+        work = self._work
+        busy = "busy" if work.held else "idle"
+        self._face.show("suspended" if work.suspended and not work.held else busy, work.tally)
+
+

@@ -1,0 +1,273 @@
+"""What the threads of a worker process share: what it holds, and the way of an outcome to Redis.
+
+    claim ──► Held ──load──► call ──► take_right ──► commit ──► the next leases, spread
+                │                        │ no: a timeout, a stop or a lost lease came first; the result is dropped
+                └── Unserved ──► parked
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from everstep_checkpoint.errors import ServerError
+from everstep_checkpoint.keys import Keys
+from everstep_checkpoint.log import new_id
+from everstep_checkpoint.redislog import RedisLog
+from everstep_scheduler.compiled import GraphSpec
+from everstep_scheduler.connection import Client, connect
+from everstep_scheduler.moves import JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
+from everstep_scheduler.perform import Attempt, Performer, Result, Unserved
+from everstep_scheduler.recovery import Recovery
+from everstep_scheduler.redismoves import RedisMoves, Scripts
+
+from .patience import Hopeless, Patience
+from .slots import OFFER_MAX, Done, Held, Slots, Tally
+
+log = logging.getLogger("everstep.worker")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker process is told. `idle_exit_s`: drain after so long without work; 0: never."""
+
+    url: str
+    name: str
+    queues: tuple[str, ...]
+    keys: Keys = field(default_factory=Keys)
+    concurrency: int = 10
+    grace_s: float = 30.0
+    lease_ms: int = LEASE_MS
+    serves_parked: bool = True
+    idle_exit_s: float = 0.0
+
+
+class Runner(Protocol):
+    """Where an attempt runs: the threads for sync nodes, the loop for async ones."""
+
+    def start(self, held: Held) -> None: ...
+
+
+class Stopper(Runner, Protocol):
+    def cancel(self, held: Held) -> None: ...
+
+
+class Work:
+    """The shared record of one worker process."""
+
+    hands: Runner
+    loop: Stopper
+    committer: Callable[[Done], None]
+    watch: Callable[[Held], None]
+
+    def __init__(self, setup: Setup, graphs: Mapping[str, GraphSpec]) -> None:
+        self.setup = setup
+        self.graphs = graphs
+        self.slots = Slots(setup.concurrency)
+        self.held: dict[str, Held] = {}
+        self.tally = Tally()
+        self.round = 0  # of renewals
+        self.draining = threading.Event()
+        self.cold = threading.Event()
+        self.hungry = False  # the front has not claimed for a while; the next slot is for it
+        self.suspended = False
+        self.claims = 0
+        self.patience = Patience(setup.url, self.cold.is_set)
+        self.insist = self.patience.insist
+        self._clients: list[Client] = []
+        shared = self.client()
+        self.recovery = Recovery(shared, setup.keys, self.leases, self.patience.say)
+        self.moves = self._moves(shared)
+        self.performer = Performer(self.moves, RedisLog(shared, setup.keys), graphs, by=setup.name)
+
+    # connections
+
+    def client(self, block_s: float = 0.0) -> Client:
+        """A new client, closed with the process."""
+        made = connect(self.setup.url, block_s=block_s)
+        self._clients.append(made)
+        return made
+
+    def line(self, block_s: float = 0.0) -> Client:
+        """A client with one connection, for one thread: a connection that broke is always seen as an error."""
+        return self.client(block_s).client()
+
+    def moves_line(self) -> RedisMoves:
+        """The moves over a thread's own connection."""
+        return self._moves(self.line())
+
+    def _moves(self, client: Client) -> RedisMoves:
+        return RedisMoves(Scripts(client, self.setup.keys, self.recovery, self.setup.url))
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+    # what is held
+
+    def leases(self) -> list[Lease]:
+        """The leases that this process holds: what it announces while indexes are rebuilt."""
+        return [held.lease for held in list(self.held.values())]
+
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """`graph:node` names whose parked tasks this process takes."""
+        if not self.setup.serves_parked:
+            return ()
+        return tuple(f"{s.name}:{node}" for s in self.graphs.values() for node in (START_NODE, JOIN_NODE, *s.nodes))
+
+    def offer(self, tokens: tuple[str, ...] = ()) -> Offer:
+        """What this process offers for, with one token per slot."""
+        setup = self.setup
+        return Offer(setup.name, tokens, setup.queues, setup.name, self.round, setup.lease_ms)
+
+    def admit(self, offer: Offer, leases: Sequence[Lease]) -> list[Held]:
+        """The leases that came for an offer; its other slots are free again. While draining they go back at once."""
+        if not leases:
+            self.slots.give(offer.tokens)
+            return []
+        self.claims += 1
+        used = {lease.token for lease in leases}
+        self.slots.give([token for token in offer.tokens if token not in used])
+        fresh = [Held(lease) for lease in leases if lease.token not in self.held]
+        self.held.update((held.lease.token, held) for held in fresh)
+        if self.draining.is_set():
+            self._hand_back(fresh)
+            return []
+        return fresh
+
+    def _hand_back(self, given: Sequence[Held]) -> None:
+        """Release leases that were not begun, uncounted."""
+        mine = [held for held in given if held.take_right()]
+        self.insist(lambda: self.moves.release(self.setup.name, [x.lease.token for x in mine], "job"))
+        for held in mine:
+            self.drop(held)
+        self.slots.give_new(len(mine))
+
+    def drop(self, held: Held) -> None:
+        """Forget an attempt. Its slot is another matter."""
+        self.held.pop(held.lease.token, None)
+
+    # load
+
+    def load(self, held: Held) -> bool:
+        """Load the attempt. False: there is nothing to run, and its slot is free again."""
+        try:
+            held.attempt = self.insist(lambda: self.performer.load(held.lease))
+        except Unserved as error:
+            self._park(held, error.reason)
+        if held.settled:
+            self.slots.give_new()
+            return False
+        return True
+
+    def _park(self, held: Held, reason: str) -> None:
+        if held.take_right():
+            log.warning("%s: parked: %s", held, reason)
+            self.insist(lambda: self.moves.release(self.setup.name, [held.lease.token], "parked", reason))
+            self.drop(held)
+
+    def spread(self, fresh: Sequence[Held], keep: bool = False) -> Held | None:
+        """Start attempts where they belong. With `keep` the first sync one is left to the calling thread."""
+        kept: Held | None = None
+        for held in fresh:
+            if self._needs_loop(held.lease):
+                self._start_async(held)
+            elif keep and kept is None:
+                kept = held
+            else:
+                self.hands.start(held)
+        return kept
+
+    def _start_async(self, held: Held) -> None:
+        try:
+            if self.load(held):
+                self.loop.start(held)
+        except ServerError as error:
+            log.warning("%s: not begun, the process ends: %s", held, error.what)
+        except Exception as error:  # noqa: BLE001 - the loop's door: one that can't be loaded must not stop the others
+            self.stumbled(held, error)
+            self.slots.give_new()
+
+    def _needs_loop(self, lease: Lease) -> bool:
+        spec = self.graphs.get(lease.graph)
+        if spec is None or not (lease.node == START_NODE or lease.node in spec.nodes):
+            return False
+        return spec.needs_loop(lease.node)
+
+    # commit
+
+    def commit(self, moves: RedisMoves, done: Sequence[Done]) -> list[Held]:
+        """Commit outcomes in one pipeline and refill from each one's offer. Returns what there is to run next."""
+        pairs = [(self._settle(each), self._refill(each.own, first=i == 0)) for i, each in enumerate(done)]
+        try:
+            answers = self.insist(lambda: moves.commit(pairs))
+        except Hopeless:
+            for each, (_, offer) in zip(done, pairs, strict=True):
+                self.slots.give_new(max(len(offer.tokens) - each.own, 0))
+            raise
+        fresh: list[Held] = []
+        for each, (commit, offer), answer in zip(done, pairs, answers, strict=True):
+            self._settled(each, commit, answer)
+            fresh += self.admit(offer, answer.leases)
+            if each.own and not offer.tokens:
+                self.slots.give_new()
+        return fresh
+
+    def _settle(self, done: Done) -> Commit:
+        attempt = done.held.attempt
+        assert attempt is not None
+        return self.insist(lambda: self.performer.settle(attempt, done.result))
+
+    def _refill(self, own: bool, first: bool) -> Offer:
+        """One token for the slot that becomes free, and one for each idle one. A hungry front gets the slot instead."""
+        if self.draining.is_set() or self.hungry:
+            return self.offer()
+        idle = self.slots.take(OFFER_MAX - 1) if first else ()
+        return self.offer((new_id(), *idle) if own else idle)
+
+    def _settled(self, done: Done, commit: Commit, answer: Answer) -> None:
+        held = done.held
+        self.drop(held)
+        self.performer.committed(commit, answer)
+        self.tell_refused(answer)
+        failed = commit.outcome in ("failed", "unplanned")
+        if answer.status not in ("ok", "already"):
+            log.info("%s: its outcome came too late (%s)", held, answer.status)
+        elif failed:
+            log.warning("%s: failed: %s", held, commit.reason)
+        self.tally.count(failed, time.monotonic() - held.began)
+
+    def tell_refused(self, answer: Answer) -> None:
+        """Jobs that are not ours: RQ's failed registry has them now, with the reason."""
+        for text in answer.refused:
+            log.warning("refused job %s", text)
+
+    # ended from outside
+
+    def overrule(self, held: Held, judge: Callable[[Attempt], Result]) -> bool:
+        """Settle an attempt that still runs: a timeout, or an operator. Its slot stays busy until it ends."""
+        attempt = held.attempt
+        if attempt is None or not held.take_right():
+            return False
+        self.committer(Done(held, judge(attempt), own=False))
+        self.loop.cancel(held)
+        return True
+
+    def revoke(self, held: Held) -> None:
+        """The lease is gone: what comes of the attempt is dropped."""
+        if held.take_right():
+            self.drop(held)
+            self.loop.cancel(held)
+            log.info("%s: its lease is gone; its result will be dropped", held)
+
+    def stumbled(self, held: Held, error: Exception) -> None:
+        """Our own code failed over an attempt: it counts as lost, so that this can't go on for ever."""
+        log.error("everstep's own error over %s", held, exc_info=error)
+        held.take_right()
+        self.insist(lambda: self.moves.release(self.setup.name, [held.lease.token], "lost"))
+        self.drop(held)

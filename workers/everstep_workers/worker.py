@@ -1,0 +1,237 @@
+"""One worker process: it claims tasks, runs their nodes, and commits what comes of them.
+
+    main       signals, timeouts of sync nodes, the parent's death, the end
+    front      claims when slots are free; blocks on the bell
+    hands      sync nodes, up to `concurrency` threads; each commits and refills by itself
+    loop       async nodes; the committer sends their outcomes
+    keeper     renews leases, sweeps, shows the process to RQ's tools
+    commands   RQ's shutdown, stop-job, kill-horse
+    inbox      reads the inbox, in one process at a time
+
+A first SIGTERM or SIGINT drains: claim nothing, let nodes end for `grace_s`, give the rest back, uncounted. A second
+one gives back at once. A thread whose lease was given back can't commit: the right to settle was taken from it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, Protocol
+
+import redis
+from everstep_checkpoint.errors import GraphError, ServerError
+from everstep_checkpoint.keys import Keys
+from everstep_scheduler.client import publish
+from everstep_scheduler.compiled import GraphSpec
+from everstep_scheduler.connection import redacted, translated
+from everstep_scheduler.inbox import InboxReader
+from everstep_scheduler.moves import LEASE_MS
+from everstep_scheduler.perform import Result
+
+from .commands import Commands
+from .face import Face, name_ending, pin_rq_prefix, worker_name
+from .front import Front
+from .hands import Hands
+from .keeper import Keeper
+from .loop import Committer, Loop
+from .patience import Hopeless
+from .slots import Held
+from .work import Setup, Work, log
+
+LOOK_EVERY_S = 0.25
+COMMITS_END_S = 2.0
+THREADS_END_S = 2.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class HasSpec(Protocol):
+    """A compiled graph."""
+
+    @property
+    def spec(self) -> GraphSpec: ...
+
+
+def specs_of(graphs: Sequence[HasSpec | GraphSpec]) -> dict[str, GraphSpec]:
+    """Graphs by name. Raises GraphError if two have one name, or there is none."""
+    found: dict[str, GraphSpec] = {}
+    for each in graphs:
+        spec = each if isinstance(each, GraphSpec) else each.spec
+        if spec.name in found:
+            raise GraphError(f"two graphs are named {spec.name!r}", fix='give one another name: compile(name="...")')
+        found[spec.name] = spec
+    if not found:
+        raise GraphError("a worker needs at least one graph", fix="everstep worker MODULE:GRAPH")
+    return found
+
+
+def queues_of(specs: dict[str, GraphSpec]) -> tuple[str, ...]:
+    """The queues of all graphs, default queues first in the order given."""
+    return tuple(dict.fromkeys(queue for spec in specs.values() for queue in spec.queues))
+
+
+class Worker:
+    """One process. `concurrency` counts sync and async nodes together; `queues` are taken in their order."""
+
+    def __init__(
+        self,
+        url: str,
+        graphs: Sequence[HasSpec | GraphSpec],
+        *,
+        concurrency: int = 10,
+        queues: Sequence[str] | None = None,
+        grace_s: float = 30.0,
+        lease_ms: int = LEASE_MS,
+        keys: Keys | None = None,
+        name: str | None = None,
+        serves_parked: bool = True,
+        idle_exit_s: float = 0.0,
+        on_change: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        specs = specs_of(graphs)
+        self.setup = Setup(
+            url=url,
+            name=name or worker_name(os.getpid(), name_ending()),
+            queues=tuple(queues) if queues else queues_of(specs),
+            keys=keys or Keys(),
+            concurrency=concurrency,
+            grace_s=grace_s,
+            lease_ms=lease_ms,
+            serves_parked=serves_parked,
+            idle_exit_s=idle_exit_s,
+        )
+        pin_rq_prefix(self.setup.keys)
+        self.work = Work(self.setup, specs)
+        self._on_change = on_change or (lambda change: None)
+        self._woken = threading.Event()
+        self._deadlines: list[tuple[float, int, Held]] = []
+        self._parent = os.getppid()
+        self._busy_at = time.monotonic()
+        self._told_claim = False
+        self._assemble()
+
+    @property
+    def name(self) -> str:
+        return self.setup.name
+
+    def _assemble(self) -> None:
+        work = self.work
+        self._face = Face(work.line(), self.setup.keys, self.name, self.setup.queues)
+        self._committer = Committer(work)
+        self._hands, self._loop = Hands(work), Loop(work)
+        work.hands, work.loop = self._hands, self._loop
+        work.committer, work.watch = self._committer.put, self._watch_deadline
+        self._front = Front(work)
+        self._keeper = Keeper(work, self._face)
+        self._commands = Commands(work, self.drain)
+
+    # from outside
+
+    def run(self) -> None:
+        """Work until drained. In the main thread SIGTERM and SIGINT drain; a second one ends at once."""
+        kept = self._take_signals()
+        try:
+            self._open()
+            while not self.work.draining.is_set():
+                self._look()
+            self._drain()
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+    def drain(self) -> None:
+        """End in order: claim nothing more, let nodes end for `grace_s`. Safe from any thread."""
+        self.work.draining.set()
+        self._woken.set()
+
+    def stop(self) -> None:
+        """End at once: everything that is held goes back, uncounted."""
+        self.work.cold.set()
+        self.drain()
+
+    def _take_signals(self) -> dict[int, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self._signalled) for number in SIGNALS}
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        self.stop() if self.work.draining.is_set() else self.drain()
+
+    # the beginning
+
+    def _open(self) -> None:
+        """Show the process, publish its graphs, start its threads."""
+        try:
+            self.work.insist(self._face.born)
+            self.work.insist(self._publish)
+        except Hopeless as error:
+            log.error("Redis refuses to know this worker: %s", error)
+        log.info("%s: %s, queues %s", self.name, redacted(self.setup.url), ", ".join(self.setup.queues))
+        self._on_change({"queues": self.setup.queues})
+        for thread in (self._keeper, self._front, self._commands):
+            thread.start()
+        if self.setup.serves_parked:
+            reader = InboxReader(self.work.client, self.setup.keys)
+            threading.Thread(target=reader.run, args=(self.work.draining.is_set,), name="everstep-inbox", daemon=True).start()
+
+    def _publish(self) -> None:
+        publish(self.work.moves.scripts.client, self.setup.keys, list(self.work.graphs.values()))
+
+    # while it works
+
+    def _watch_deadline(self, held: Held) -> None:
+        """Settle a sync attempt as timed out if it is still running then."""
+        due = time.monotonic() + held.lease.timeout_s
+        first = not self._deadlines or due < self._deadlines[0][0]
+        heapq.heappush(self._deadlines, (due, id(held), held))
+        if first:
+            self._woken.set()
+
+    def _look(self) -> None:
+        """One look of the main thread: deadlines, the parent, idleness."""
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            held = heapq.heappop(self._deadlines)[2]
+            if self.work.overrule(held, Result.timeout):
+                log.warning("%s: over its timeout of %g s; its thread is busy until the node returns", held, held.lease.timeout_s)
+        if os.getppid() != self._parent:
+            log.warning("the parent process is gone; draining")
+            self.drain()
+        self._note_claims(now)
+        due = self._deadlines[0][0] - now if self._deadlines else LOOK_EVERY_S
+        self._woken.wait(max(0.0, min(due, LOOK_EVERY_S)))
+        self._woken.clear()
+
+    def _note_claims(self, now: float) -> None:
+        if self.work.claims and not self._told_claim:
+            self._told_claim = True
+            self._on_change({"claimed": True})
+        if self.work.held:
+            self._busy_at = now
+        elif self.setup.idle_exit_s and now - self._busy_at > self.setup.idle_exit_s:
+            log.info("nothing left to do")
+            self.drain()
+
+    # the end
+
+    def _drain(self) -> None:
+        self._wake_front()
+        self._front.join(THREADS_END_S)
+        if not self.work.cold.is_set():
+            self._try("leaving the waiting list", self._front.leave)
+        end = time.monotonic() + self.setup.grace_s
+        while self.work.held and time.monotonic() < end and not self.work.cold.is_set():
+            self._look_at_end()
+        self._give_back()
+        self._hands.end()
+        self._loop.end()
+        self._committer.end()
+        self._keeper.end()
+        self._commands.end()
+        self._try("saying goodbye", self._face.died)
+        self.work.close()
+        log.info("%s: ended", self.name)
