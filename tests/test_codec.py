@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict, defaultdict
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal, localcontext
-from enum import Enum, Flag, IntEnum, auto
+from enum import KEEP, Enum, Flag, IntEnum, auto
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -174,7 +175,7 @@ typed_values = st.recursive(
         | st.sets(own, max_size=3)
         | st.builds(Doc, texts, st.tuples(texts), inner)
         | st.builds(Note, text=st.just("t"), written_at=st.datetimes(), inner=st.builds(Doc, texts))
-        | st.builds(lambda extra: Loose(n=1, more=extra), inner)
+        | st.builds(lambda extra: Loose.model_validate({"n": 1, "more": extra}), inner)
     ),
     max_leaves=8,
 )
@@ -203,7 +204,7 @@ def test_every_kind_of_registered_object_comes_back() -> None:
     doc = Doc("a", ("x",), {"deep": [Point(1), Colour.BLUE]})
     object.__setattr__(doc, "length", 9)
     note = Note(text="n", written_at=datetime(2026, 1, 2, tzinfo=UTC), inner=doc, counts={"z": 1, "a": 2})
-    loose = Loose(number=3, more={"x": (1,)})  # type: ignore[call-arg]
+    loose = Loose.model_validate({"number": 3, "more": {"x": (1,)}})
     value = [doc, note, loose, Names(["a"]), Point(1, 2), Level.LOW, Right.READ | Right.WRITE, Colour.CRIMSON]
     found = TYPED.decode(TYPED.encode(value))
     assert isinstance(found, list)
@@ -303,8 +304,14 @@ class Text(str):
 
 
 class Zone(tzinfo):
-    def utcoffset(self, _: datetime | None) -> timedelta:
+    def utcoffset(self, _: datetime | None, /) -> timedelta:
         return timedelta(0)
+
+    def dst(self, _: datetime | None, /) -> timedelta:
+        return timedelta(0)
+
+    def tzname(self, _: datetime | None, /) -> str:
+        return "mine"
 
 
 @dataclasses.dataclass
@@ -367,7 +374,7 @@ def test_two_objects_that_differ_by_identity_alone_are_refused() -> None:
 
 
 def test_a_flag_with_nameless_bits_is_refused() -> None:
-    class Bits(Flag, boundary=__import__("enum").KEEP):
+    class Bits(Flag, boundary=KEEP):
         ONE = 1
 
     registry = Registry()
@@ -407,9 +414,10 @@ def test_a_value_that_contains_itself_or_explodes_is_refused_quickly() -> None:
     laughs: Any = ("ha",)
     for _ in range(60):
         laughs = (laughs, laughs)
-    for value in (loop, double, laughs, {"a": [0] * (9 * 2**20)}, b"x" * (9 * 2**20)):
+    codec = Codec(value_max=2**16)
+    for value in (loop, double, laughs, {"a": [0] * 2**16}, b"x" * 2**16):
         with pytest.raises(TooLarge):
-            CODEC.encode(value)
+            codec.encode(value)
 
 
 def test_the_cap_is_checked_before_anything_is_read() -> None:
@@ -486,10 +494,8 @@ def test_a_bomb_of_typed_values_does_not_exhaust_the_stack(codec: Codec) -> None
 @given(st.binary(max_size=60) | values.map(CODEC.encode).flatmap(lambda b: st.permutations(list(b)).map(bytes)))
 def test_any_bytes_are_a_value_or_a_named_error(data: bytes) -> None:
     for codec in (TYPED, PLAIN):
-        try:
+        with suppress(CorruptEntry, UnknownType):
             codec.decode(data)
-        except (CorruptEntry, UnknownType):
-            pass
 
 
 def test_hostile_keys_stay_data() -> None:

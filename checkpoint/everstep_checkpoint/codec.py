@@ -229,9 +229,7 @@ class Codec:
             raise UnknownType(f"{where}: {error.what}", fix=error.fix) from error.__cause__
         except (Refused, *MALFORMED) as error:  # type: ignore[misc]
             what = f"{where}: its encoding can't be read: {str(error) or type(error).__name__}"
-            raise CorruptEntry(
-                what, fix="`everstep log` shows it; fork from an earlier checkpoint"
-            ) from error
+            raise CorruptEntry(what, fix="`everstep log` shows it; fork from an earlier checkpoint") from error
         return value
 
     # -- to bytes
@@ -274,9 +272,7 @@ class Codec:
         try:
             return shape.code, shape.name, shape.fields(value)
         except (AttributeError, LookupError) as error:
-            raise Refused(
-                f"a {shape.name} that lacks a field ({error})", "Set all its fields", value
-            ) from error
+            raise Refused(f"a {shape.name} that lacks a field ({error})", "Set all its fields", value) from error
 
     def _check_plain_reading(self, data: bytes, where: str) -> None:
         """Two items of a set that differ by identity alone would be one for a reader without their class."""

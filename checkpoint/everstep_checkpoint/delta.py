@@ -51,8 +51,12 @@ def diff(before: bytes | None, after: bytes | None) -> Op | None:
         return [DELETE]
     if before is None:
         return [SET, after]
-    op = _diff(before, after, 0)
-    return op if op[0] == SET or _spells(after, _applied(before, op, None)) else [SET, after]
+    try:
+        op = _diff(before, after, 0)
+        sound = op[0] == SET or _spells(after, _applied(before, op, None))
+    except (Impossible, *MALFORMED):  # type: ignore[misc]
+        return [SET, after]  # one of them is no encoding; whoever decodes it will say so
+    return op if sound else [SET, after]
 
 
 def _diff(before: bytes, after: bytes, depth: int) -> Op:

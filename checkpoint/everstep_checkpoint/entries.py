@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import msgpack
 
+from .codec import MALFORMED, pack, unpack
 from .errors import CorruptEntry, NewerVersion
 
 VERSION = 1
@@ -65,9 +65,12 @@ def unwrap(value: bytes, where: str) -> bytes:
     )
 
 
+def _no_ext(code: int, _data: bytes) -> object:
+    raise ValueError(f"ext code {code} where none can be")
+
+
 def _sha(value: Any) -> str:
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
-    return base64.urlsafe_b64encode(hashlib.sha256(packed).digest())[:43].decode()
+    return base64.urlsafe_b64encode(hashlib.sha256(pack(value)).digest())[:43].decode()
 
 
 _SUMMED = ("goto", "parts", "writes", "sends", "tasks", "input", "record", "state", "error")
@@ -144,10 +147,17 @@ class Entry:
         stored = self.value("writes")
         if stored is None:
             return []
+        return self._pairs("writes", stored)
+
+    def _pairs(self, name: str, stored: bytes) -> list[tuple[str, Any]]:
         try:
-            return [(str(channel), value) for channel, value in msgpack.unpackb(stored, raw=False)]
-        except (ValueError, TypeError, msgpack.UnpackException):
-            raise self.corrupt("field 'writes' is malformed") from None
+            return [(str(first), second) for first, second in unpack(stored, _no_ext)]
+        except MALFORMED:
+            raise self.corrupt(f"field {name!r} is malformed") from None
+
+    def sends(self) -> list[tuple[str, bytes]]:
+        """(node, encoded argument) of each Send in a part."""
+        return self._pairs("sends", self.value("sends") or b"\x90")
 
     @property
     def digest(self) -> str:
@@ -199,25 +209,15 @@ def _refuse_version(entry: Entry, version: bytes) -> None:
 
 def pack_writes(writes: Sequence[tuple[str, bytes | None]]) -> bytes:
     """The stored form of a task's writes, in order."""
-    packed: bytes = msgpack.packb([[channel, value] for channel, value in writes], use_bin_type=True)
-    return wrap(packed)
+    return wrap(pack([[channel, value] for channel, value in writes]))
 
 
 def pack_sends(sends: Sequence[tuple[str, bytes]]) -> bytes:
     """The stored form of a Send chunk: (node, encoded argument) in order."""
-    packed: bytes = msgpack.packb([[node, arg] for node, arg in sends], use_bin_type=True)
-    return wrap(packed)
+    return wrap(pack([[node, arg] for node, arg in sends]))
 
 
-def unpack_sends(entry: Entry) -> list[tuple[str, bytes]]:
-    """(node, encoded argument) of each Send in a part."""
-    try:
-        return [(str(node), arg) for node, arg in msgpack.unpackb(entry.value("sends") or b"", raw=False)]
-    except (ValueError, TypeError, msgpack.UnpackException):
-        raise entry.corrupt("field 'sends' is malformed") from None
-
-
-def fact(kind: str, run: str, **fields: Field | None) -> Fields:
+def fact(kind: str, run: str, /, **fields: Field | None) -> Fields:
     """The fields of a fact. Fields that say nothing (None) are left out; `at` is added by whoever appends it."""
     assert kind in FACTS, kind
     made: Fields = {"v": VERSION, "kind": kind, "run": run}
@@ -231,7 +231,7 @@ def summed(fields: Fields) -> Fields:
     return fields
 
 
-def checkpoint(parent: str, n: int, sums: Iterable[str] = (), **fields: Field | None) -> Fields:
+def checkpoint(parent: str, n: int, sums: Iterable[str] = (), /, **fields: Field | None) -> Fields:
     """The fields of checkpoint n, digest included. `parent`: the digest (or birth) it builds on."""
     made: Fields = {"v": VERSION, "kind": CHECKPOINT}
     made.update({name: value for name, value in fields.items() if value is not None})

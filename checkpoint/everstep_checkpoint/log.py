@@ -147,7 +147,8 @@ class MemoryLog(Log):
             if self._heads.get(thread) != after:
                 raise conflict(thread, self._heads.get(thread), after)
             n, digest = after or (0, str(new[0]["birth"]))
-            made, at = [], int(time.time() * 1000)
+            made: list[e.Entry] = []
+            at = int(time.time() * 1000)
             k = log[-1].k if log else 0
             for fields in new:
                 n, k = (n + 1, 0) if fields["kind"] == e.CHECKPOINT else (n, k + 1)

@@ -40,7 +40,7 @@ class RedisLog(Log):
                 )
             args += [fields["kind"], len(flat), *flat]
         try:
-            ids: list[bytes] = self._append(keys=[self.keys.log(thread), self.keys.thread(thread)], args=args)  # type: ignore[assignment]
+            ids: Any = self._append(keys=[self.keys.log(thread), self.keys.thread(thread)], args=args)
         except redis.ResponseError as error:
             raise _conflict_of(thread, error, after) from error
         return [x.decode() for x in ids]
@@ -55,11 +55,11 @@ class RedisLog(Log):
         reverse: bool = False,
     ) -> list[e.Entry]:
         key = self.keys.log(thread)
-        rows: list[tuple[bytes, dict[bytes, bytes]]]
+        rows: Any
         if reverse:
-            rows = self.client.xrevrange(key, end, start, count)  # type: ignore[assignment]
+            rows = self.client.xrevrange(key, end, start, count)
         else:
-            rows = self.client.xrange(key, start, end, count)  # type: ignore[assignment]
+            rows = self.client.xrange(key, start, end, count)
         return [e.read_entry(entry_id, fields) for entry_id, fields in rows]
 
     def head(self, thread: str) -> Head | None:
@@ -76,14 +76,15 @@ class RedisLog(Log):
     def threads(self) -> Iterator[str]:
         stem = self.keys.log("")
         pattern = re.sub(r"([\[\]*?\\])", r"\\\1", stem) + "*"
-        for key in self.client.scan_iter(match=pattern, count=1000):
+        client: Any = self.client
+        for key in client.scan_iter(match=pattern, count=1000):
             yield key[len(stem.encode()) :].decode("utf-8", "surrogatepass")
 
     def delete(self, thread: str) -> bool:
         return bool(self.client.unlink(self.keys.log(thread)))
 
     def _cut(self, thread: str, mark: str) -> int:
-        return int(self.client.xtrim(self.keys.log(thread), minid=mark, approximate=False))  # type: ignore[arg-type]
+        return int(self.client.xtrim(self.keys.log(thread), minid=mark, approximate=False))
 
 
 def _conflict_of(

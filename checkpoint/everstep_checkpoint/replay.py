@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import Any
 
 from . import entries as e
-from .delta import decode_delta, decode_state, encode_state, fold, refs
+from .codec import array_header
+from .delta import SET, decode_delta, decode_state, encode_state, fold, refs
 from .errors import CorruptEntry, Trimmed
 from .log import PAGE, Log, unknown_thread
 
@@ -82,14 +83,8 @@ def _text(value: e.Field) -> e.Field:
 
 def carried(op: list[Any]) -> bytes:
     """The write that a delta's op stands for: the value of a `set`, the list of items of an `append`."""
-    return op[1] if op[0] == 0 else array_header(op[1]) + op[2]
-
-
-def array_header(count: int) -> bytes:
-    """The msgpack header of an array of `count` items."""
-    if count < 16:
-        return bytes([0x90 | count])
-    return b"\xdc" + count.to_bytes(2, "big") if count < 2**16 else b"\xdd" + count.to_bytes(4, "big")
+    value: bytes = op[1] if op[0] == SET else array_header(op[1]) + op[2]
+    return value
 
 
 @dataclass
@@ -291,7 +286,7 @@ class Step:
             }
             copies.append(e.summed(e.fact("part", part.text("run"), **fields)))
             # one `note` with the birth precedes the copies
-            rows.append([f"{target_n}-{len(copies) + 1}", len(e.unpack_sends(part))])
+            rows.append([f"{target_n}-{len(copies) + 1}", len(part.sends())])
         return MovedNext(json.dumps(rows), copies)
 
 
@@ -389,7 +384,7 @@ def _check_sum(entry: e.Entry, report: Report) -> None:
 def sums_of(entry: e.Entry, folder: Fold) -> list[str]:
     """The sums that a checkpoint's digest covers: facts its delta takes, parts its `next` and `parts` name."""
     delta = decode_delta(entry.value("delta") or b"\x80")
-    named = [*refs(delta), *(row[0] for row in entry.next if len(row) == 2), *(entry.json("parts") or [])]
+    named: list[int | str] = [*refs(delta), *(row[0] for row in entry.next if len(row) == 2), *(entry.json("parts") or [])]
     return [folder.fact(entry, ref).text("sum") for ref in named]
 
 

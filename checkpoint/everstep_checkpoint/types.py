@@ -34,17 +34,13 @@ from pydantic_core import TzInfo
 
 from .errors import GraphError, InputError, UnknownType
 
-INT, TUPLE, SET, FROZENSET, BYTEARRAY, DATETIME, DATE, TIME, TIMEDELTA, UUID_, DECIMAL, OBJECT, ENUM = range(
-    1, 14
-)
+INT, TUPLE, SET, FROZENSET, BYTEARRAY, DATETIME, DATE, TIME, TIMEDELTA, UUID_, DECIMAL, OBJECT, ENUM = range(1, 14)
 
 
 class Refused(Exception):
     """A value can't be encoded. The codec adds the path to it."""
 
-    def __init__(
-        self, what: str, fix: str, value: object = None, error: type[InputError] = UnknownType
-    ) -> None:
+    def __init__(self, what: str, fix: str, value: object = None, error: type[InputError] = UnknownType) -> None:
         super().__init__(what)
         self.what, self.fix, self.value, self.error = what, fix, value, error
 
@@ -76,38 +72,39 @@ _SPAN = struct.Struct(">iii")
 _OFFSET = struct.Struct(">q")
 _ZONE = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
 _MICROSECOND = timedelta(microseconds=1)
-_NO_ZONE = "time zone {!r} is not known on this machine"
 
 
-def _zone_bytes(zone: tzinfo | None) -> bytes:
-    """Empty for a naive time; `z`, key for a ZoneInfo; `o`, microseconds, name for a fixed offset."""
+def _zone_bytes(t: datetime | time) -> bytes:
+    """`z`, key: a ZoneInfo. `o`, microseconds: a fixed offset; `n`: one with a name. Empty: none."""
+    zone = t.tzinfo
     if zone is None:
         return b""
-    if type(zone) is ZoneInfo and zone.key:
-        return b"z" + zone.key.encode()
+    key = zone.key if type(zone) is ZoneInfo else None
+    if key and _ZONE.fullmatch(key):
+        return b"z" + key.encode()
     if type(zone) is timezone or type(zone) is TzInfo:
         offset = zone.utcoffset(None) or timedelta(0)
-        plain = timezone(offset)
-        name = zone.tzname(None) if type(zone) is timezone else plain.tzname(None)
-        named = "" if name == plain.tzname(None) else name or ""
-        return b"o" + _OFFSET.pack(offset // _MICROSECOND) + named.encode("utf-8", "surrogatepass")
-    raise Refused(
-        f"a time zone of type {_full_name(type(zone))} can't be stored",
-        "Use datetime.timezone or zoneinfo.ZoneInfo",
-        zone,
-    )
+        stored = _OFFSET.pack(offset // _MICROSECOND)
+        name = zone.tzname(None)
+        if type(zone) is TzInfo or name == timezone(offset).tzname(None):
+            return b"o" + stored
+        return b"n" + stored + str(name).encode("utf-8", "surrogatepass")
+    what = f"a time zone of type {_full_name(type(zone))} can't be stored"
+    raise Refused(what, "Use datetime.timezone or zoneinfo.ZoneInfo", t)
 
 
 def _zone(data: bytes) -> tzinfo | None:
-    if not data:
-        return None
-    if data[:1] == b"z":
-        return _named_zone(data[1:].decode("ascii"))
-    if data[:1] != b"o":
+    kind, rest = data[:1], data[1:]
+    if kind == b"z":
+        return _named_zone(rest.decode("ascii"))
+    if kind == b"o":
+        return timezone(timedelta(microseconds=_OFFSET.unpack(rest)[0]))
+    if kind == b"n":
+        offset = timedelta(microseconds=_OFFSET.unpack(rest[:8])[0])
+        return timezone(offset, rest[8:].decode("utf-8", "surrogatepass"))
+    if kind:
         raise ValueError("unknown kind of time zone")
-    offset = timedelta(microseconds=_OFFSET.unpack(data[1:9])[0])
-    name = data[9:].decode("utf-8", "surrogatepass")
-    return timezone(offset, name) if name else timezone(offset)
+    return None
 
 
 def _named_zone(key: str) -> ZoneInfo:
@@ -116,12 +113,12 @@ def _named_zone(key: str) -> ZoneInfo:
     try:
         return ZoneInfo(key)
     except (ZoneInfoNotFoundError, OSError) as error:
-        raise Unbuildable(_NO_ZONE.format(key), "Install the package tzdata there") from error
+        raise Unbuildable(f"time zone {key!r} is not known here", "Install the package tzdata") from error
 
 
 def _datetime_bytes(t: datetime) -> bytes:
     head = _MOMENT.pack(t.year, t.month, t.day, t.hour, t.minute, t.second, t.microsecond, t.fold)
-    return head + _zone_bytes(t.tzinfo)
+    return head + _zone_bytes(t)
 
 
 def _datetime(data: bytes) -> datetime:
@@ -131,7 +128,7 @@ def _datetime(data: bytes) -> datetime:
 
 
 def _time_bytes(t: time) -> bytes:
-    return _CLOCK.pack(t.hour, t.minute, t.second, t.microsecond, t.fold) + _zone_bytes(t.tzinfo)
+    return _CLOCK.pack(t.hour, t.minute, t.second, t.microsecond, t.fold) + _zone_bytes(t)
 
 
 def _time(data: bytes) -> time:
@@ -312,7 +309,7 @@ def _message_shape_named(name: str) -> Shape | None:
     try:
         return _message_shapes().get(name)
     except ImportError as error:
-        raise Unbuildable(f"a stored value is a {name}", "Install langchain-core there") from error
+        raise Unbuildable(f"a stored value is a {name}", "Install langchain-core") from error
 
 
 class Registry:
@@ -382,9 +379,7 @@ def _full_name(cls: Any) -> str:
 def describe(value: object) -> Refused:
     """What to say about a value whose type is not in the table, and what to do about it."""
     cls: type[object] = type(value)
-    return Refused(
-        f"a {_full_name(cls)} can't be stored: its type is not in the table of types", _remedy(cls), value
-    )
+    return Refused(f"a {_full_name(cls)} can't be stored: its type is not in the table of types", _remedy(cls), value)
 
 
 def _remedy(cls: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -42,18 +42,20 @@ _TRANSIENT = (
 
 def connect(url: str, *, block_s: float = 0.0, connections: int = 512) -> Client:
     """A client for `url` that never resends. `block_s`: the longest server-side block that it will be used for."""
-    return redis.Redis.from_url(
+    untyped: Any = redis.Redis  # its keyword arguments have no types
+    client: Client = untyped.from_url(
         url,
         protocol=2,
         decode_responses=False,
         socket_timeout=ANSWER_S + block_s,
         socket_connect_timeout=CONNECT_S,
-        socket_keepalive=not url.startswith("unix"),
         health_check_interval=0,
         max_connections=connections,
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
+        **({} if url.startswith("unix") else {"socket_keepalive": True}),
     )
+    return client
 
 
 def redacted(url: str) -> str:
@@ -84,7 +86,7 @@ def server_error(error: redis.RedisError, url: str = "") -> ServerError:
 
 
 @contextmanager
-def translated(url: str = "") -> Iterator[None]:
+def translated(url: str = "") -> Generator[None]:
     """Errors of redis-py leave as ours."""
     try:
         yield
@@ -119,5 +121,6 @@ def patiently(
 
 def server_run_id(client: Client) -> str:
     """The id that a server takes anew at each start."""
-    info: dict[str, Any] = client.info("server")  # type: ignore[assignment]
+    asked: Any = client
+    info: dict[str, Any] = asked.info("server")
     return str(info.get("run_id", ""))

@@ -7,7 +7,7 @@ Only plain fields are looked at; no value is decoded. A run ends in a checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -64,7 +64,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class Told:
-    """Where a thread stands. `left` and `failed` count as the scripts count: what keeps the run going, and what failed."""
+    """Where a thread stands. `left` and `failed` count as the scripts do: what keeps the run going, and what failed."""
 
     birth: str
     n: int
@@ -218,8 +218,9 @@ class Reader:
             left, failed = left + failed, 0
         queue = self.queue or (refs[0].queue if refs else self.graph)
         return Told(
-            self.birth, self.n, self.digest or self.birth, self.step, self.status, self.run, self.rec, self.base, self.graph,
-            queue, len(refs), left, failed, tuple(tasks), dict(self.runs), tuple(self.queued.values()), self.since_ms,
+            self.birth, self.n, self.digest or self.birth, self.step, self.status, self.run, self.rec, self.base,
+            self.graph, queue, len(refs), left, failed, tuple(tasks), dict(self.runs), tuple(self.queued.values()),
+            self.since_ms,
         )  # fmt: skip
 
     def _refs(self) -> list[TaskRef]:
@@ -241,8 +242,8 @@ def _queued(entry: e.Entry) -> Queued:
 
 
 def _reopened(task: Task) -> Task:
-    """A failed task is open again in a run that continues, and shows no stale error."""
-    return replace(task, place="unmade", error=("", "")) if task.place == "failed" else task
+    """What failed, or waited for its next attempt, is open again in a run that continues, and shows no stale error."""
+    return replace(task, place="unmade", error=("", ""), due_ms=0) if task.place in ("failed", "wake") else task
 
 
 def _failed(task: Task, entry: e.Entry) -> Task:
@@ -257,19 +258,24 @@ def _lost(task: Task, *, reaped: bool) -> Task:
     """As the scripts count: a death that the pool saw makes a suspect, and the second expired lease does."""
     expired = task.expired + (not reaped)
     suspect = task.suspect or reaped or expired >= EXPIRED_SUSPECT
-    return replace(
-        task, place="unmade", lost=task.lost + 1, expired=expired, alone=task.alone + task.suspect, suspect=suspect, token="", due_ms=0
-    )  # fmt: skip
+    lost, alone = task.lost + 1, task.alone + task.suspect
+    return replace(task, place="unmade", lost=lost, expired=expired, alone=alone, suspect=suspect, token="", due_ms=0)
 
 
-def derive(log: Log, thread: str) -> Told:
-    """Where a thread stands, by its log alone. Raises UnknownThread, CorruptEntry, NewerVersion."""
+def derive(log: Log, thread: str, tick: Callable[[], object] = lambda: None) -> Told:
+    """Where a thread stands, by its log alone. `tick` is called at each entry.
+
+    Raises UnknownThread, CorruptEntry, NewerVersion.
+    """
     reader = Reader()
     last = None
     for last in log.pages(thread):
         reader.feed(last)
+        tick()
     if last is None:
         raise unknown_thread(thread)
     if not reader.birth:
-        raise CorruptEntry("the log names no birth", thread=thread, fix="look at it with `everstep log`; delete it if it is not yours")
+        raise CorruptEntry(
+            "the log names no birth", thread=thread, fix="`everstep log` shows it; delete it if it is not yours"
+        )
     return reader.told()

@@ -26,7 +26,7 @@ from .compiled import GraphSpec
 from .draw import mermaid, svg
 from .ending import Ending, ending
 from .keeper import LeaseKeeper
-from .moves import START_NODE, UPDATE_TASK, Answer, Commit, Lease, Offer, RunKind, Started
+from .moves import START_NODE, Answer, Commit, Lease, Offer, RunKind, Started
 from .perform import Attempt, Performer, Result, Unserved
 from .record import Config, start_of
 from .runtime import START
@@ -211,7 +211,8 @@ class Inline:
         _: tuple[()],
     ) -> None:
         self.spec, self.saver, self.thread, self.run = spec, saver, thread, run
-        self.data, self.config, self.kind, self.node = data, config, kind, node
+        self.data, self.config, self.node = data, config, node
+        self.kind: RunKind = kind
         self.owner = f"everstep-inline.{socket.gethostname()}.{os.getpid()}.{new_id()[:6]}"
         self.performer = Performer(saver.moves, saver.log, {spec.name: spec}, by=self.owner)
         self.streams = Streams(spec, mode)

@@ -136,4 +136,4 @@ class Loader:
         part = next((ref for ref, _ in stand.parts if e.entry_id(ref)[1] == int(k)), None)
         if part is None:
             raise CorruptEntry("no Send part of this name", thread=lease.thread, checkpoint=str(lease.n), node=lease.node)
-        return e.unpack_sends(self.entry(lease.thread, lease.birth, part))[int(i)][1]
+        return self.entry(lease.thread, lease.birth, part).sends()[int(i)][1]

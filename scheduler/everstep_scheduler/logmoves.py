@@ -84,7 +84,7 @@ class LogMoves:
             return self._begin_or_queue(start, t, offer, busy)
 
     def _begin_or_queue(self, start: Start, t: Thread | None, offer: Offer | None, busy: bool) -> Started:
-        fields = dict(start.fields)
+        fields = {name: value for name, value in start.fields.items() if name != "run"}
         after = None if t is None else t.after
         if t is None:
             birth = new_id()
@@ -94,7 +94,7 @@ class LogMoves:
             fields["step"] = t.step
         if start.kind == "continue":
             fields["of"] = t.rec
-        entry = self._append(start.thread, [e.fact("run_queued" if busy else "run_started", **fields)], after)[0]  # type: ignore[arg-type]
+        entry = self._append(start.thread, [e.fact("run_queued" if busy else "run_started", start.run, **fields)], after)[0]
         self._threads[start.thread] = t
         t.runs[start.run] = ("queued" if busy else "running", entry, start.sum)
         if busy:
@@ -276,14 +276,14 @@ class LogMoves:
         token, task.token = task.token, ""
         task.place = "unmade"
         if to == "lost":
-            said = {"task": name, "attempt": task.attempt, "token": token, "by": task.owner, "node": task.node}
-            self._append(thread, [e.fact("task_lost", t.run, **said, error="its process died")], t.after)  # type: ignore[arg-type]
+            said: e.Fields = {"task": name, "attempt": task.attempt, "token": token, "by": task.owner, "node": task.node}
+            self._append(thread, [e.fact("task_lost", t.run, **said, error="its process died")], t.after)
             task.lost += 1
             return
         task.attempt -= 1
         if to == "parked":
             said = {"task": name, "node": task.node, "by": task.owner, "error": why}
-            self._append(thread, [e.fact("task_parked", t.run, **said)], t.after)  # type: ignore[arg-type]
+            self._append(thread, [e.fact("task_parked", t.run, **said)], t.after)
             task.place = "parked"
 
     def cancel(self, thread: str, run: str = "", actor: str = "") -> str:

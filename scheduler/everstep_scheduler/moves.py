@@ -100,7 +100,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Commit:
-    """An attempt's outcome, hashed by the caller. `head` is (n, digest, step) of the last checkpoint among `entries`."""
+    """An attempt's outcome, hashed by the caller. `head` is (n, digest, step) of the last checkpoint among `entries`.
+
+    `wrote`: the keys that the closed step wrote, changed or not; for streams, not stored.
+    """
 
     lease: Lease
     outcome: Outcome
@@ -112,6 +115,7 @@ class Commit:
     why: str = ""
     reason: str = ""
     delay_ms: int = 0
+    wrote: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import msgpack
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.codec import PLAIN, Codec
+from everstep_checkpoint.codec import PLAIN, Codec, pack
 from everstep_checkpoint.errors import CorruptEntry, InvalidInput, TooLarge
 
 from .moves import START_NODE, START_TASK, UPDATE_TASK, RunKind, Start
@@ -32,7 +32,8 @@ _RUN_ID = re.compile(rf"[!-~]{{1,{RUN_ID_MAX}}}")
 _CHECKPOINT_ID = re.compile(r"(\d{12,})-[0-9a-f]{8}")
 _PLACES = frozenset({"thread_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map", "run_id"})
 _SECRETS = frozenset(
-    "password passwd pwd passphrase secret secrets token apikey credential credentials authorization bearer cookie".split()
+    {"password", "passwd", "pwd", "passphrase", "secret", "secrets", "token", "apikey", "credential", "credentials"}
+    | {"authorization", "bearer", "cookie"}
 )
 _SECRET_KEYS = frozenset({"api", "private", "access", "signing", "encryption"})
 
@@ -42,10 +43,10 @@ Mode = Literal["enqueue", "reject"]
 
 
 def looks_secret(key: str) -> bool:
-    """Whether a key's words say that its value is a secret: `api_key`, `dbPassword`, `access-token`; not `max_tokens`."""
+    """Do a key's words say that its value is a secret? `api_key`, `dbPassword`, `access-token` do; `max_tokens` not."""
     words = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", key).lower()
     found = re.split(r"[^a-z0-9]+", words)
-    pairs = zip(found, found[1:], strict=False)
+    pairs = pairwise(found)
     return bool(_SECRETS & set(found)) or any(a in _SECRET_KEYS and b == "key" for a, b in pairs)
 
 
@@ -63,7 +64,9 @@ def checkpoint_number(checkpoint_id: str) -> int:
     """The number that a checkpoint id begins with. Raises InvalidInput."""
     found = _CHECKPOINT_ID.fullmatch(checkpoint_id)
     if found is None:
-        raise InvalidInput(f"{checkpoint_id!r} is no checkpoint_id", fix="`everstep history` lists them: 000000000003-5f1c02aa")
+        raise InvalidInput(
+            f"{checkpoint_id!r} is no checkpoint_id", fix="`everstep history` lists them: 000000000003-5f1c02aa"
+        )
     return int(found[1])
 
 
@@ -98,7 +101,9 @@ class RunRecord:
         """A record from its encoding. Fields of later versions are passed over. Raises CorruptEntry."""
         said = codec.decode(data, "the run's record")
         if not isinstance(said, dict):
-            raise CorruptEntry("the run's record is not a mapping", fix="the log was left as it is; look at it with `everstep log`")
+            raise CorruptEntry(
+                "the run's record is not a mapping", fix="the log was left as it is; look at it with `everstep log`"
+            )
         given = cast("dict[str, Any]", said)
         known = {each.name: given[each.name] for each in fields(cls) if each.name in given}
         if "tags" in known:
@@ -161,7 +166,9 @@ class Config:
             metadata=_public(told),
             tags=_tags([*(said.get("tags") or ()), *tags]),
             recursion_limit=_positive(said.get("recursion_limit", RECURSION_LIMIT), "recursion_limit"),
-            max_concurrency=_positive(said["max_concurrency"], "max_concurrency") if said.get("max_concurrency") else None,
+            max_concurrency=_positive(said["max_concurrency"], "max_concurrency")
+            if said.get("max_concurrency")
+            else None,
             context=context,
             actor=actor,
             trace=trace,
@@ -170,13 +177,21 @@ class Config:
     def record(self, kind: RunKind, form: Form = "typed") -> RunRecord:
         """The record of a run with this config."""
         return RunRecord(
-            kind, form, self.configurable, self.metadata, self.tags, self.context, self.recursion_limit, actor=self.actor, trace=self.trace
+            kind,
+            form,
+            self.configurable,
+            self.metadata,
+            self.tags,
+            self.context,
+            self.recursion_limit,
+            actor=self.actor,
+            trace=self.trace,
         )
 
 
 def input_sum(graph: str, kind: str, writes: Writes) -> str:
     """22 characters that tell a run's input from any other; the order of its keys says nothing."""
-    packed: bytes = msgpack.packb([graph, kind, sorted(map(list, writes))], use_bin_type=True)
+    packed = pack([graph, kind, sorted(map(list, writes))])
     return base64.urlsafe_b64encode(hashlib.sha256(packed).digest())[:22].decode()
 
 
@@ -196,8 +211,8 @@ def start_with(
     """The run to begin, from its record and its encoded input. Raises TooLarge, UnknownType, InvalidInput."""
     insum = input_sum(graph, record.kind, writes)
     said: e.Fields = {
-        "run": check_run_id(run), "kind_of_run": record.kind, "task": task, "node": node, "graph": graph, "queue": queue,
-        "record": e.wrap(record.encode(codec)), "input": e.pack_writes(writes), "insum": insum,
+        "run": check_run_id(run), "kind_of_run": record.kind, "task": task, "node": node, "graph": graph,
+        "queue": queue, "record": e.wrap(record.encode(codec)), "input": e.pack_writes(writes), "insum": insum,
     }  # fmt: skip
     said["sum"] = e.fact_sum(said)
     said |= {"actor": record.actor} if record.actor else {}
@@ -207,7 +222,15 @@ def start_with(
 
 
 def start_of(
-    spec: GraphSpec, thread: str, run: str, data: object, config: Config, kind: RunKind, node: str = START_NODE, *, mode: Mode = "enqueue"
+    spec: GraphSpec,
+    thread: str,
+    run: str,
+    data: object,
+    config: Config,
+    kind: RunKind,
+    node: str = START_NODE,
+    *,
+    mode: Mode = "enqueue",
 ) -> Start:
     """The run to begin where the graph's code is at hand: the input is checked by its types.
 
@@ -240,8 +263,10 @@ def _mapping(value: object, what: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise InvalidInput(f"{what} must be a dict, not {type(value).__name__}", fix='config={"configurable": {"thread_id": "..."}}')
-    found = cast("Mapping[Any, Any]", value)
+        raise InvalidInput(
+            f"{what} must be a dict, not {type(value).__name__}", fix='give {"configurable": {"thread_id": ...}}'
+        )
+    found: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
     if odd := [key for key in found if not isinstance(key, str)]:
         raise InvalidInput(f"{what} has a key {odd[0]!r} that is no text", fix="use text keys")
     return dict(found)
@@ -250,7 +275,9 @@ def _mapping(value: object, what: str) -> dict[str, Any]:
 def _public(given: Mapping[str, Any]) -> dict[str, Any]:
     """What is stored: no addresses, no internals, nothing that looks like a secret."""
     return {
-        key: value for key, value in given.items() if key not in _PLACES and not key.startswith("__") and not looks_secret(key)
+        key: value
+        for key, value in given.items()
+        if key not in _PLACES and not key.startswith("__") and not looks_secret(key)
     }
 
 
@@ -260,5 +287,7 @@ def _tags(given: Sequence[object]) -> tuple[str, ...]:
 
 def _positive(value: object, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidInput(f"{what} must be a whole number of at least 1, not {value!r}", fix="leave it out for the default")
+        raise InvalidInput(
+            f"{what} must be a whole number of at least 1, not {value!r}", fix="leave it out for the default"
+        )
     return value

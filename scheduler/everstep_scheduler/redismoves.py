@@ -19,6 +19,7 @@ import redis
 from everstep_checkpoint.entries import Fields
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
+from redis.exceptions import NoScriptError
 
 from .connection import Client, server_error
 from .moves import LEASE_MS, MOVE_MAX, Answer, Commit, Lease, Offer, Start, Started
@@ -92,16 +93,17 @@ class Scripts:
     def _one(self, name: str, header: str, args: Sequence[Any]) -> Any:
         try:
             return self.client.evalsha(sha(name), 1, self.keys.stem, header, *args)
-        except redis.exceptions.NoScriptError:
+        except NoScriptError:
             return self.client.eval(source(name), 1, self.keys.stem, header, *args)
 
     def _many(self, packed: Sequence[tuple[str, str, Sequence[Any]]]) -> list[Any]:
-        pipe = self.client.pipeline(transaction=False)
+        untyped: Any = self.client
+        pipe = untyped.pipeline(transaction=False)
         for name, header, args in packed:
             pipe.execute_command("EVALSHA", sha(name), 1, self.keys.stem, header, *args)
         raws = list(pipe.execute(raise_on_error=False))
         for i, raw in enumerate(raws):
-            if isinstance(raw, redis.exceptions.NoScriptError):
+            if isinstance(raw, NoScriptError):
                 raws[i] = self._one(*packed[i])
             elif isinstance(raw, Exception):
                 raise raw

@@ -6,7 +6,7 @@ thread's tasks, and if it dies, the fleet takes over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -64,7 +64,7 @@ class RedisSaver:
 
     @classmethod
     @contextmanager
-    def from_conn_string(cls, conn_string: str) -> Iterator[RedisSaver]:
+    def from_conn_string(cls, conn_string: str) -> Generator[RedisSaver]:
         """A saver that is closed at the end of the block."""
         saver = cls(conn_string)
         try:

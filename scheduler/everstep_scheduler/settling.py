@@ -211,7 +211,8 @@ class Settler:
             given = stored.get(name)
             if given is None or len(given) < TAKE_FROM_BYTES:
                 continue
-            for op in ([5, payload.id, name, []], [6, [payload.id], name]):
+            ops: list[list[Any]] = [[5, payload.id, name, []], [6, [payload.id], name]]
+            for op in ops:
                 if _gives(attempt.stand.channels, name, op, given, after[name]):
                     delta[name] = op
                     break
@@ -266,7 +267,7 @@ class Settler:
             self._coming[lease.token] = (n + 1, str(made["digest"]), new)
         return Commit(
             lease, "next", (made,) if first is None else (first, made), head=(n + 1, str(made["digest"]), step),
-            next=tuple(rows), parts={ref: tasks for ref, tasks, *_ in parts}, stop=stop, why=why,
+            next=tuple(rows), parts={ref: tasks for ref, tasks, *_ in parts}, stop=stop, why=why, wrote=_wrote(writes, facts),
         )  # fmt: skip
 
     def _rows(self, attempt: Attempt, planned: Planned, parts: Parts) -> list[Row]:
@@ -393,6 +394,10 @@ def _referred(writes: Sequence[tuple[str, bytes]], delta: Delta) -> list[tuple[s
         same = op is not None and op[0] in (0, 1) and names.count(name) == 1 and carried(op) == value
         found.append((name, None if same else value))
     return found
+
+
+def _wrote(writes: Sequence[tuple[str, bytes]] | None, facts: Sequence[e.Entry]) -> frozenset[str]:
+    return frozenset([name for name, _ in writes or ()] + [name for fact in facts for name, _ in fact.writes()])
 
 
 def _done_facts(log: Log, lease: Lease, state: Any) -> list[e.Entry]:

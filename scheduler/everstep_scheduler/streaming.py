@@ -42,7 +42,7 @@ class Streams:
         found: list[Chunk] = []
         if "updates" in self.modes and (update := self._update(commit)) is not None:
             found.append(self._tag("updates", update))
-        if "values" in self.modes and commit.outcome == "next" and self._wrote_output(attempt, commit):
+        if "values" in self.modes and commit.outcome == "next" and self._wrote_output(commit):
             stand = attempt.loader.peek(commit.lease.thread)
             if stand is not None:
                 found.append(self._tag("values", self.spec.output(stand.channels)))
@@ -62,10 +62,9 @@ class Streams:
             written[name] = carried(delta[name]) if value is None else value
         return {commit.lease.node: self.spec.decoded(written, written) or None}
 
-    def _wrote_output(self, attempt: Attempt, commit: Commit) -> bool:
+    def _wrote_output(self, commit: Commit) -> bool:
         """LangGraph tells values only after a step that wrote to a key of the output."""
-        delta = decode_delta(_value(commit.entries[-1], "delta"))
-        return commit.lease.task == START_TASK or bool(set(delta) & set(self.spec.output_schema.fields)) or "state" in commit.entries[-1]
+        return commit.lease.task == START_TASK or bool(commit.wrote & set(self.spec.output_schema.fields))
 
 
 def _value(fields: e.Fields, name: str) -> bytes:

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import redis
+
 from everstep_scheduler.perform import Attempt, Result
 
 from .slots import Held
 from .work import Work, log
 
-WAIT_S = 1.0
+WAIT_S = 0.5
 PAUSE_S = 0.5
 STOPPED = "stopped by an operator"
 
@@ -28,7 +29,7 @@ class Commands(threading.Thread):
         super().__init__(name="everstep-commands", daemon=True)
         self._work = work
         self._shutdown = shutdown
-        self._client = work.client(WAIT_S)
+        self._client: Any = work.client(WAIT_S)
         self._ended = threading.Event()
 
     def run(self) -> None:
@@ -64,13 +65,13 @@ class Commands(threading.Thread):
                 log.info("told to shut down")
                 self._shutdown()
             case "stop-job" | "stop-execution":
-                self._stop(cast("dict[str, Any]", said))
+                self._stop_one(cast("dict[str, Any]", said))
             case "kill-horse":
                 self._stop_all(list(self._work.held.values()))
             case _:
                 log.warning("ignored an unknown command: %r", command)
 
-    def _stop(self, said: dict[str, Any]) -> None:
+    def _stop_one(self, said: dict[str, Any]) -> None:
         """Stop one job; RQ's `execution_id` is our token."""
         job, token = said.get("job_id"), said.get("execution_id")
         found = [

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 from everstep_checkpoint.errors import ServerUnsuitable
 from everstep_checkpoint.keys import Keys
@@ -26,6 +27,7 @@ from .slots import Tally
 BEAT_EVERY_S = 5.0
 BEAT_LASTS_S = 30
 DEATH_LASTS_S = 60  # as in RQ
+Fields = dict[str, Any]
 
 
 def worker_name(pid: int, ending: str) -> str:
@@ -40,7 +42,7 @@ def name_ending() -> str:
 
 
 def pin_rq_prefix(keys: Keys) -> None:
-    """Make rq, if anybody imports it in this process, use the prefix that our scripts write. Raises ServerUnsuitable."""
+    """Make rq, if anybody imports it here, use the prefix that our scripts write. Raises ServerUnsuitable."""
     loaded = sys.modules.get("rq.defaults")
     found = getattr(loaded, "RQ_KEY_PREFIX", None) or os.environ.setdefault("RQ_KEY_PREFIX", keys.rq)
     if found != keys.rq:
@@ -92,7 +94,7 @@ class Face:
             pipe.expire(self._key, DEATH_LASTS_S)
             pipe.execute()
 
-    def _beat(self, more: dict[str, str | int | float]) -> None:
+    def _beat(self, more: Fields) -> None:
         with self._client.pipeline(transaction=True) as pipe:
             pipe.hset(self._key, mapping={**self._fields(), **more})
             pipe.expire(self._key, BEAT_LASTS_S)
@@ -102,7 +104,7 @@ class Face:
             pipe.execute()
         self._beaten = time.monotonic()
 
-    def _fields(self) -> dict[str, str | int]:
+    def _fields(self) -> Fields:
         """RQ's `BaseWorker.serialize`."""
         return {
             "birth": self._birth,

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import redis
+
 from everstep_checkpoint.errors import ServerError
 
 from .patience import Hopeless
@@ -32,7 +34,7 @@ class Front(threading.Thread):
         self._bell = self._keys.bell(work.setup.name)
         self._serves = work.serves
         self._moves = work.moves_line()
-        self._line = work.line(BLOCK_S)
+        self._line: Any = work.line(BLOCK_S)  # redis-py types answers for asynchronous clients too
         self._claimed = time.monotonic()
 
     def run(self) -> None:
@@ -77,7 +79,7 @@ class Front(threading.Thread):
     def _wait_for_bell(self) -> None:
         rung = self._line.blpop([self._bell], BLOCK_S)
         if rung and not len(self._work.slots):
-            self._pass_on(str(rung[1], "utf-8", "replace"))  # type: ignore[index]
+            self._pass_on(rung[1].decode("utf-8", "replace"))
 
     # the end
 
@@ -88,7 +90,7 @@ class Front(threading.Thread):
                 pipe.zrem(self._keys.waiting(queue), self._work.setup.name)
             pipe.lrange(self._bell, 0, -1)
             pipe.delete(self._bell)
-            rings: list[bytes] = pipe.execute()[-2]
+                rings: list[bytes] = pipe.execute()[-2]
         for queue in rings:
             self._pass_on(queue.decode("utf-8", "replace"))
 
@@ -100,7 +102,7 @@ class Front(threading.Thread):
         """The next process that waits for this queue gets the ring."""
         if not queue:
             return
-        for process, _ in self._line.zpopmin(self._keys.waiting(queue)):  # type: ignore[union-attr]
+        for process, _ in self._line.zpopmin(self._keys.waiting(queue)):
             bell = self._keys.bell(process.decode())
             self._line.rpush(bell, queue)
             self._line.pexpire(bell, 5000)

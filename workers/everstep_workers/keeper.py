@@ -103,5 +103,3 @@ class Keeper(threading.Thread):
         work = self._work
         busy = "busy" if work.held else "idle"
         self._face.show("suspended" if work.suspended and not work.held else busy, work.tally)
-
-

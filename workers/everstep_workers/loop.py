@@ -1,7 +1,7 @@
 """The event loop for async nodes, and the thread that commits what does not commit itself.
 
 One thread runs the loop and nothing but the loop. What ends there, and every attempt that a timeout or an operator
-ended, goes to the committer: it takes all that is ready, sends it in one pipeline, and starts the leases that come back.
+ended, goes to the committer: it takes all that is ready, sends it in one pipeline, and starts the leases that come.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import redis
+
 from everstep_checkpoint.errors import ServerError
-from everstep_scheduler.connection import is_transient, patiently, translated
+from everstep_scheduler.connection import patiently, translated
 
 SAY_EVERY_S = 5.0
 TRIES_MAX = 3
@@ -25,8 +26,7 @@ class Hopeless(Exception):
 
 def _is_hopeless(error: ServerError) -> bool:
     cause = error.__cause__
-    by_itself = isinstance(cause, redis.ResponseError) and not is_transient(cause)
-    return by_itself and str(cause).startswith(("ERR", "EVERSTEP", "WRONGTYPE"))
+    return isinstance(cause, redis.ResponseError) and str(cause).startswith(("ERR", "EVERSTEP", "WRONGTYPE"))
 
 
 class Patience:

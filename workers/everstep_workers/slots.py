@@ -7,6 +7,7 @@ An attempt occupies its slot until the thread or task that runs it has ended, ev
 from __future__ import annotations
 
 import asyncio
+import heapq
 import threading
 import time
 from collections import deque
@@ -113,3 +114,36 @@ class Tally:
             self.successful += not failed
             self.failed += failed
             self.working_s += seconds
+
+
+class Deadlines:
+    """When sync attempts are over their timeouts. Keeps few more than those that still run."""
+
+    def __init__(self, running_max: int) -> None:
+        self._heap: list[tuple[float, int, Held]] = []
+        self._most = 4 * running_max + 64
+        self._lock = threading.Lock()
+
+    def add(self, held: Held) -> bool:
+        """Watch an attempt that begins now. True if it is the first that will be due."""
+        due = time.monotonic() + held.lease.timeout_s
+        with self._lock:
+            if len(self._heap) > self._most:
+                self._heap = [each for each in self._heap if not each[2].settled]
+                heapq.heapify(self._heap)
+            first = not self._heap or due < self._heap[0][0]
+            heapq.heappush(self._heap, (due, id(held), held))
+        return first
+
+    def passed(self) -> list[Held]:
+        """Those that are due; each is told once."""
+        now, due = time.monotonic(), list[Held]()
+        with self._lock:
+            while self._heap and self._heap[0][0] <= now:
+                due.append(heapq.heappop(self._heap)[2])
+        return due
+
+    def first_in_s(self) -> float:
+        """Seconds until the next one is due."""
+        with self._lock:
+            return max(0.0, self._heap[0][0] - time.monotonic()) if self._heap else float("inf")

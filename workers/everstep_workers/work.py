@@ -1,8 +1,8 @@
 """What the threads of a worker process share: what it holds, and the way of an outcome to Redis.
 
-    claim ──► Held ──load──► call ──► take_right ──► commit ──► the next leases, spread
-                │                        │ no: a timeout, a stop or a lost lease came first; the result is dropped
-                └── Unserved ──► parked
+claim ──► Held ──load──► call ──► take_right ──► commit ──► the next leases, spread
+            │                        │ no: a timeout, a stop or a lost lease came first; the result is dropped
+            └── Unserved ──► parked
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from everstep_checkpoint.errors import ServerError
 from everstep_checkpoint.keys import Keys
@@ -80,7 +80,7 @@ class Work:
         self.insist = self.patience.insist
         self._clients: list[Client] = []
         shared = self.client()
-        self.recovery = Recovery(shared, setup.keys, self.leases, self.patience.say)
+        self.recovery = Recovery(shared, setup.keys, self.leases, self.patience.say, setup.lease_ms, setup.name)
         self.moves = self._moves(shared)
         self.performer = Performer(self.moves, RedisLog(shared, setup.keys), graphs, by=setup.name)
 
@@ -94,7 +94,9 @@ class Work:
 
     def line(self, block_s: float = 0.0) -> Client:
         """A client with one connection, for one thread: a connection that broke is always seen as an error."""
-        return self.client(block_s).client()
+        made: Any = self.client(block_s)
+        single: Client = made.client()
+        return single
 
     def moves_line(self) -> RedisMoves:
         """The moves over a thread's own connection."""

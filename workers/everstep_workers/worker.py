@@ -14,7 +14,6 @@ one gives back at once. A thread whose lease was given back can't commit: the ri
 
 from __future__ import annotations
 
-import heapq
 import os
 import signal
 import threading
@@ -23,13 +22,13 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
-import redis
+from everstep_scheduler.client import publish
+from everstep_scheduler.inbox import InboxReader
+
 from everstep_checkpoint.errors import GraphError, ServerError
 from everstep_checkpoint.keys import Keys
-from everstep_scheduler.client import publish
 from everstep_scheduler.compiled import GraphSpec
 from everstep_scheduler.connection import redacted, translated
-from everstep_scheduler.inbox import InboxReader
 from everstep_scheduler.moves import LEASE_MS
 from everstep_scheduler.perform import Result
 
@@ -40,10 +39,11 @@ from .hands import Hands
 from .keeper import Keeper
 from .loop import Committer, Loop
 from .patience import Hopeless
-from .slots import Held
+from .slots import Deadlines, Held
 from .work import Setup, Work, log
 
 LOOK_EVERY_S = 0.25
+END_LOOK_EVERY_S = 0.02
 COMMITS_END_S = 2.0
 THREADS_END_S = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -90,7 +90,7 @@ class Worker:
         name: str | None = None,
         serves_parked: bool = True,
         idle_exit_s: float = 0.0,
-        on_change: Callable[[dict[str, Any]], None] | None = None,
+        on_change: Callable[[dict[str, Any]], None] = lambda change: None,
     ) -> None:
         specs = specs_of(graphs)
         self.setup = Setup(
@@ -106,9 +106,9 @@ class Worker:
         )
         pin_rq_prefix(self.setup.keys)
         self.work = Work(self.setup, specs)
-        self._on_change = on_change or (lambda change: None)
+        self._on_change = on_change
         self._woken = threading.Event()
-        self._deadlines: list[tuple[float, int, Held]] = []
+        self._deadlines = Deadlines(concurrency)
         self._parent = os.getppid()
         self._busy_at = time.monotonic()
         self._told_claim = False
@@ -124,7 +124,7 @@ class Worker:
         self._committer = Committer(work)
         self._hands, self._loop = Hands(work), Loop(work)
         work.hands, work.loop = self._hands, self._loop
-        work.committer, work.watch = self._committer.put, self._watch_deadline
+        work.committer, work.watch = self._committer.put, self._watch
         self._front = Front(work)
         self._keeper = Keeper(work, self._face)
         self._commands = Commands(work, self.drain)
@@ -176,40 +176,37 @@ class Worker:
             thread.start()
         if self.setup.serves_parked:
             reader = InboxReader(self.work.client, self.setup.keys)
-            threading.Thread(target=reader.run, args=(self.work.draining.is_set,), name="everstep-inbox", daemon=True).start()
+            threading.Thread(
+                target=reader.run, args=(self.work.draining.is_set,), name="everstep-inbox", daemon=True
+            ).start()
 
     def _publish(self) -> None:
         publish(self.work.moves.scripts.client, self.setup.keys, list(self.work.graphs.values()))
 
     # while it works
 
-    def _watch_deadline(self, held: Held) -> None:
-        """Settle a sync attempt as timed out if it is still running then."""
-        due = time.monotonic() + held.lease.timeout_s
-        first = not self._deadlines or due < self._deadlines[0][0]
-        heapq.heappush(self._deadlines, (due, id(held), held))
-        if first:
-            self._woken.set()
-
     def _look(self) -> None:
         """One look of the main thread: deadlines, the parent, idleness."""
-        now = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            held = heapq.heappop(self._deadlines)[2]
+        for held in self._deadlines.passed():
             if self.work.overrule(held, Result.timeout):
-                log.warning("%s: over its timeout of %g s; its thread is busy until the node returns", held, held.lease.timeout_s)
-        if os.getppid() != self._parent:
+                log.warning("%s: over its timeout of %g s", held, held.lease.timeout_s)
+        if os.getppid() != self._parent and not self.work.draining.is_set():
             log.warning("the parent process is gone; draining")
             self.drain()
-        self._note_claims(now)
-        due = self._deadlines[0][0] - now if self._deadlines else LOOK_EVERY_S
-        self._woken.wait(max(0.0, min(due, LOOK_EVERY_S)))
+        self._note_claims()
+        pause_s = END_LOOK_EVERY_S if self.work.draining.is_set() else LOOK_EVERY_S
+        self._woken.wait(min(pause_s, self._deadlines.first_in_s()))
         self._woken.clear()
 
-    def _note_claims(self, now: float) -> None:
+    def _watch(self, held: Held) -> None:
+        if self._deadlines.add(held):
+            self._woken.set()
+
+    def _note_claims(self) -> None:
         if self.work.claims and not self._told_claim:
             self._told_claim = True
             self._on_change({"claimed": True})
+        now = time.monotonic()
         if self.work.held:
             self._busy_at = now
         elif self.setup.idle_exit_s and now - self._busy_at > self.setup.idle_exit_s:
@@ -219,19 +216,40 @@ class Worker:
     # the end
 
     def _drain(self) -> None:
-        self._wake_front()
+        """Claim nothing, let nodes end, give the rest back."""
+        self._try("waking the front", self._front.wake)
         self._front.join(THREADS_END_S)
-        if not self.work.cold.is_set():
-            self._try("leaving the waiting list", self._front.leave)
+        if not self._front.is_alive():
+            self._try("leaving the waiting lists", self._front.leave)
         end = time.monotonic() + self.setup.grace_s
         while self.work.held and time.monotonic() < end and not self.work.cold.is_set():
-            self._look_at_end()
+            self._look()
         self._give_back()
-        self._hands.end()
-        self._loop.end()
-        self._committer.end()
-        self._keeper.end()
-        self._commands.end()
+        for part in (self._hands, self._loop, self._committer, self._keeper, self._commands):
+            part.end()
         self._try("saying goodbye", self._face.died)
+        for thread in (self._keeper, self._commands):
+            thread.join(THREADS_END_S)
         self.work.close()
         log.info("%s: ended", self.name)
+
+    def _give_back(self) -> None:
+        """Take the right to settle from all that runs, let commits that are under way arrive, release the rest."""
+        self.work.cold.set()
+        left = [held for held in list(self.work.held.values()) if held.take_right()]
+        for held in left:
+            self.work.drop(held)
+            self._loop.cancel(held)
+            log.info("%s: given back", held)
+        end = time.monotonic() + COMMITS_END_S
+        while self.work.held and time.monotonic() < end:
+            time.sleep(END_LOOK_EVERY_S)
+        self._try("giving leases back", lambda: self.work.moves.release(self.name, None, "job"))
+
+    def _try(self, what: str, action: Callable[[], object]) -> None:
+        """Something that is good manners at the end; leases run out by themselves."""
+        try:
+            with translated(self.setup.url):
+                action()
+        except ServerError as error:
+            log.warning("%s failed: %s", what, error.what)

@@ -1,51 +1,57 @@
--- adopt: a thread's indexes and jobs are made anew from what its log says. Only while a rebuild holds the lock.
--- H: thread first(1: begin anew) fields = {name -> value of the thread's hash} runs = {run -> text} queued = {JSON...}
---    unmade = {JSON...} tasks = { {task, node, queue, timeout_s, place(job|failed|stopped), attempt, lost, reason}, ... }
---    at most 250 a call; salt; owner etc. are taken from the leases that live on
--- A task whose lease is announced (or still in our own record of the same checkpoint) stays leased to its worker.
--- Answers JSON: status = ok; kept = leases that live on
-local key = S .. 'open:' .. H.thread
+-- adopt: a thread's indexes and jobs are made anew from what its log says. Only for whoever holds the recovery lock.
+-- H: lock lock_ms(the lock is extended by it) thread salt
+--    first(1: begin anew) fresh(1: only if the thread has no hash) fields = {name -> value of the thread's hash} since(ms)
+--    runs = {run, text, ...} queued = {JSON...} unmade = {JSON...}
+--    tasks = { {task, rec, reason or due ms}, ... }; rec.p = done | failed | stopped | wake | job; at most 250 a call
+-- A task whose lease is announced for this very checkpoint stays leased to its worker.
+-- Answers JSON: status = ok | lost (the lock) | known; kept = leases that live on
+if call('GET', S .. 'recovery') ~= H.lock then return '{"status":"lost"}' end
+if H.fresh and call('EXISTS', S .. 'thread:' .. H.thread) == 1 then return '{"status":"known"}' end
+call('PEXPIRE', S .. 'recovery', H.lock_ms)
+H.round = 9007199254740992 -- until its owner names it, no renewal takes an adopted lease for an orphan
 if H.first then
-  local old = call('HMGET', S .. 'thread:' .. H.thread, 'n', 'digest')
-  local same = old[1] == tostring(H.fields.n) and old[2] == H.fields.digest
-  if not same then call('DEL', key) end
-  call('DEL', S .. 'thread:' .. H.thread, S .. 'unmade:' .. H.thread, S .. 'queued:' .. H.thread, S .. 'runs:' .. H.thread)
-  for run, text in pairs(H.runs) do call('HSET', S .. 'runs:' .. H.thread, run, text) end
-  for _, element in ipairs(H.queued) do call('RPUSH', S .. 'queued:' .. H.thread, element) end
-  for _, element in ipairs(H.unmade) do call('RPUSH', S .. 'unmade:' .. H.thread, element) end
-  local T = {}
-  for name, value in pairs(H.fields) do T[name] = value end
-  threads[H.thread] = T
+  call('UNLINK', S .. 'open:' .. H.thread, S .. 'thread:' .. H.thread, S .. 'unmade:' .. H.thread, S .. 'queued:' .. H.thread,
+    S .. 'runs:' .. H.thread)
   for _, word in ipairs({ 'running', 'done', 'failed', 'interrupted', 'cancelled' }) do
     call('ZREM', S .. 'threads:' .. word, H.thread)
   end
-  call('ZADD', S .. 'threads:' .. T.status, NOW, H.thread)
+  call('ZADD', S .. 'threads:' .. H.fields.status, H.since, H.thread)
+  threads[H.thread] = H.fields
 end
-local T, kept = load(H.thread), 0
-for _, t in ipairs(H.tasks) do
-  local task = t[1]
-  local rec = fresh_record(t[2], t[3], t[4])
-  rec.a, rec.l = t[6], t[7]
-  local old = record(H.thread, task)
+for i = 1, #H.runs, 2 do call('HSET', S .. 'runs:' .. H.thread, H.runs[i], H.runs[i + 1]) end
+for _, element in ipairs(H.queued) do call('RPUSH', S .. 'queued:' .. H.thread, element) end
+for _, element in ipairs(H.unmade) do call('RPUSH', S .. 'unmade:' .. H.thread, element) end
+
+local function announced(T, task)
   local said = call('HGET', S .. 'announced', T.n .. ' ' .. task .. ' ' .. H.thread)
-  if said then said = cjson.decode(said) elseif old and old.p == 'lease' then said = old end
-  if t[5] == 'job' and said then
-    rec.a, rec.t, rec.o, rec.L, rec.j = said.a, said.t, said.o, said.L, said.j
-    H.owner, H.lease_ms, rec.a = rec.o, rec.L, rec.a - 1
-    make_job(H.thread, T, task, rec)
-    lease(H.thread, T, task, rec, rec.t)
-    out.leases = {}
+  said = said and cjson.decode(said)
+  return said and said.d == T.digest and said
+end
+
+local T, kept = load(H.thread), 0
+for _, named in ipairs(H.tasks) do
+  local task, rec = named[1], named[2]
+  local said = T.status == 'running' and rec.p ~= 'done' and rec.p ~= 'failed' and announced(T, task)
+  if said then
+    rec.a = said.a - 1
+    H.owner, H.lease_ms = said.o, said.L
+    lease(H.thread, T, task, rec, said.t)
     kept = kept + 1
-  elseif t[5] == 'job' then
+  elseif rec.p == 'job' then
     push(H.thread, T, task, rec)
-  elseif t[5] == 'failed' then
-    rec.p = 'failed'
-    show_failed(H.thread, T, task, rec, t[8])
+  elseif rec.p == 'wake' then
+    local id = make_job(H.thread, T, task, rec)
+    call('ZADD', S .. 'wakes', named[3], task .. ' ' .. H.thread)
+    call('HSET', R .. 'job:' .. id, 'status', 'scheduled')
+    call('ZADD', R .. 'scheduled:' .. queue_of(rec), math.ceil(named[3] / 1000), id)
+    keep(H.thread, task, rec)
+  elseif rec.p == 'failed' then
+    show_failed(H.thread, T, task, rec, named[3])
     keep(H.thread, task, rec)
   else
-    rec.p = 'stopped'
     keep(H.thread, task, rec)
   end
 end
+out.leases = {}
 out.status, out.kept = 'ok', kept
 return finish()

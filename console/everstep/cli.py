@@ -1,0 +1,154 @@
+"""The command line: its words, its options for all of them, its exit codes. What a word does is in `commands`.
+
+    everstep [--url ...] WORD ...
+      └─ Words finds WORD's module and imports it; `--help` imports none of them
+      └─ main() turns an error into one line with its fix, and into an exit code
+
+Data goes to stdout, messages to stderr. A user's mistake never shows a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from .site import Site
+
+DEFAULT_URL = "redis://127.0.0.1:6379/0"
+
+# word -> (its module under `commands`, what it does in a few words)
+WORDS = {
+    "demo": ("tours", "The tour: two graphs on three workers, one of which gets killed."),
+    "dev": ("tours", "Workers that restart when you save, and every step as it happens."),
+    "worker": ("serving", "Work on graphs until told to stop."),
+    "submit": ("running", "Start a run; it is kept by Redis when this returns."),
+    "result": ("running", "Wait for a run and print what it came to."),
+    "state": ("reading", "Where a thread stands, or stood."),
+    "history": ("reading", "What happened on a thread, step by step."),
+    "log": ("reading", "The entries of a thread's log; --verify checks them."),
+    "threads": ("reading", "Threads by status, the newest first."),
+    "graphs": ("drawing", "The graphs that workers have published."),
+    "draw": ("drawing", "A graph as Mermaid text or SVG, drawn here."),
+    "cancel": ("running", "Stop a run now; no step of it is committed after this."),
+    "retry": ("running", "Let a failed run go on from its last step."),
+    "recover": ("serving", "Rebuild every index and job from the logs."),
+    "doctor": ("serving", "Is all well? Each line says what to do if not."),
+}
+
+OK, FAILURE, USAGE, NOT_FOUND, CONFLICT, WAITING, UNREACHABLE, INTEGRITY = range(8)
+INTERRUPTED, BROKEN_PIPE = 130, 141
+
+EPILOG = """\b
+Exit codes:
+  0  ok                         4  conflict, or the thread is busy
+  1  failure: a run failed      5  waiting: the run has not ended yet
+  2  wrong usage or bad input   6  Redis is unreachable
+  3  no such thing              7  a log is not what it should be
+
+\b
+First steps:
+  everstep demo                                        see it work, nothing needed
+  everstep dev examples.counting:graph                 your graph, live, on a Redis of its own
+  everstep submit counting '{"count": 0}' --thread t1 --wait
+"""
+
+
+class Words(click.Group):
+    """The words in the order above. A word's module is imported when the word is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(WORDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in WORDS:
+            return None
+        found = getattr(import_module(f".commands.{WORDS[cmd_name][0]}", __package__), cmd_name)
+        assert isinstance(found, click.Command)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in WORDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], WORDS, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else " `everstep --help` lists the words."
+            raise click.UsageError(f"there is no word {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Words"):
+            formatter.write_dl([(word, what) for word, (_, what) in WORDS.items()])
+
+
+@click.group(
+    cls=Words, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option(
+    "--url", envvar=["EVERSTEP_URL", "REDIS_URL"], default=DEFAULT_URL, metavar="URL",
+    help=f"Redis. From EVERSTEP_URL, else REDIS_URL, else {DEFAULT_URL}.",
+)  # fmt: skip
+@click.option("--namespace", envvar="EVERSTEP_NAMESPACE", default="everstep", metavar="NAME", help="What our keys begin with (everstep).")
+@click.option("--partition", envvar="EVERSTEP_PARTITION", default="0", metavar="P", help="Which partition (0).")
+@click.version_option(package_name="everstep", prog_name="everstep")
+@click.pass_context
+def cli(ctx: click.Context, url: str, namespace: str, partition: str) -> None:
+    """Durable graphs on the Redis you already have."""
+    given = ctx.get_parameter_source("url") is not click.core.ParameterSource.DEFAULT
+    ctx.obj = Site(url, namespace, partition, given=given)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command line. Returns its exit code."""
+    try:
+        done = cli.main(args=args, prog_name="everstep", standalone_mode=False)
+        sys.stdout.flush()
+        return done if isinstance(done, int) else OK
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # who read us has gone; nothing is written any more, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        code = _said(error)
+        if code is None:
+            raise
+        return code
+
+
+def _said(error: Exception) -> int | None:
+    """One line for people, and the exit code; None for an error that is ours, not theirs."""
+    from everstep_checkpoint.errors import EverstepError
+
+    if not isinstance(error, EverstepError):
+        return None
+    named = {"thread": error.thread, "checkpoint": error.checkpoint, "node": error.node}
+    where = ", ".join(f"{name} {value}" for name, value in named.items() if value)
+    click.echo(f"error: {error.what}" + (f" ({where})" if where else ""), err=True)
+    if error.fix:
+        click.echo(f"  fix: {error.fix}", err=True)
+    return exit_code(error)
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code that goes with an error, as `--help` lists them."""
+    from everstep_checkpoint import errors as x
+
+    kinds: list[tuple[tuple[type[Exception], ...], int]] = [
+        ((x.NotFound,), NOT_FOUND),
+        ((x.Conflict, x.ThreadBusy, x.RunConflict, x.Superseded), CONFLICT),
+        ((x.LogError,), INTEGRITY),
+        ((x.ServerError,), UNREACHABLE),
+        ((x.InputError,), USAGE),
+    ]
+    return next((code for classes, code in kinds if isinstance(error, classes)), FAILURE)

@@ -1,0 +1,148 @@
+"""The history of a thread, as an operator reads it: each checkpoint, what led to it, and what went wrong on the way.
+
+    frames of the log ──► lines(log, thread, most) ──► Line(checkpoint, nodes, next, changes, troubles)
+
+Oldest first, so that the last line is where the thread stands. Needs no graph's code: values are plain data.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.codec import PLAIN
+from everstep_checkpoint.log import Log, unknown_thread
+from everstep_scheduler.ending import error_of
+from everstep_scheduler.frames import Frame, frames
+
+HIDDEN = "join:"
+TROUBLES = {"task_failed": "failed", "task_lost": "lost", "task_parked": "parked"}
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An attempt that did not end well, or how a run rested: failed, retrying, lost, parked, cancelled."""
+
+    what: str
+    node: str
+    task: str
+    attempt: int
+    by: str
+    ms: int
+    at: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One checkpoint; or, with `id` empty, the step that is open now. Times in ms; `ms` is the slowest attempt's."""
+
+    id: str
+    step: int | None
+    source: str
+    run: str
+    nodes: tuple[str, ...]
+    next: tuple[str, ...]
+    by: tuple[str, ...] = ()
+    attempt: int = 0
+    ms: int = 0
+    at: int = 0
+    before: Values = field(default_factory=dict[str, Any])
+    values: Values = field(default_factory=dict[str, Any])
+    troubles: tuple[Trouble, ...] = ()
+
+    @property
+    def changed(self) -> Values:
+        """The keys whose values are not what they were; those that went are None."""
+        new = {key: value for key, value in self.values.items() if key not in self.before or self.before[key] != value}
+        return {**new, **{key: None for key in self.before if key not in self.values}}
+
+
+def lines(log: Log, thread: str, most: int) -> list[Line]:
+    """The last `most` checkpoints and the open step, oldest first. Raises UnknownThread, CorruptEntry."""
+    head = log.head(thread)
+    if head is None:
+        raise unknown_thread(thread)
+    found: list[Line] = []
+    before: Values = {}
+    facts: Sequence[e.Entry] = log.read(thread, "0-1", "0")
+    last: Frame | None = None
+    for last in frames(log, thread, max(head.n - most, 1), head.n) if head.n else ():
+        if last.state.n > head.n - most:
+            found.append(_line(last, facts, before))
+        before, facts = _values(last.state.channels), last.facts
+    found.append(_open(last, facts))
+    return found
+
+
+def _line(frame: Frame, facts: Sequence[e.Entry], before: Values) -> Line:
+    entry = frame.state.entry
+    done = [fact for fact in facts if fact.kind == "task_done"]
+    wide = entry.text("task") == "join" and done
+    ended = done if wide else [entry]
+    named = [fact.text("node") for fact in done] if wide else [entry.text("node")]
+    return Line(
+        id=entry.checkpoint_id, step=entry.number("step"), source=entry.text("source"), run=entry.text("run"),
+        nodes=counted(named), next=_next(frame), by=tuple(sorted({x.text("by") for x in ended} - {""})),
+        attempt=max(x.number("attempt") for x in ended), ms=max(x.number("ms") for x in ended), at=entry.number("at"),
+        before=before, values=_values(frame.state.channels), troubles=_troubles(facts),
+    )  # fmt: skip
+
+
+def _open(last: Frame | None, facts: Sequence[e.Entry]) -> Line:
+    """What is known of the step that no checkpoint has closed yet."""
+    run = next((fact.text("run") for fact in reversed(facts) if fact.kind == "run_started"), "")
+    begun = [fact for fact in facts if fact.kind == "run_started" and not _goes_on(fact, facts)]
+    done = Counter(fact.text("node") for fact in facts if fact.kind == "task_done")
+    wanted = Counter(["__start__"]) if begun or last is None else Counter(_next_nodes(last))
+    left = (wanted - done).elements()
+    return Line("", None, "open", run, counted(done.elements()), counted(left), troubles=_troubles(facts))
+
+
+def _goes_on(fact: e.Entry, facts: Sequence[e.Entry]) -> bool:
+    """Does the run continue a rested one, instead of bringing an input?"""
+    return bool(fact.text("of")) and not any(x.id == fact.text("of") and x.kind == "run_queued" for x in facts)
+
+
+def _next(frame: Frame) -> tuple[str, ...]:
+    return counted(_next_nodes(frame))
+
+
+def _next_nodes(frame: Frame) -> list[str]:
+    nodes = [str(row[1]) for row in frame.state.entry.next if len(row) == 4]
+    for part in frame.parts:
+        for node, _, _, count in part.json("tasks"):
+            nodes += [str(node)] * int(count)
+    return nodes
+
+
+def counted(nodes: Iterable[str]) -> tuple[str, ...]:
+    """`analyse ×312` for what is there more than once."""
+    found = Counter(node for node in nodes if node)
+    return tuple(node if count == 1 else f"{node} ×{count}" for node, count in found.items())
+
+
+def _troubles(facts: Sequence[e.Entry]) -> tuple[Trouble, ...]:
+    found = [_trouble(fact) for fact in facts if fact.kind in TROUBLES or fact.kind == "run_rested"]
+    return tuple(found)
+
+
+def _trouble(fact: e.Entry) -> Trouble:
+    what = TROUBLES.get(fact.kind) or fact.text("status")
+    if fact.kind == "task_failed" and "retry_at" in fact.raw:
+        what = "retrying"
+    error_type, text = error_of(fact)
+    said = f"{error_type}: {text}" if error_type else text
+    if fact.kind == "run_rested":
+        said = f"the run rests: {what}" + (f" ({said})" if said else "")
+    return Trouble(
+        what, fact.text("node"), fact.text("task"), fact.number("attempt"), fact.text("by"), fact.number("ms"), fact.number("at"), said
+    )
+
+
+def _values(channels: Mapping[str, bytes]) -> Values:
+    return {name: PLAIN.decode(value, f"key {name!r}") for name, value in channels.items() if not name.startswith(HIDDEN)}

@@ -1,0 +1,80 @@
+"""Where a command works: a Redis, a namespace, a partition. Connections are made when they are first used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import redis
+    from everstep_checkpoint.keys import Keys
+    from everstep_checkpoint.redislog import RedisLog
+    from everstep_scheduler.client import Client
+
+
+class Site:
+    """The global options of a command line. `given`: did the user say which Redis, by option or environment?"""
+
+    def __init__(self, url: str, namespace: str = "everstep", partition: str = "0", *, given: bool = True) -> None:
+        self.url = url
+        self.namespace = namespace
+        self.partition = partition
+        self.given = given
+
+    @cached_property
+    def keys(self) -> Keys:
+        """Raises InputError for a namespace or partition that can't be part of a key."""
+        from everstep_checkpoint.errors import InputError
+        from everstep_checkpoint.keys import Keys, rq_prefix
+
+        try:
+            return Keys(self.namespace, self.partition, rq_prefix(self.partition))
+        except ValueError as error:
+            raise InputError(str(error), fix="choose a simple name for --namespace and --partition") from None
+
+    @cached_property
+    def redis(self) -> redis.Redis:
+        """A plain connection, bytes in and out. Raises InputError for a URL that is none."""
+        from everstep_checkpoint.errors import InputError
+        from everstep_scheduler.connection import connect
+
+        try:
+            return connect(self.url, block_s=5.0)
+        except ValueError:
+            raise InputError(f"{self.shown!r} is no URL of a Redis", fix="redis://host:6379/0, rediss://... or unix:///path") from None
+
+    @cached_property
+    def log(self) -> RedisLog:
+        from everstep_checkpoint.redislog import RedisLog
+
+        return RedisLog(self.redis, self.keys)
+
+    @cached_property
+    def client(self) -> Client:
+        from everstep_scheduler.client import connect
+
+        self.redis  # noqa: B018  # a wrong URL is told before anything else
+        return connect(self.url, namespace=self.namespace, partition=self.partition)
+
+    @property
+    def shown(self) -> str:
+        """The URL for people: never with its password."""
+        from everstep_scheduler.connection import redacted
+
+        return redacted(self.url)
+
+    @contextmanager
+    def open(self) -> Iterator[Site]:
+        """For as long as a command talks to Redis: its errors become ours, which say what to do."""
+        from everstep_scheduler.connection import translated
+
+        with translated(self.url):
+            yield self
+
+    def say(self, text: str) -> None:
+        """A message for people, on stderr."""
+        import click
+
+        click.echo(text, err=True)

@@ -1,0 +1,409 @@
+"""Graphs that run where they are called, against LangGraph as the oracle and on both stores."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from everstep_checkpoint.errors import (
+    EmptyInputError,
+    GraphRecursionError,
+    InvalidInput,
+    InvalidThreadId,
+    InvalidUpdateError,
+    NodeTimeoutError,
+    RunConflict,
+    TooLarge,
+    UnknownType,
+)
+from everstep_checkpoint.replay import verify
+from everstep_scheduler.graph import StateGraph
+from everstep_scheduler.inline import CompiledGraph
+from everstep_scheduler.retry import RetryPolicy
+from everstep_scheduler.runtime import END, START, Runtime, Send
+from everstep_scheduler.savers import InMemorySaver, RedisSaver, Saver
+from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
+from langgraph.graph import StateGraph as OracleGraph
+from langgraph.types import Send as OracleSend
+
+
+class State(TypedDict, total=False):
+    count: int
+    done: bool
+    log: Annotated[list[Any], operator.add]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def saver(request: pytest.FixtureRequest) -> Iterator[Saver]:
+    if request.param == "memory":
+        yield InMemorySaver()
+    else:
+        made = RedisSaver(request.getfixturevalue("redis_url"))
+        yield made
+        made.client.close()
+
+
+def on(thread: str = "t", **more: Any) -> dict[str, Any]:
+    return {"configurable": {"thread_id": thread}, **more}
+
+
+def counting(builder: Any) -> Any:
+    def inc(state: State) -> State:
+        return {"count": state["count"] + 1, "log": [f"inc {state['count']}"]}
+
+    def check(state: State) -> State:
+        return {"done": state["count"] >= 5}
+
+    def again(state: State) -> str:
+        return END if state["done"] else "inc"
+
+    builder.add_node("inc", inc)
+    builder.add_node("check", check)
+    builder.add_edge(START, "inc")
+    builder.add_edge("inc", "check")
+    builder.add_conditional_edges("check", again, ["inc", END])
+    return builder
+
+
+def diamond(builder: Any) -> Any:
+    def say(name: str) -> Callable[[State], State]:
+        return lambda state: {"log": [name, len(state.get("log", []))]}
+
+    for name in ("a", "b", "c", "d"):
+        builder.add_node(name, say(name))
+    builder.add_edge(START, "a")
+    builder.add_edge("a", "b")
+    builder.add_edge("a", "c")
+    builder.add_edge(["b", "c"], "d")
+    return builder
+
+
+def fan(send: Any) -> Callable[[Any], Any]:
+    def build(builder: Any) -> Any:
+        def out(state: State) -> list[Any]:
+            return [send("work", {"count": i}) for i in range(state["count"])]
+
+        builder.add_node("list", lambda state: {"log": ["list"]})
+        builder.add_node("work", lambda state: {"log": [state["count"] * 10]})
+        builder.add_node("report", lambda state: {"done": True})
+        builder.add_edge(START, "list")
+        builder.add_conditional_edges("list", out, ["work"])
+        builder.add_edge("work", "report")
+        return builder
+
+    return build
+
+
+def told(history: Any) -> list[tuple[Any, ...]]:
+    return [(s.metadata["source"], s.metadata["step"], tuple(s.next), s.values) for s in history]
+
+
+CASES: list[tuple[str, Any, Any, Any]] = [
+    ("counting", counting, counting, {"count": 0, "done": False}),
+    ("diamond", diamond, diamond, {"count": 1}),
+    ("fan", fan(Send), fan(OracleSend), {"count": 7}),
+    ("empty fan", fan(Send), fan(OracleSend), {"count": 0}),
+]
+
+
+@pytest.mark.parametrize(("name", "ours", "theirs", "given"), CASES, ids=[case[0] for case in CASES])
+def test_history_and_result_are_langgraphs(name: str, ours: Any, theirs: Any, given: Any, saver: Saver) -> None:
+    graph = ours(StateGraph(State)).compile(checkpointer=saver, name="g")
+    oracle = theirs(OracleGraph(State)).compile(checkpointer=OracleSaver())
+    for _ in range(2):
+        assert graph.invoke(given, on()) == oracle.invoke(given, on(), durability="sync")
+        assert told(graph.get_state_history(on())) == told(oracle.get_state_history(on()))
+    assert verify(saver.log, "t").sound
+
+
+@pytest.mark.parametrize(("name", "ours", "theirs", "given"), CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize("mode", ["values", "updates"])
+def test_streams_are_langgraphs(name: str, ours: Any, theirs: Any, given: Any, mode: str, saver: Saver) -> None:
+    graph = ours(StateGraph(State)).compile(checkpointer=saver, name="g")
+    oracle = theirs(OracleGraph(State)).compile(checkpointer=OracleSaver())
+    mine = list(graph.stream(given, on(), stream_mode=mode))
+    his = list(oracle.stream(given, on(), stream_mode=mode, durability="sync"))
+    assert sorted(map(repr, mine)) == sorted(map(repr, his)) if mode == "updates" else mine == his
+
+
+def chain(*nodes: Any, **options: Any) -> StateGraph:
+    builder = StateGraph(State)
+    names = [f"n{i}" for i in range(len(nodes))]
+    for name, node in zip(names, nodes, strict=True):
+        builder.add_node(name, node, **options)
+    builder.add_edge(START, names[0])
+    for a, b in zip(names, names[1:], strict=False):
+        builder.add_edge(a, b)
+    return builder
+
+
+def test_async_nodes_run_inline_and_on_the_callers_loop(saver: Saver) -> None:
+    loops: list[Any] = []
+
+    async def node(state: State) -> State:
+        await asyncio.sleep(0)
+        loops.append(asyncio.get_running_loop())
+        return {"count": state["count"] + 1}
+
+    graph = chain(node, lambda state: {"count": state["count"] * 10}).compile(checkpointer=saver, name="g")
+    assert graph.invoke({"count": 1}, on("a"))["count"] == 20
+
+    async def main() -> None:
+        assert (await graph.ainvoke({"count": 2}, on("b")))["count"] == 30
+        chunks = [chunk async for chunk in graph.astream({"count": 3}, on("c"), stream_mode=["updates", "values"])]
+        assert chunks[-1] == ("values", {"count": 40, "log": []})
+        assert loops[-1] is loops[-2] is asyncio.get_running_loop()
+
+    asyncio.run(main())
+
+
+def test_parallel_branches_run_at_the_same_time(saver: Saver) -> None:
+    meet = threading.Barrier(2, timeout=10)
+
+    def node(state: State) -> State:
+        meet.wait()
+        return {"log": [1]}
+
+    builder = StateGraph(State)
+    builder.add_node("a", node)
+    builder.add_node("b", node)
+    builder.add_edge(START, "a")
+    builder.add_edge(START, "b")
+    assert builder.compile(checkpointer=saver, name="g").invoke({}, on())["log"] == [1, 1]
+
+
+def test_a_failed_run_raises_the_nodes_error_and_continues_where_it_failed(saver: Saver) -> None:
+    calls: list[str] = []
+
+    def first(state: State) -> State:
+        calls.append("first")
+        return {"count": 1}
+
+    def second(state: State) -> State:
+        calls.append("second")
+        if len(calls) < 3:
+            raise ValueError("not yet")
+        return {"done": True}
+
+    graph = chain(first, second).compile(checkpointer=saver, name="g")
+    with pytest.raises(ValueError, match="not yet"):
+        graph.invoke({"count": 0}, on())
+    state = graph.get_state(on())
+    assert state.next == ("n1",)
+    assert "not yet" in (state.tasks[0].error or "")
+    assert graph.invoke(None, on()) == {"count": 1, "done": True, "log": []}
+    assert calls == ["first", "second", "second"]
+    assert graph.get_state(on()).next == ()
+
+
+def test_a_sibling_of_a_failed_task_is_not_run_again(saver: Saver) -> None:
+    calls: list[str] = []
+
+    def bad(state: State) -> State:
+        calls.append("bad")
+        if calls.count("bad") == 1:
+            raise KeyError("x")
+        return {"log": ["bad"]}
+
+    def good(state: State) -> State:
+        calls.append("good")
+        return {"log": ["good"]}
+
+    builder = StateGraph(State)
+    builder.add_node("bad", bad)
+    builder.add_node("good", good)
+    builder.add_edge(START, "bad")
+    builder.add_edge(START, "good")
+    graph = builder.compile(checkpointer=saver, name="g")
+    with pytest.raises(KeyError):
+        graph.invoke({}, on())
+    assert graph.get_state(on()).next == ("bad",)
+    assert graph.get_state(on()).values["log"] == ["good"]
+    assert graph.invoke(None, on())["log"] == ["bad", "good"]
+    assert sorted(calls) == ["bad", "bad", "good"]
+
+
+def test_a_retry_policy_is_kept_and_attempts_are_counted(saver: Saver) -> None:
+    attempts: list[int] = []
+
+    def node(state: State, runtime: Runtime[Any]) -> State:
+        attempts.append(runtime.execution_info.node_attempt)
+        if len(attempts) < 3:
+            raise ConnectionError("away")
+        return {"count": 9}
+
+    policy = RetryPolicy(initial_interval=0.01, jitter=False)
+    graph = chain(node, retry_policy=policy).compile(checkpointer=saver, name="g")
+    assert graph.invoke({"count": 0}, on())["count"] == 9
+    assert attempts == [1, 2, 3]
+
+
+def test_a_timeout_ends_sync_and_async_nodes(saver: Saver) -> None:
+    release = threading.Event()
+
+    def slow(state: State) -> State:
+        release.wait(10)
+        return {"count": 1}
+
+    async def aslow(state: State) -> State:
+        await asyncio.sleep(10)
+        return {"count": 1}
+
+    for i, node in enumerate((slow, aslow)):
+        graph = chain(node, timeout=0.05).compile(checkpointer=saver, name="g")
+        with pytest.raises(NodeTimeoutError, match=r"0\.05 s"):
+            graph.invoke({"count": 0}, on(f"t{i}"))
+    release.set()
+
+
+def test_conflicting_writes_fail_the_run_and_never_the_thread(saver: Saver) -> None:
+    builder = StateGraph(State)
+    builder.add_node("a", lambda state: {"count": 1})
+    builder.add_node("b", lambda state: {"count": 2})
+    builder.add_edge(START, "a")
+    builder.add_edge(START, "b")
+    graph = builder.compile(checkpointer=saver, name="g")
+    with pytest.raises(InvalidUpdateError, match="one value"):
+        graph.invoke({}, on())
+    assert graph.get_state(on()).values == {"log": []}
+    with pytest.raises(InvalidUpdateError):
+        graph.invoke({"count": 5}, on())
+
+
+def test_a_reducer_that_raises_on_one_task_leaves_the_thread_usable(saver: Saver) -> None:
+    graph = chain(lambda state: {"log": state["count"]}).compile(checkpointer=saver, name="g")
+    with pytest.raises(InvalidUpdateError, match="log"):
+        graph.invoke({"count": 3}, on())
+    graph.update_state(on(), {"count": 1}, as_node="n0")
+    assert graph.get_state(on()).values["count"] == 1
+
+
+def test_the_recursion_limit_saves_the_last_checkpoint_and_can_go_on(saver: Saver) -> None:
+    builder = StateGraph(State)
+    builder.add_node("a", lambda state: {"count": state["count"] + 1})
+    builder.add_edge(START, "a")
+    builder.add_conditional_edges("a", lambda state: "a" if state["count"] < 6 else END)
+    graph = builder.compile(checkpointer=saver, name="g")
+    with pytest.raises(GraphRecursionError, match="4"):
+        graph.invoke({"count": 0}, on(recursion_limit=4))
+    assert graph.get_state(on()).values["count"] == 4
+    assert graph.invoke(None, on(recursion_limit=4))["count"] == 6
+
+
+def test_update_state_acts_as_a_node_and_waits(saver: Saver) -> None:
+    graph = chain(*[lambda state: {"count": state["count"] + 1}] * 3).compile(checkpointer=saver, name="g")
+    graph.update_state(on(), {"count": 10}, as_node="n0")
+    state = graph.get_state(on())
+    assert (state.values["count"], state.next, state.metadata) == (10, ("n1",), {"source": "update", "step": 0, "parents": {}})
+    assert graph.invoke(None, on())["count"] == 12
+
+
+def test_what_a_node_mutates_never_reaches_the_state(saver: Saver) -> None:
+    kept: list[Any] = ["mine"]
+
+    def first(state: State) -> State:
+        state["log"].append("stray")
+        return {"log": kept}
+
+    def second(state: State) -> State:
+        kept.append("late")
+        return {"count": len(state["log"])}
+
+    graph = chain(first, second).compile(checkpointer=saver, name="g")
+    assert graph.invoke({"count": 0}, on()) == {"count": 1, "log": ["mine"]}
+
+
+def test_a_run_id_makes_an_invoke_idempotent(saver: Saver) -> None:
+    calls: list[int] = []
+    graph = chain(lambda state: calls.append(1) or {"count": state["count"] + 1}).compile(checkpointer=saver, name="g")
+    assert graph.invoke({"count": 1}, on(), run_id="r1")["count"] == 2
+    assert graph.invoke({"count": 1}, on(), run_id="r1")["count"] == 2
+    assert calls == [1]
+    with pytest.raises(RunConflict):
+        graph.invoke({"count": 7}, on(), run_id="r1")
+
+
+def test_two_invokes_on_one_thread_lose_nothing(saver: Saver) -> None:
+    graph = chain(lambda state: time.sleep(0.01) or {"log": [state["count"]]}).compile(checkpointer=saver, name="g")
+    threads = [threading.Thread(target=graph.invoke, args=({"count": i}, on())) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(graph.get_state(on()).values["log"]) == [0, 1, 2, 3]
+    assert verify(saver.log, "t").sound
+
+
+@pytest.mark.parametrize("bad", [True, {"a": 1}, [1], b"x", "", "x" * 513, "a\nb", 1.5])
+def test_a_thread_id_that_is_none_is_refused(bad: Any, saver: Saver) -> None:
+    graph = chain(lambda state: {}).compile(checkpointer=saver, name="g")
+    with pytest.raises(InvalidThreadId):
+        graph.invoke({"count": 1}, on(bad))
+    assert list(saver.log.threads()) == []
+
+
+def test_bad_input_is_refused_before_anything_is_written(saver: Saver) -> None:
+    graph = chain(lambda state: {}).compile(checkpointer=saver, name="g")
+    for bad, error in [({"cuont": 1}, InvalidInput), ([1], InvalidInput), ({"count": object()}, UnknownType)]:
+        with pytest.raises(error):
+            graph.invoke(bad, on())
+    with pytest.raises(EmptyInputError):
+        graph.invoke(None, on())
+    with pytest.raises(InvalidInput):
+        graph.invoke({"count": 1}, {})
+    assert list(saver.log.threads()) == []
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [([1], InvalidUpdateError), ({"cuont": 1}, InvalidUpdateError), ({"count": object()}, UnknownType), ({"count": "x" * 9_000_000}, TooLarge)],
+)
+def test_what_a_node_may_not_return_fails_with_its_name_and_the_thread_stays_usable(returned: Any, error: Any, saver: Saver) -> None:
+    answers = [returned, {"count": 3}]
+    graph = chain(lambda state: answers.pop(0)).compile(checkpointer=saver, name="g")
+    with pytest.raises(error) as raised:
+        graph.invoke({"count": 1}, on())
+    assert "n0" in str(raised.value) or "count" in str(raised.value)
+    assert graph.invoke({"count": 1}, on())["count"] == 3
+
+
+def test_a_graph_without_checkpointer_keeps_nothing() -> None:
+    graph = chain(lambda state: {"count": state["count"] + 1}).compile()
+    assert graph.invoke({"count": 1})["count"] == 2
+    with pytest.raises(InvalidInput, match="checkpointer"):
+        graph.get_state(on())
+
+
+def test_the_idempotency_key_is_the_same_over_attempts_and_differs_between_tasks(saver: Saver) -> None:
+    keys: list[str] = []
+
+    def node(state: State, runtime: Runtime[Any]) -> State:
+        keys.append(runtime.idempotency_key)
+        if len(keys) == 1:
+            raise ConnectionError
+        return {"count": 1}
+
+    policy = RetryPolicy(initial_interval=0.01, jitter=False)
+    chain(node, node, retry_policy=policy).compile(checkpointer=saver, name="g").invoke({"count": 0}, on())
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_snapshot_comes_by_size_and_large_ones_in_parts(saver: Saver) -> None:
+    import os
+
+    graph: CompiledGraph = chain(lambda state: {"log": [os.urandom(40_000)]}).compile(checkpointer=saver, name="g")
+    for _ in range(12):
+        graph.invoke({"count": 1, "log": []}, on())
+        graph.invoke({"count": 2, "log": []}, on())
+    snapshots = [x for x in saver.log.read("t") if x.is_checkpoint and "floor" in x.raw]
+    assert len(graph.get_state(on()).values["log"]) == 24
+    for _ in range(300):
+        graph.update_state(on(), {"count": 3}, as_node="n0")
+    snapshots = [x for x in saver.log.read("t") if x.is_checkpoint and "floor" in x.raw]
+    assert snapshots == [] or "parts" in snapshots[-1].raw or "state" in snapshots[-1].raw
+    assert verify(saver.log, "t").sound

@@ -1,0 +1,123 @@
+"""What runs in a pool's child, from the fork to its exit code. User code is imported here, never in the parent."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from everstep_checkpoint.errors import EverstepError, ServerUnavailable
+from everstep_checkpoint.keys import Keys
+from everstep_scheduler.moves import LEASE_MS
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_STARTING = 70
+SOLO_IDLE_S = 2.0
+PR_SET_PDEATHSIG = 1
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+log = logging.getLogger("everstep.worker")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a child is to do. `solo`: run suspects alone, from these queues, and end when there are none."""
+
+    url: str
+    targets: tuple[str, ...]
+    name_ending: str
+    concurrency: int = 10
+    queues: tuple[str, ...] = ()
+    grace_s: float = 30.0
+    lease_ms: int = LEASE_MS
+    keys: Keys = field(default_factory=Keys)
+    solo: bool = False
+
+
+def child_main(order: Order, parent: int, report_fd: int) -> int:
+    """Run a worker to its end. Returns the exit code: 2 if it can't begin for a reason that stays, told in one line."""
+    os.setpgrp()  # a terminal's Ctrl-C is the parent's to handle; it tells us once
+    signal.set_wakeup_fd(-1)
+    for number in (*SIGNALS, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    _die_with(parent)
+    try:
+        _run(order, report_fd)
+    except EverstepError as error:
+        sys.stderr.write(f"everstep: {error}\n")
+        return EXIT_FAILED if isinstance(error, ServerUnavailable) else EXIT_USAGE
+    return 0
+
+
+def _run(order: Order, report_fd: int) -> None:
+    from .face import pin_rq_prefix, worker_name
+
+    pin_rq_prefix(order.keys)
+    from .targets import load_targets
+    from .worker import Worker
+
+    worker = Worker(
+        order.url,
+        load_targets(order.targets),
+        concurrency=1 if order.solo else order.concurrency,
+        queues=order.queues or None,
+        grace_s=order.grace_s,
+        lease_ms=order.lease_ms,
+        keys=order.keys,
+        name=worker_name(os.getpid(), order.name_ending),
+        serves_parked=not order.solo,
+        idle_exit_s=SOLO_IDLE_S if order.solo else 0.0,
+        on_change=lambda change: _report(report_fd, change),
+    )
+    worker.run()
+
+
+def _report(fd: int, change: dict[str, Any]) -> None:
+    """One line to the parent: {"queues": [...]} when it begins, {"claimed": true} after its first claim."""
+    try:
+        os.write(fd, json.dumps(change).encode() + b"\n")
+    except OSError:  # the parent is gone; the worker notices by itself
+        log.debug("nobody reads our reports")
+
+
+def _die_with(parent: int) -> None:
+    """On Linux the kernel tells us when the parent dies; elsewhere the worker looks for it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+def fork(order: Order, close: Sequence[int] = ()) -> tuple[int, int]:
+    """Start a child. Returns its pid and the file its reports come from. `close`: files that are not the child's."""
+    reports, report_fd = os.pipe()
+    os.set_blocking(reports, False)
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none may get lost between the fork and the child's own handlers
+    pid = os.fork()
+    if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        os.close(report_fd)
+        return pid, reports
+    code = EXIT_STARTING
+    try:
+        for fd in (reports, *close):
+            os.close(fd)
+        code = child_main(order, parent, report_fd)
+    except BaseException:
+        log.exception("everstep's own error in a worker process")
+    finally:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,303 @@
+"""A pool: one parent, P worker processes. The parent keeps them alive, and tells Redis at once when one dies.
+
+    fork P children ──► a child dies ──► its leases released as lost ──► a replacement
+                  └───► suspects wait ──► solo children, one suspect at a time each, gone when idle
+    SIGTERM ──► passed on ──► grace ──► SIGKILL for who is left, leases given back
+
+The parent imports no user code and runs no thread, so that it can fork at any time and outlives everything that a node
+can do. A child gets its name from the parent, so the parent can release what it held.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from everstep_checkpoint.errors import ServerError
+from everstep_checkpoint.keys import Keys
+from everstep_scheduler.connection import Client, connect, translated
+from everstep_scheduler.moves import LEASE_MS
+from everstep_scheduler.redismoves import RedisMoves, Scripts
+
+from .child import EXIT_USAGE, Order, fork
+from .face import Face, name_ending, worker_name
+
+LOOK_EVERY_S = 1.0
+QUICK_DEATH_S = 5.0
+QUICK_DEATHS_MAX = 5
+BACKOFF_S = (0.0, 0.1, 0.3, 1.0, 3.0)
+SOLOS_MAX = 32
+SOLOS_PER_CPU = 2
+KILL_MARGIN_S = 3.0
+SUSPECT = ".suspect"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+log = logging.getLogger("everstep.pool")
+
+
+@dataclass
+class Child:
+    """One child, as its parent knows it."""
+
+    pid: int
+    name: str
+    reports: int
+    order: Order
+    began: float = field(default_factory=time.monotonic)
+    queues: tuple[str, ...] = ()
+    claimed: bool = False
+    heard: bytes = b""
+
+    @property
+    def solo(self) -> bool:
+        return self.order.solo
+
+
+@dataclass(frozen=True)
+class Debt:
+    """A release that is still to be made: Redis was away, or it is about to be."""
+
+    owner: str
+    to: Literal["job", "lost"]
+    queues: tuple[str, ...]
+
+
+class Pool:
+    """`processes` workers for `targets`, until SIGTERM or SIGINT. `run` returns the exit code."""
+
+    def __init__(
+        self,
+        url: str,
+        targets: Sequence[str],
+        *,
+        processes: int = 1,
+        concurrency: int = 10,
+        queues: Sequence[str] = (),
+        grace_s: float = 30.0,
+        lease_ms: int = LEASE_MS,
+        keys: Keys | None = None,
+    ) -> None:
+        self._order = Order(url, tuple(targets), "", concurrency, tuple(queues), grace_s, lease_ms, keys or Keys())
+        self._processes = processes
+        self._children: dict[int, Child] = {}
+        self._debts: list[Debt] = []
+        self._queues: tuple[str, ...] = ()
+        self._quick_deaths = 0
+        self._fork_at: list[float] = [0.0] * processes  # when each missing child is due
+        self._look_at = 0.0
+        self._signals = 0
+        self._failed = 0
+        self._client: Client | None = None
+        self._moves: RedisMoves | None = None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The children that live, solo ones too."""
+        return tuple(self._children)
+
+    # the loop
+
+    def run(self) -> int:
+        """Keep the pool until a signal ends it. 0; 2 if the targets can't be loaded; 1 if children die at birth."""
+        kept = {number: signal.signal(number, self._signalled) for number in SIGNALS}
+        kept[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._wake_read, self._wake_write = os.pipe()
+        for fd in (self._wake_read, self._wake_write):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        try:
+            while not (self._signals or self._failed):
+                self._turn()
+            self._end()
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+        return self._failed
+
+    def _signalled(self, number: int, frame: object) -> None:
+        self._signals += 1
+
+    def _turn(self) -> None:
+        """One turn: bury the dead, fork what is due, look for suspects; then wait for a child or a second."""
+        if self._reap():
+            self._look_at = 0.0
+        self._settle_debts()
+        self._fork_due()
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK_EVERY_S
+            self._start_solos()
+        due = min([self._look_at, *self._fork_at]) - time.monotonic()
+        self._listen(min(LOOK_EVERY_S, max(0.0, due)))
+
+    def _listen(self, timeout_s: float) -> None:
+        """Wait for a signal or for children's reports."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake_read, selectors.EVENT_READ, None)
+            for child in self._children.values():
+                if child.reports >= 0:
+                    selector.register(child.reports, selectors.EVENT_READ, child)
+            for key, _ in selector.select(timeout_s):
+                if key.data is None:
+                    os.read(self._wake_read, 4096)
+                else:
+                    self._hear(key.data)
+
+    def _hear(self, child: Child) -> None:
+        """What a child reports: its queues, and that it has claimed."""
+        try:
+            said = os.read(child.reports, 65536)
+        except BlockingIOError:
+            return
+        if not said:
+            os.close(child.reports)
+            child.reports = -1
+        *lines, child.heard = (child.heard + said).split(b"\n")
+        for line in lines:
+            report: dict[str, Any] = json.loads(line)
+            child.queues = tuple(report.get("queues", child.queues))
+            child.claimed = bool(report.get("claimed", child.claimed))
+            if not child.solo:
+                self._queues = child.queues or self._queues
+            if child.claimed:
+                self._quick_deaths = 0
+
+    # births
+
+    def _fork_due(self) -> None:
+        now = time.monotonic()
+        for due in [at for at in self._fork_at if at <= now]:
+            self._fork_at.remove(due)
+            self._fork(self._order)
+
+    def _fork(self, order: Order) -> None:
+        ending = name_ending()
+        files = [self._wake_read, self._wake_write, *(x.reports for x in self._children.values() if x.reports >= 0)]
+        self._hang_up()
+        pid, reports = fork(replace(order, name_ending=ending), files)
+        self._children[pid] = Child(pid, worker_name(pid, ending), reports, order)
+        log.info("%s began", self._children[pid].name)
+
+    def _start_solos(self) -> None:
+        """Suspects run alone, each in a child that holds nothing else."""
+        queues = tuple(queue + SUSPECT for queue in self._queues)
+        waiting = self._waiting(queues)
+        solos = sum(child.solo for child in self._children.values())
+        most = min(SOLOS_MAX, SOLOS_PER_CPU * (os.cpu_count() or 1), waiting)
+        for _ in range(most - solos):
+            self._fork(replace(self._order, queues=queues, solo=True))
+
+    def _waiting(self, queues: Iterable[str]) -> int:
+        if not queues:
+            return 0
+        try:
+            with translated(self._order.url), self._redis().pipeline(transaction=False) as pipe:
+                for queue in queues:
+                    pipe.llen(self._order.keys.rq_queue(queue))
+                return sum(pipe.execute())
+        except ServerError as error:
+            log.debug("no look at suspects: %s", error.what)
+            return 0
+
+    # deaths
+
+    def _reap(self) -> int:
+        """Bury the children that have died. Returns how many."""
+        dead = 0
+        for child in list(self._children.values()):
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                dead += 1
+                self._bury(child, os.waitstatus_to_exitcode(status))
+        return dead
+
+    def _bury(self, child: Child, code: int) -> None:
+        """Forget a child, give back what it held, and decide on a replacement."""
+        if child.reports >= 0:
+            self._hear(child)
+        del self._children[child.pid]
+        if child.reports >= 0:
+            os.close(child.reports)
+        wanted = bool(self._signals or self._failed)
+        if not (code == 0 and wanted):  # a node may end its process with code 0, too
+            self._debts.append(Debt(child.name, "job" if wanted else "lost", child.queues))
+        if code:
+            log.warning("%s ended by %s", child.name, f"signal {-code}" if code < 0 else f"exit code {code}")
+        if code == EXIT_USAGE and not child.claimed:
+            self._failed = EXIT_USAGE
+        elif not wanted and not child.solo:
+            self._replace(child)
+
+    def _replace(self, child: Child) -> None:
+        """A child died: the next one is due, later the more children in a row died at birth."""
+        quick = not child.claimed and time.monotonic() - child.began < QUICK_DEATH_S
+        self._quick_deaths = self._quick_deaths + 1 if quick else 0
+        if self._quick_deaths >= QUICK_DEATHS_MAX:
+            log.error("%d worker processes in a row died at birth; the pool gives up", self._quick_deaths)
+            self._failed = 1
+            return
+        self._fork_at.append(time.monotonic() + BACKOFF_S[min(self._quick_deaths, len(BACKOFF_S) - 1)])
+
+    def _settle_debts(self) -> None:
+        """Release what dead children held. What Redis does not take now is tried again; leases run out anyway."""
+        for debt in list(self._debts):
+            try:
+                with translated(self._order.url):
+                    released = self._redis_moves().release(debt.owner, None, debt.to, "its process died")
+                    Face(self._redis(), self._order.keys, debt.owner, debt.queues).died()
+            except ServerError as error:
+                log.warning("leases of %s not released yet: %s", debt.owner, error.what)
+                return
+            self._debts.remove(debt)
+            if released:
+                log.warning("%s: %d tasks taken back", debt.owner, released)
+
+    # the end
+
+    def _end(self) -> None:
+        """Pass the signal on, wait for the grace, kill who is left."""
+        end = time.monotonic() + self._order.grace_s + KILL_MARGIN_S
+        passed_on = 0
+        while self._children and time.monotonic() < end:
+            if passed_on < max(self._signals, 1):
+                passed_on += 1
+                self._signal_all(signal.SIGTERM)
+            self._listen(0.1)
+            self._reap()
+        self._signal_all(signal.SIGKILL)
+        for child in list(self._children.values()):
+            _, status = os.waitpid(child.pid, 0)
+            self._bury(child, os.waitstatus_to_exitcode(status))
+        self._settle_debts()
+        self._hang_up()
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for pid in self._children:
+            os.kill(pid, number)
+
+    # Redis, opened when needed and closed before each fork
+
+    def _redis(self) -> Client:
+        if self._client is None:
+            self._client = connect(self._order.url, connections=2)
+            self._moves = RedisMoves(Scripts(self._client, self._order.keys, None, self._order.url))
+        return self._client
+
+    def _redis_moves(self) -> RedisMoves:
+        self._redis()
+        assert self._moves is not None
+        return self._moves
+
+    def _hang_up(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = self._moves = None
