@@ -35,6 +35,7 @@ from langgraph.types import Send as OracleSend
 class State(TypedDict, total=False):
     count: int
     done: bool
+    note: bytes
     log: Annotated[list[Any], operator.add]
 
 
@@ -397,13 +398,20 @@ def test_a_snapshot_comes_by_size_and_large_ones_in_parts(saver: Saver) -> None:
     import os
 
     graph: CompiledGraph = chain(lambda state: {"log": [os.urandom(40_000)]}).compile(checkpointer=saver, name="g")
-    for _ in range(12):
-        graph.invoke({"count": 1, "log": []}, on())
-        graph.invoke({"count": 2, "log": []}, on())
-    snapshots = [x for x in saver.log.read("t") if x.is_checkpoint and "floor" in x.raw]
-    assert len(graph.get_state(on()).values["log"]) == 24
-    for _ in range(300):
-        graph.update_state(on(), {"count": 3}, as_node="n0")
-    snapshots = [x for x in saver.log.read("t") if x.is_checkpoint and "floor" in x.raw]
-    assert snapshots == [] or "parts" in snapshots[-1].raw or "state" in snapshots[-1].raw
-    assert verify(saver.log, "t").sound
+    small = chain(lambda state: {"count": int.from_bytes(os.urandom(4))}).compile(checkpointer=saver, name="g")
+    for i in range(260):
+        small.invoke({"count": i}, on("small"))
+    for i in range(5):
+        graph.invoke({"count": i}, on())
+        graph.update_state(on(), {"log": [os.urandom(1000)] * 4, "done": True}, as_node="n0")
+    for i in range(6):
+        graph.update_state(on(), {"note": os.urandom(200_000)}, as_node="n0")
+    for thread in ("small", "t"):
+        found = [x for x in saver.log.read(thread) if x.is_checkpoint and "floor" in x.raw]
+        assert found, thread
+        assert ("parts" in found[-1].raw) == (thread == "t")
+        assert verify(saver.log, thread).sound
+    assert len(graph.get_state(on()).values["log"]) == 25
+    cold = CompiledGraph(graph.spec, saver)
+    assert cold.get_state(on()).values == graph.get_state(on()).values
+    assert cold.invoke({"count": 1}, on())["count"] == 1

@@ -32,6 +32,7 @@ FACTS = frozenset(
         "task_done", "task_failed", "task_paused", "task_lost", "task_parked", "task_answered", "effect_done", "note",
     }
 )  # fmt: skip
+VALUES = frozenset({"delta", "state", "writes", "meta", "sends", "input", "record"})
 PLAIN = b"\x00"
 _ENVELOPES = {0: "plain", 1: "compressed", 2: "encrypted", 3: "elsewhere"}
 
@@ -120,6 +121,10 @@ class Entry:
     @property
     def is_checkpoint(self) -> bool:
         return self.k == 0
+
+    def fields(self) -> Fields:
+        """The fields as they were given to the log: text, and bytes for values."""
+        return {name: value if name in VALUES else self.text(name) for name, value in self.raw.items()}
 
     def text(self, name: str) -> str:
         return self.raw.get(name, b"").decode("utf-8", "surrogatepass")

@@ -60,10 +60,7 @@ class State:
             "meta",
             "writes",
         )
-        fields: e.Fields = {name: self.entry.raw[name] for name in copied if name in self.entry.raw}
-        fields = {
-            name: value if name in ("meta", "writes") else _text(value) for name, value in fields.items()
-        }
+        fields: e.Fields = {name: value for name, value in self.entry.fields().items() if name in copied}
         if "writes" in fields:
             fields["writes"] = e.pack_writes(self.resolved_writes())
         return {**fields, "state": e.wrap(encode_state(self.channels)), "birth": birth}
@@ -75,10 +72,6 @@ class State:
             return writes
         delta = decode_delta(self.entry.value("delta") or b"\x80")
         return [(channel, carried(delta[channel]) if value is None else value) for channel, value in writes]
-
-
-def _text(value: e.Field) -> e.Field:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def carried(op: list[Any]) -> bytes:
@@ -279,9 +272,9 @@ class Step:
         rows: list[list[Any]] = [[t.task, t.node, t.queue, t.timeout_s] for t in self.tasks if not t.part]
         copies: list[e.Fields] = []
         for part in self.parts.values():
-            fields: e.Fields = {
-                name: value if name == "sends" else _text(value)
-                for name, value in part.raw.items()
+            fields = {
+                name: value
+                for name, value in part.fields().items()
                 if name not in ("at", "by", "sum", "v", "kind", "run")
             }
             copies.append(e.summed(e.fact("part", part.text("run"), **fields)))
@@ -374,10 +367,7 @@ def _named_parent(entry: e.Entry) -> str | None:
 def _check_sum(entry: e.Entry, report: Report) -> None:
     if "sum" not in entry.raw:
         return
-    fields: e.Fields = {}
-    for name, value in entry.raw.items():
-        fields[name] = value if name in ("writes", "sends", "input", "record", "state") else value.decode()
-    if e.fact_sum(fields) != entry.text("sum"):
+    if e.fact_sum(entry.fields()) != entry.text("sum"):
         report.problems.append(f"fact {entry.id}: its sum does not match what it stores")
 
 
@@ -389,11 +379,7 @@ def sums_of(entry: e.Entry, folder: Fold) -> list[str]:
 
 
 def _check_digest(entry: e.Entry, parent: str, folder: Fold, report: Report) -> None:
-    fields: e.Fields = {
-        name: value if name in ("delta", "state", "writes", "meta") else value.decode()
-        for name, value in entry.raw.items()
-    }
-    if e.digest_of(parent, entry.n, fields, sums_of(entry, folder)) != entry.digest:
+    if e.digest_of(parent, entry.n, entry.fields(), sums_of(entry, folder)) != entry.digest:
         report.problems.append(
             f"checkpoint {entry.n}: its digest does not match what it stores and builds on"
         )

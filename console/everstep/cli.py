@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import click
+from everstep_checkpoint import errors as x
+from everstep_checkpoint.errors import EverstepError
 
 from .site import Site
 
@@ -41,7 +43,15 @@ WORDS = {
 
 OK, FAILURE, USAGE, NOT_FOUND, CONFLICT, WAITING, UNREACHABLE, INTEGRITY = range(8)
 INTERRUPTED, BROKEN_PIPE = 130, 141
+EXITS: tuple[tuple[tuple[type[EverstepError], ...], int], ...] = (
+    ((x.NotFound,), NOT_FOUND),
+    ((x.Conflict, x.ThreadBusy, x.RunConflict, x.Superseded), CONFLICT),
+    ((x.LogError,), INTEGRITY),
+    ((x.ServerError,), UNREACHABLE),
+    ((x.InputError,), USAGE),
+)
 
+GLOBAL = ("url", "namespace", "partition")
 EPILOG = """\b
 Exit codes:
   0  ok                         4  conflict, or the thread is busy
@@ -57,6 +67,15 @@ First steps:
 """
 
 
+def _again(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
+    """The options for all words are understood behind the word, too."""
+    if value is not None:
+        site: Site = ctx.obj
+        said = {"url": site.url, "namespace": site.namespace, "partition": site.partition, "given": site.given}
+        said |= {str(option.name): value} | ({"given": True} if option.name == "url" else {})
+        ctx.obj = Site(**said)
+
+
 class Words(click.Group):
     """The words in the order above. A word's module is imported when the word is used."""
 
@@ -68,6 +87,8 @@ class Words(click.Group):
             return None
         found = getattr(import_module(f".commands.{WORDS[cmd_name][0]}", __package__), cmd_name)
         assert isinstance(found, click.Command)
+        if not any(each.name == "url" for each in found.params):
+            found.params += [click.Option([f"--{name}"], expose_value=False, hidden=True, callback=_again) for name in GLOBAL]
         return found
 
     def resolve_command(
@@ -119,36 +140,20 @@ def main(args: Sequence[str] | None = None) -> int:
         # who read us has gone; nothing is written any more, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except Exception as error:
-        code = _said(error)
-        if code is None:
-            raise
-        return code
+    except EverstepError as error:
+        tell(error)
+        return exit_code(error)
 
 
-def _said(error: Exception) -> int | None:
-    """One line for people, and the exit code; None for an error that is ours, not theirs."""
-    from everstep_checkpoint.errors import EverstepError
-
-    if not isinstance(error, EverstepError):
-        return None
+def tell(error: EverstepError) -> None:
+    """What went wrong, where, and what to do: two lines on stderr."""
     named = {"thread": error.thread, "checkpoint": error.checkpoint, "node": error.node}
     where = ", ".join(f"{name} {value}" for name, value in named.items() if value)
     click.echo(f"error: {error.what}" + (f" ({where})" if where else ""), err=True)
     if error.fix:
         click.echo(f"  fix: {error.fix}", err=True)
-    return exit_code(error)
 
 
-def exit_code(error: Exception) -> int:
+def exit_code(error: EverstepError) -> int:
     """The exit code that goes with an error, as `--help` lists them."""
-    from everstep_checkpoint import errors as x
-
-    kinds: list[tuple[tuple[type[Exception], ...], int]] = [
-        ((x.NotFound,), NOT_FOUND),
-        ((x.Conflict, x.ThreadBusy, x.RunConflict, x.Superseded), CONFLICT),
-        ((x.LogError,), INTEGRITY),
-        ((x.ServerError,), UNREACHABLE),
-        ((x.InputError,), USAGE),
-    ]
-    return next((code for classes, code in kinds if isinstance(error, classes)), FAILURE)
+    return next((code for kinds, code in EXITS if isinstance(error, kinds)), FAILURE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.codec import PLAIN
+from everstep_checkpoint.codec import PLAIN, array_header
 from everstep_checkpoint.delta import decode_delta, decode_state
 from everstep_checkpoint.errors import EverstepError
 
@@ -96,11 +96,11 @@ def _op(op: list[Any]) -> list[Any]:
         case "set":
             return [word, PLAIN.decode(op[1])]
         case "append":
-            return [word, op[1]]
+            return [word, PLAIN.decode(array_header(op[1]) + op[2])]
         case "merge":
             return [word, {str(key): _op(each) for key, each in op[1]}]
         case "splice":
-            return [word, *op[1:4]]
+            return [word, op[1], op[2], PLAIN.decode(array_header(op[3]) + op[4])]
         case _:
             return [word, *op[1:]]
 

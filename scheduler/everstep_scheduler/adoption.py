@@ -71,10 +71,10 @@ def _placed(told: Told, thread: str, announced: Container[str]) -> tuple[list[li
     jobs = 0
     for task in told.tasks:
         open_now = task.place == "unmade"
-        has_record = task.touched or f"{told.n} {task.task} {thread}" in announced
-        if has_record or (open_now and jobs < MOVE_MAX):
+        held = f"{told.n} {task.task} {thread}" in announced
+        if task.touched or held or (open_now and jobs < MOVE_MAX):
             records.append(_record(task))
-            jobs += open_now
+            jobs += open_now and not held
         else:
             later = {"task": task.task, "node": task.node, "queue": task.queue, "timeout_s": task.timeout_s}
             unmade.append(json.dumps(later))

@@ -20,6 +20,7 @@ class Ending:
     node: str = ""
     error_type: str = ""
     text: str = ""
+    digest: str = ""
 
 
 class EndingFinder:
@@ -34,7 +35,7 @@ class EndingFinder:
             return None
         if entry.is_checkpoint:
             done = entry.text("source") != "input" and not entry.next
-            return Ending("done", entry.n, entry.id) if done else None
+            return Ending("done", entry.n, entry.id, digest=entry.digest) if done else None
         if entry.kind == "task_failed" and "retry_at" not in entry.raw and not self._error[1]:
             self._error = (entry.text("node"), *error_of(entry))
         if entry.kind != "run_rested":

@@ -1,7 +1,7 @@
 """A compiled graph that runs where it is called: the inline driver, and LangGraph's methods around it.
 
-    invoke / stream ──► Inline.events() ──► start ─► [load ─► call ─► settle ─► commit]* ─► rest
-    ainvoke / astream ─► the same in a thread; async nodes run on the caller's loop
+invoke / stream ──► Inline.events() ──► start ─► [load ─► call ─► settle ─► commit]* ─► rest
+ainvoke / astream ─► the same in a thread; async nodes run on the caller's loop
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from everstep_checkpoint.errors import EmptyInputError, GraphRecursionError, InvalidInput, RunCancelled, RunConflict, RunFailed, ThreadBusy
+from everstep_checkpoint.entries import checkpoint_id
+from everstep_checkpoint.errors import (
+    EmptyInputError,
+    GraphRecursionError,
+    InvalidInput,
+    InvalidUpdateError,
+    RunCancelled,
+    RunConflict,
+    RunFailed,
+    ThreadBusy,
+)
 from everstep_checkpoint.keys import thread_id_text
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.replay import State, state_at
@@ -26,6 +36,7 @@ from .compiled import GraphSpec
 from .draw import mermaid, svg
 from .ending import Ending, ending
 from .keeper import LeaseKeeper
+from .loading import Loader
 from .moves import START_NODE, Answer, Commit, Lease, Offer, RunKind, Started
 from .perform import Attempt, Performer, Result, Unserved
 from .record import Config, start_of
@@ -45,6 +56,7 @@ class CompiledGraph:
     def __init__(self, spec: GraphSpec, checkpointer: Saver | None = None) -> None:
         self.spec = spec
         self.checkpointer = checkpointer
+        self._loader = Loader(checkpointer.log) if checkpointer is not None else None
 
     @property
     def name(self) -> str:
@@ -128,7 +140,9 @@ class CompiledGraph:
         said = Config.of(config)
         return snapshots(self._saver().log, self._thread(said), spec=self.spec, limit=limit)
 
-    def update_state(self, config: Mapping[str, Any], values: Mapping[str, Any] | None, as_node: str | None = None) -> dict[str, Any]:
+    def update_state(
+        self, config: Mapping[str, Any], values: Mapping[str, Any] | None, as_node: str | None = None
+    ) -> dict[str, Any]:
         """Write to the state as if `as_node` had returned `values`; its edges and routers say what comes next.
 
         Without `as_node`: the node that wrote last, where that is one. Returns the new checkpoint's config.
@@ -139,9 +153,12 @@ class CompiledGraph:
         if node != START:
             self.spec.node(node)
         saver = self._saver()
-        run = Inline(self.spec, saver, thread, new_id(), dict(values or {}), said, "update", node, None, ())
+        run = Inline(self.spec, saver, thread, new_id(), dict(values or {}), said, "update", node, loader=self._loader)
         list(run.events(None))
-        return snapshot(saver.log, thread, spec=self.spec).config
+        head = saver.log.head(thread)
+        assert head is not None, "an update that passed left a checkpoint"
+        place = {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": checkpoint_id(head.n, head.digest)}
+        return {"configurable": place}
 
     def _last_writer(self, thread: str) -> str:
         log = self._saver().log
@@ -151,9 +168,9 @@ class CompiledGraph:
         node = state.entry.text("node") if state else ""
         if node and node in self.spec.nodes:
             return node
-        from everstep_checkpoint.errors import InvalidUpdateError
-
-        raise InvalidUpdateError("Ambiguous update, specify as_node", thread=thread, fix="update_state(..., as_node='...')")
+        raise InvalidUpdateError(
+            "Ambiguous update, specify as_node", thread=thread, fix="update_state(..., as_node='...')"
+        )
 
     # drawing
 
@@ -179,12 +196,19 @@ class CompiledGraph:
             )
         return thread_id_text(said.thread_id)
 
-    def _run(self, data: object, config: Mapping[str, Any] | None, context: Any, mode: str | Sequence[str], run_id: str | None) -> Inline:
+    def _run(
+        self,
+        data: object,
+        config: Mapping[str, Any] | None,
+        context: Any,
+        mode: str | Sequence[str],
+        run_id: str | None,
+    ) -> Inline:
         said = Config.of(config, context=context)
         saver = self.checkpointer or InMemorySaver()
         thread = self._thread(said) if self.checkpointer is not None else new_id()
         kind: RunKind = "continue" if data is None else "input"
-        return Inline(self.spec, saver, thread, run_id or new_id(), data, said, kind, START_NODE, mode, ())
+        return Inline(self.spec, saver, thread, run_id or new_id(), data, said, kind, START_NODE, mode, self._loader)
 
 
 @dataclass
@@ -207,14 +231,14 @@ class Inline:
         config: Config,
         kind: RunKind,
         node: str,
-        mode: str | Sequence[str] | None,
-        _: tuple[()],
+        mode: str | Sequence[str] | None = None,
+        loader: Loader | None = None,
     ) -> None:
         self.spec, self.saver, self.thread, self.run = spec, saver, thread, run
         self.data, self.config, self.node = data, config, node
         self.kind: RunKind = kind
         self.owner = f"everstep-inline.{socket.gethostname()}.{os.getpid()}.{new_id()[:6]}"
-        self.performer = Performer(saver.moves, saver.log, {spec.name: spec}, by=self.owner)
+        self.performer = Performer(saver.moves, saver.log, {spec.name: spec}, by=self.owner, loader=loader)
         self.streams = Streams(spec, mode)
         self.parallel = config.max_concurrency or PARALLEL_MAX
         self.raised: BaseException | None = None
@@ -247,7 +271,9 @@ class Inline:
         started = self.saver.moves.start(start, self._offer(1))
         self._held(started.leases)
         if started.status == "conflict":
-            raise RunConflict(f"run {self.run!r} was used with another input", thread=self.thread, fix="give a new run_id")
+            raise RunConflict(
+                f"run {self.run!r} was used with another input", thread=self.thread, fix="give a new run_id"
+            )
         if started.status == "busy":
             raise ThreadBusy("a run is under way on the thread", thread=self.thread, fix="wait for it, or cancel it")
         return started
@@ -255,7 +281,9 @@ class Inline:
     def _nothing(self) -> None:
         """`invoke(None)` on a thread that has nothing to continue: its values as they are."""
         if self.saver.log.head(self.thread) is None:
-            raise EmptyInputError("no input, and nothing on the thread to continue", thread=self.thread, fix="pass an input")
+            raise EmptyInputError(
+                "no input, and nothing on the thread to continue", thread=self.thread, fix="pass an input"
+            )
 
     def _drive(self, started: Started) -> Iterator[Chunk]:
         since, poll = started.entry or "-", POLL_S
@@ -291,7 +319,9 @@ class Inline:
     def _offer(self, slots: int) -> Offer:
         tokens = tuple(new_id() for _ in range(max(slots, 1)))
         lease_ms = self.saver.lease_ms or 1
-        return Offer(self.owner, tokens, round=self.keeper.round if self.keeper else 0, lease_ms=lease_ms, thread=self.thread)
+        return Offer(
+            self.owner, tokens, round=self.keeper.round if self.keeper else 0, lease_ms=lease_ms, thread=self.thread
+        )
 
     def _held(self, leases: Sequence[Lease]) -> None:
         if self.keeper is not None and leases:
@@ -323,7 +353,11 @@ class Inline:
     def _finished(self) -> list[_Job]:
         """Wait until something is over, or over its time. A late sync node's thread is left to end by itself."""
         first = min(job.deadline for job in self._jobs)
-        wait([job.future for job in self._jobs], max(first - time.monotonic(), 0) if first < float("inf") else None, FIRST_COMPLETED)
+        wait(
+            [job.future for job in self._jobs],
+            max(first - time.monotonic(), 0) if first < float("inf") else None,
+            FIRST_COMPLETED,
+        )
         now = time.monotonic()
         over = [job for job in self._jobs if job.future.done() or (now >= job.deadline and not job.attempt.is_async)]
         self._jobs = [job for job in self._jobs if job not in over]
@@ -358,11 +392,12 @@ class Inline:
     def output(self) -> Any:
         """The output values at the run's end."""
         log = self.saver.log
-        n = self.ended.n if self.ended else None
+        warm = self.performer.loader.peek(self.thread, self.ended.digest) if self.ended and self.ended.digest else None
+        if warm is not None:
+            return self.spec.output(warm.channels)
         head = log.head(self.thread)
-        if head is None or (n or head.n) == 0:
-            return {}
-        return self.spec.output(state_at(log, self.thread, n).channels)
+        n = self.ended.n if self.ended else head.n if head else 0
+        return self.spec.output(state_at(log, self.thread, n).channels) if n else {}
 
     def _raise(self) -> None:
         ended = self.ended
@@ -371,10 +406,14 @@ class Inline:
         if ended.status == "cancelled":
             raise RunCancelled("the run was cancelled", thread=self.thread)
         if ended.error_type == "GraphRecursionError":
-            raise GraphRecursionError(ended.text, thread=self.thread, fix="raise config['recursion_limit'], or invoke(None) to go on")
+            raise GraphRecursionError(
+                ended.text, thread=self.thread, fix="raise config['recursion_limit'], or invoke(None) to go on"
+            )
         if self.raised is not None:
             raise self.raised
-        raise RunFailed(f"{ended.error_type}: {ended.text}", error_type=ended.error_type, thread=self.thread, node=ended.node)
+        raise RunFailed(
+            f"{ended.error_type}: {ended.text}", error_type=ended.error_type, thread=self.thread, node=ended.node
+        )
 
     def _close(self) -> None:
         """Also when the caller leaves a stream early: leases go back, so that nobody waits for them."""
@@ -401,8 +440,6 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _unplanned(commit: Commit) -> Exception:
-    from everstep_checkpoint.errors import InvalidUpdateError
-
     return InvalidUpdateError(commit.reason.partition(": ")[2], thread=commit.lease.thread, node=commit.lease.node)
 
 

@@ -71,11 +71,11 @@ class Loader:
         self.keep(lease.thread, lease.n, lease.digest, stand)
         return stand
 
-    def peek(self, thread: str) -> Stand | None:
-        """Where the cache says a thread stands; None if it does not know."""
+    def peek(self, thread: str, digest: str = "") -> Stand | None:
+        """Where the cache says a thread stands, at the checkpoint of that digest; None if it does not know."""
         with self._lock:
             found = self._stands.get(thread)
-            return None if found is None else found[2]
+            return None if found is None or (digest and found[1] != digest) else found[2]
 
     def _read(self, lease: Lease) -> Stand:
         state = state_at(self.log, lease.thread, lease.n)

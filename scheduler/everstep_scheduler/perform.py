@@ -197,9 +197,11 @@ class Attempt:
 class Performer:
     """Loads attempts and settles them. One per process; `by` is its name in the log."""
 
-    def __init__(self, moves: Moves, log: Log, graphs: Mapping[str, GraphSpec], *, by: str) -> None:
+    def __init__(
+        self, moves: Moves, log: Log, graphs: Mapping[str, GraphSpec], *, by: str, loader: Loader | None = None
+    ) -> None:
         self.graphs = graphs
-        self.loader = Loader(log)
+        self.loader = loader or Loader(log)
         self._settler = Settler(moves, log, self.loader, by)
 
     def load(self, lease: Lease) -> Attempt:

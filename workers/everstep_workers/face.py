@@ -56,7 +56,7 @@ class Face:
     """One process as RQ's tools see it. Each method is one round trip and may raise RedisError."""
 
     def __init__(self, client: Client, keys: Keys, name: str, queues: Sequence[str]) -> None:
-        self._client = client
+        self._client: Any = client
         self._keys = keys
         self._name = name
         self._queues = tuple(queues)

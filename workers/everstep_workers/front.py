@@ -22,6 +22,7 @@ from .work import Work, log
 BLOCK_S = 1
 CLAIM_EVERY_S = 1.0
 PAUSE_S = 0.1
+BELL_LASTS_MS = 5000
 
 
 class Front(threading.Thread):
@@ -78,7 +79,7 @@ class Front(threading.Thread):
 
     def _wait_for_bell(self) -> None:
         rung = self._line.blpop([self._bell], BLOCK_S)
-        if rung and not len(self._work.slots):
+        if rung and (self._work.draining.is_set() or not len(self._work.slots)):
             self._pass_on(rung[1].decode("utf-8", "replace"))
 
     # the end
@@ -90,13 +91,16 @@ class Front(threading.Thread):
                 pipe.zrem(self._keys.waiting(queue), self._work.setup.name)
             pipe.lrange(self._bell, 0, -1)
             pipe.delete(self._bell)
-                rings: list[bytes] = pipe.execute()[-2]
+            rings = pipe.execute()[-2]
         for queue in rings:
             self._pass_on(queue.decode("utf-8", "replace"))
 
     def wake(self) -> None:
         """Ring our own bell, so that the thread sees that it is to end."""
-        self._work.client().rpush(self._bell, "")
+        with self._work.client() as client, client.pipeline() as pipe:
+            pipe.rpush(self._bell, "")
+            pipe.pexpire(self._bell, BELL_LASTS_MS)
+            pipe.execute()
 
     def _pass_on(self, queue: str) -> None:
         """The next process that waits for this queue gets the ring."""
@@ -105,4 +109,4 @@ class Front(threading.Thread):
         for process, _ in self._line.zpopmin(self._keys.waiting(queue)):
             bell = self._keys.bell(process.decode())
             self._line.rpush(bell, queue)
-            self._line.pexpire(bell, 5000)
+            self._line.pexpire(bell, BELL_LASTS_MS)

@@ -69,6 +69,10 @@ class Debt:
     queues: tuple[str, ...]
 
 
+def _nothing(number: int, frame: object) -> None:
+    """A handler, so that the signal wakes the parent."""
+
+
 class Pool:
     """`processes` workers for `targets`, until SIGTERM or SIGINT. `run` returns the exit code."""
 
@@ -107,7 +111,7 @@ class Pool:
     def run(self) -> int:
         """Keep the pool until a signal ends it. 0; 2 if the targets can't be loaded; 1 if children die at birth."""
         kept = {number: signal.signal(number, self._signalled) for number in SIGNALS}
-        kept[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        kept[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _nothing)
         self._wake_read, self._wake_write = os.pipe()
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
@@ -200,7 +204,9 @@ class Pool:
         if not queues:
             return 0
         try:
-            with translated(self._order.url), self._redis().pipeline(transaction=False) as pipe:
+            with translated(self._order.url):
+                client: Any = self._redis()
+                pipe = client.pipeline(transaction=False)
                 for queue in queues:
                     pipe.llen(self._order.keys.rq_queue(queue))
                 return sum(pipe.execute())

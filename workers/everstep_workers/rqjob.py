@@ -75,7 +75,7 @@ class RQJob(Job):
     """RQ's job class for our tasks. Foreign jobs fail in RQ's failed registry, with the reason."""
 
     def __init__(self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None) -> None:
-        super().__init__(id, connection, JSONSerializer)
+        super().__init__(id, connection, JSONSerializer)  # pyright: ignore[reportUnknownMemberType]
 
     @property
     def ours(self) -> bool:
@@ -95,8 +95,8 @@ class RQJob(Job):
     def _run_node(self, **named: object) -> None:
         Turn(self.connection, self.id).run()
 
-    @property
-    def instance(self) -> None:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def instance(self) -> None:
         return None
 
     @property

@@ -1,0 +1,242 @@
+"""state, history, log, threads: what is there. Nothing here changes anything; no graph's code is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import show
+from ..site import Site
+
+if TYPE_CHECKING:
+    from ..entries import Shown
+    from ..history import Line, Trouble
+
+PAGE = 256
+TROUBLES_MAX = 12
+STATUSES = ("running", "done", "failed", "interrupted", "cancelled")
+as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON with stable keys.")
+
+
+@click.command()
+@click.argument("thread")
+@click.option("--checkpoint", metavar="ID", help="As it stood at this checkpoint (`everstep history` lists them).")
+@as_json
+@click.pass_obj
+def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> None:
+    """Where THREAD stands: its values, what comes next, what failed."""
+    from everstep_checkpoint.log import unknown_thread
+    from everstep_scheduler.snapshot import snapshot
+
+    with site.open():
+        if site.log.head(thread) is None:
+            raise unknown_thread(thread)
+        found = snapshot(site.log, thread, checkpoint)
+        status = _status(site, thread)
+    at = found.config["configurable"].get("checkpoint_id", "")
+    step = (found.metadata or {}).get("step")
+    errors = [{"node": task.name, "error": task.error} for task in found.tasks if task.error]
+    if as_json:
+        return show.emit(
+            {
+                "thread": thread, "status": status, "checkpoint_id": at, "step": step, "created_at": found.created_at,
+                "values": found.values, "next": found.next, "errors": errors, "metadata": found.metadata or {},
+            }
+        )  # fmt: skip
+    from ..history import counted
+
+    rows = [("status", status if checkpoint is None else "(an earlier checkpoint)"), ("checkpoint", at or "none yet")]
+    rows += [("step", str(step)), ("next", ", ".join(counted(found.next)) or "nothing"), ("at", found.created_at or "")]
+    for name, text in rows:
+        click.echo(f"{name:<12}{show.paint(show.clean(text))}")
+    for error in errors:
+        click.echo(show.paint(f"{'failed':<12}{show.clean(error['node'])}: {show.clean(error['error'] or '')}", "x"))
+    for key, value in found.values.items():
+        click.echo(f"  {show.clean(key)} = {show.value(value, 2000)}")
+    return None
+
+
+def _status(site: Site, thread: str) -> str:
+    """What the index says; empty where it was lost and nobody has rebuilt it yet."""
+    found: Any = site.redis.hget(site.keys.thread(thread), "status")
+    return found.decode() if found else ""
+
+
+# --- history ---
+
+
+@click.command()
+@click.argument("thread")
+@click.option("-n", "most", type=click.IntRange(1, 10_000), default=50, metavar="N", help="The last N checkpoints (50).")
+@as_json
+@click.pass_obj
+def history(site: Site, thread: str, most: int, as_json: bool) -> None:
+    """What happened on THREAD, oldest first: each checkpoint, and each attempt that failed, was lost or parked."""
+    from ..history import lines
+
+    with site.open():
+        found = lines(site.log, thread, most)
+        status = _status(site, thread)
+    *closed, now = found
+    if as_json:
+        return show.emit({"thread": thread, "status": status, "checkpoints": [_document(x) for x in closed], "open": _document(now)})
+    heads = ("step", "checkpoint", "source", "node", "next", "by", "try", "took", "what changed")
+    rows = [row for line in closed for row in (*map(_trouble_row, line.troubles[-TROUBLES_MAX:]), _row(line))]
+    rows += [*map(_trouble_row, now.troubles[-TROUBLES_MAX:])]
+    rows += [_row(now)] if status in ("running", "") and now.next else []
+    show.table(heads, rows, right=("step", "try", "took"))
+    site.say(_summary(thread, status, now))
+    return None
+
+
+def _row(line: Line) -> list[str]:
+    by = worker(line.by[0]) if len(line.by) == 1 else f"{len(line.by)} workers" if line.by else ""
+    took = show.span(line.ms) if line.attempt else ""
+    step = "" if line.step is None else str(line.step)
+    changed = show.changes(line.before, line.values) if line.id else f"{', '.join(line.nodes)} done" if line.nodes else ""
+    tries = str(line.attempt) if line.attempt else ""
+    return [step, line.id, line.source, ", ".join(line.nodes), ", ".join(line.next), by, tries, took, changed]
+
+
+def _trouble_row(trouble: Trouble) -> list[str]:
+    tries = str(trouble.attempt) if trouble.attempt else ""
+    took = show.span(trouble.ms) if trouble.ms else ""
+    return ["", "", trouble.what, trouble.node, "", worker(trouble.by), tries, took, trouble.error]
+
+
+def worker(name: str) -> str:
+    """A worker's name without what all of them share."""
+    return name.removeprefix("everstep.").removeprefix("everstep-")
+
+
+def _document(line: Line) -> dict[str, Any]:
+    return {
+        "checkpoint_id": line.id or None, "step": line.step, "source": line.source, "run": line.run, "nodes": line.nodes,
+        "next": line.next, "by": line.by, "attempt": line.attempt, "ms": line.ms, "at_ms": line.at or None,
+        "changed": line.changed if line.id else {}, "values": line.values if line.id else None,
+        "attempts": [vars(trouble) for trouble in line.troubles],
+    }  # fmt: skip
+
+
+def _summary(thread: str, status: str, now: Line) -> str:
+    said = f"thread {show.clean(thread)}: {show.paint(status or 'no index; a worker or `everstep recover` rebuilds it', status)}"
+    match status:
+        case "failed":
+            return f"{said}; mend the cause, then: everstep retry {show.clean(thread)}"
+        case "interrupted" | "cancelled":
+            return f"{said}; to go on: everstep retry {show.clean(thread)}"
+        case _:
+            return said
+
+
+# --- log ---
+
+
+@click.command()
+@click.argument("thread")
+@click.option("-n", "most", type=click.IntRange(1), metavar="N", help="The last N entries (all).")
+@click.option("--follow", "-f", is_flag=True, help="Go on with each new entry, until Ctrl-C.")
+@click.option("--values", is_flag=True, help="Show values, not their sizes.")
+@click.option("--verify", is_flag=True, help="Check each entry, sum and digest instead; exit code 7 if something is wrong.")
+@as_json
+@click.pass_obj
+def log(site: Site, thread: str, most: int | None, follow: bool, values: bool, verify: bool, as_json: bool) -> int | None:
+    """The entries of THREAD's log. With --json one document a line."""
+    from everstep_checkpoint.log import unknown_thread
+
+    with site.open():
+        if not site.redis.exists(site.keys.log(thread)):
+            raise unknown_thread(thread)
+        if verify:
+            return _verify(site, thread, as_json)
+        for entry in _entries(site, thread, most, follow=follow, values=values):
+            show.emit(entry.document()) if as_json else click.echo(entry.text())
+    return None
+
+
+def _entries(site: Site, thread: str, most: int | None, *, follow: bool, values: bool) -> Iterator[Shown]:
+    from ..entries import shown
+
+    key, last = site.keys.log(thread), b"0-0"
+    for last, raw in _tail(site, key, most) if most else _all(site, key):
+        yield shown(last, raw, values=values)
+    while follow:
+        answer: Any = site.redis.xread({key: last}, count=PAGE, block=1000)
+        for last, raw in answer[0][1] if answer else ():
+            yield shown(last, raw, values=values)
+
+
+def _tail(site: Site, key: str, most: int) -> list[Any]:
+    found: Any = site.redis.xrevrange(key, count=most)
+    return list(reversed(found))
+
+
+def _all(site: Site, key: str) -> Iterator[Any]:
+    start = "-"
+    while page := site.redis.xrange(key, start, "+", PAGE):
+        yield from page  # type: ignore[misc]
+        start = f"({page[-1][0].decode()}"  # type: ignore[index]
+
+
+def _verify(site: Site, thread: str, as_json: bool) -> int:
+    from everstep_checkpoint.replay import verify
+
+    from ..cli import INTEGRITY, OK
+
+    report = verify(site.log, thread)
+    if as_json:
+        show.emit({"thread": thread, "sound": report.sound, "entries": report.entries, "checkpoints": report.checkpoints,
+                   "problems": report.problems})  # fmt: skip
+        return OK if report.sound else INTEGRITY
+    for problem in report.problems:
+        click.echo(f"{show.paint('x')} {show.clean(problem)}")
+    click.echo(f"{report.entries} entries, {report.checkpoints} checkpoints: {'sound' if report.sound else 'NOT SOUND'}")
+    if not report.sound:
+        site.say(f"  fix: the log was left as it is; `everstep log {show.clean(thread)} --values` shows it")
+    return OK if report.sound else INTEGRITY
+
+
+# --- threads ---
+
+
+@click.command()
+@click.option("--status", type=click.Choice(STATUSES), help="Only those.")
+@click.option("-n", "most", type=click.IntRange(1, 100_000), default=50, metavar="N", help="At most N of a status (50).")
+@as_json
+@click.pass_obj
+def threads(site: Site, status: str | None, most: int, as_json: bool) -> None:
+    """Threads by status, the newest first. With --json one document a line."""
+    found: list[dict[str, Any]] = []
+    with site.open():
+        for word in [status] if status else STATUSES:
+            found += _threads(site, word, most)
+    if as_json:
+        for each in found:
+            show.emit(each)
+        return
+    rows = [[x["thread"], x["status"], x["graph"], str(x["step"]), str(x["left"]), show.moment(x["since_ms"])] for x in found]
+    if rows:
+        show.table(("thread", "status", "graph", "step", "open", "since"), rows, right=("step", "open"))
+    else:
+        site.say(f"no {status + ' ' if status else ''}threads; everstep submit GRAPH INPUT starts one")
+
+
+def _threads(site: Site, status: str, most: int) -> list[dict[str, Any]]:
+    """The newest threads of a status, with what their indexes say."""
+    newest: Any = site.redis.zrevrange(site.keys.threads(status), 0, most - 1, withscores=True)
+    with site.redis.pipeline(transaction=False) as pipe:
+        names = [thread.decode("utf-8", "surrogatepass") for thread, _ in newest]
+        for name in names:
+            pipe.hmget(site.keys.thread(name), "graph", "step", "left", "run")
+        details: list[list[bytes | None]] = pipe.execute()
+    return [
+        {"thread": name, "status": status, "graph": _word(graph), "run": _word(run), "step": int(step or 0),
+         "left": int(left or 0) if status == "running" else 0, "since_ms": int(since)}
+        for name, (_, since), (graph, step, left, run) in zip(names, newest, details, strict=True)
+    ]  # fmt: skip
+
+
+def _word(found: bytes | None) -> str:
+    return (found or b"").decode("utf-8", "replace")
