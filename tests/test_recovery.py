@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 import redis
+
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog

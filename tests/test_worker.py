@@ -7,7 +7,7 @@ import json
 import operator
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
@@ -380,7 +380,7 @@ def test_parked_work_is_taken_under_load_too(at: Client) -> None:
         at.redis.lmove(KEYS.rq_queue("stranger"), KEYS.rq_queue("busy"))
         wait_for(lambda: at.redis.hget(KEYS.parked, "stranger:__start__") == b"1")
         worker.stop()
-    with running(at.url, busy, stranger, concurrency=2):
+    with running(at.url, busy, stranger, concurrency=2, queues=["stranger", "busy"]):
         for _ in range(4):
             at.submit(busy)
         at.rests(parked, timeout_s=5)
@@ -409,7 +409,7 @@ def test_redis_away_for_five_seconds_runs_nothing_twice(own_server: StartServer)
         for gate in gates[:3]:
             gate.open.set()
         time.sleep(4.0)
-        proxy.restore()
+        proxy.accept()
         time.sleep(0.5)
         for gate in gates:
             gate.open.set()
@@ -435,7 +435,3 @@ def test_a_worker_listens_to_all_queues_of_its_graphs(redis_url: str) -> None:
     worker = Worker(redis_url, [built.spec("a"), graph("b", one=says("one"))])
     assert worker.setup.queues == ("a", "gpu", "b")
     assert worker.name.startswith("everstep.")
-
-
-def names(found: Sequence[str]) -> set[str]:
-    return set(found)

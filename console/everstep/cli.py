@@ -108,7 +108,7 @@ class Words(click.Group):
 
 
 @click.group(
-    cls=Words, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=Words, epilog=EPILOG, subcommand_metavar="WORD ...", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.option(
     "--url", envvar=["EVERSTEP_URL", "REDIS_URL"], default=DEFAULT_URL, metavar="URL",

@@ -105,6 +105,24 @@ def snapshots(
         yield view.live(frame) if frame.state.n == head.n else view.of(frame)
 
 
+def last_writer(log: Log, thread: str, nodes: Sequence[str]) -> str:
+    """The node that an update stands for where nobody says one: the only one, or the one that wrote last.
+
+    Raises InvalidUpdateError if several wrote at once, or none yet.
+    """
+    head = log.head(thread)
+    if len(nodes) == 1:
+        return nodes[0]
+    last = log.read(thread, f"{head.n}-0", f"{head.n}-0") if head is not None and head.n else []
+    node = last[0].text("node") if last else ""
+    if not node and last and last[0].text("task") == JOIN_TASK:
+        step = {task.name for task in snapshot(log, thread, last[0].n - 1).tasks}
+        node = step.pop() if len(step) == 1 else ""
+    if node in nodes:
+        return node
+    raise InvalidUpdateError("Ambiguous update, specify as_node", thread=thread, fix="update_state(..., as_node='...')")
+
+
 def _unknown(thread: str, n: object) -> NotFound:
     return NotFound(f"no checkpoint {n}", thread=thread, fix="`everstep history` lists those that are there")
 

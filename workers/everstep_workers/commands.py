@@ -39,6 +39,8 @@ class Commands(threading.Thread):
             except (redis.RedisError, OSError):  # the keeper says that Redis is away
                 self._ended.wait(PAUSE_S)
             except Exception as error:  # noqa: BLE001 - the loop's door
+                if self._ended.is_set():
+                    return  # its connection was closed
                 log.error("everstep's own error over a command", exc_info=error)
                 self._ended.wait(PAUSE_S)
 

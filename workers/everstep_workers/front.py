@@ -34,8 +34,8 @@ class Front(threading.Thread):
         self._keys = work.setup.keys
         self._bell = self._keys.bell(work.setup.name)
         self._serves = work.serves
-        self._moves = work.moves_line()
-        self._line: Any = work.line(BLOCK_S)  # redis-py types answers for asynchronous clients too
+        self._moves = work.line()
+        self._client: Any = work.client(BLOCK_S)  # redis-py types answers for asynchronous clients too
         self._claimed = time.monotonic()
 
     def run(self) -> None:
@@ -78,7 +78,7 @@ class Front(threading.Thread):
         return len(answer.leases)
 
     def _wait_for_bell(self) -> None:
-        rung = self._line.blpop([self._bell], BLOCK_S)
+        rung = self._client.blpop([self._bell], BLOCK_S)
         if rung and (self._work.draining.is_set() or not len(self._work.slots)):
             self._pass_on(rung[1].decode("utf-8", "replace"))
 
@@ -86,7 +86,7 @@ class Front(threading.Thread):
 
     def leave(self) -> None:
         """Wait for no more work, and pass on the rings that nobody answers. Called once the thread has ended."""
-        with self._line.pipeline(transaction=False) as pipe:
+        with self._client.pipeline(transaction=False) as pipe:
             for queue in self._work.setup.queues:
                 pipe.zrem(self._keys.waiting(queue), self._work.setup.name)
             pipe.lrange(self._bell, 0, -1)
@@ -106,7 +106,7 @@ class Front(threading.Thread):
         """The next process that waits for this queue gets the ring."""
         if not queue:
             return
-        for process, _ in self._line.zpopmin(self._keys.waiting(queue)):
+        for process, _ in self._client.zpopmin(self._keys.waiting(queue)):
             bell = self._keys.bell(process.decode())
-            self._line.rpush(bell, queue)
-            self._line.pexpire(bell, BELL_LASTS_MS)
+            self._client.rpush(bell, queue)
+            self._client.pexpire(bell, BELL_LASTS_MS)

@@ -11,6 +11,7 @@ import threading
 from queue import SimpleQueue
 
 from everstep_checkpoint.errors import ServerError
+from everstep_scheduler.failpoints import reach
 from everstep_scheduler.perform import Result
 
 from .patience import Hopeless
@@ -63,7 +64,7 @@ class Hand(threading.Thread):
         self.inbox: SimpleQueue[Held | None] = SimpleQueue()
         self._work = work
         self._hands = hands
-        self._moves = work.moves_line()
+        self._moves = work.line()
 
     def run(self) -> None:
         while (held := self.inbox.get()) is not None:
@@ -95,6 +96,7 @@ class Hand(threading.Thread):
         if attempt.timeout_s:
             work.watch(held)
         result = attempt.call()
+        reach("called")
         if not held.take_right():
             work.slots.give_new()
             return None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from everstep_checkpoint.errors import ServerError
 from everstep_scheduler.connection import BACKOFF_MAX_S, server_run_id, translated
+from everstep_scheduler.failpoints import reach
 
 from .face import Face
 from .work import Work, log
@@ -48,9 +49,8 @@ class Keeper(threading.Thread):
         super().__init__(name="everstep-keeper", daemon=True)
         self._work = work
         self._face = face
-        self._line = work.line()
-        self._moves = work.moves_line()
-        self._server = ""
+        self._client = work.client()
+        self._moves = work.line()
         self._ended = threading.Event()
         now, lease_s = time.monotonic(), work.setup.lease_ms / 1000
         self._registry_due = now + REGISTRY_EVERY_S
@@ -76,7 +76,6 @@ class Keeper(threading.Thread):
                 duty.action()
             duty.later(time.monotonic())
         except ServerError as error:
-            self._server = ""
             self._work.patience.say(f"{error.what}; trying again")
             duty.soon(time.monotonic())
         except Exception as error:  # noqa: BLE001 - the loop's door: leases must be renewed whatever happens
@@ -88,7 +87,9 @@ class Keeper(threading.Thread):
         tokens = tuple(held.lease.token for held in list(work.held.values()))
         registry = time.monotonic() >= self._registry_due
         work.round += 1
-        for token in self._moves.renew(work.offer(tokens), registry=registry):
+        gone = self._moves.renew(work.offer(tokens), registry=registry)
+        reach("renewed")
+        for token in gone:
             held = work.held.get(token)
             if held is not None:  # one whose commit is in flight is settled already: nothing is revoked
                 work.revoke(held)
@@ -96,8 +97,8 @@ class Keeper(threading.Thread):
             self._registry_due = time.monotonic() + REGISTRY_EVERY_S
 
     def _sweep(self) -> None:
-        self._server = self._server or server_run_id(self._line)
-        self._moves.sweep(self._server, self._work.setup.lease_ms)
+        server = server_run_id(self._client)  # each time: a client may reconnect unseen
+        self._moves.sweep(server, self._work.setup.lease_ms)
 
     def _show(self) -> None:
         work = self._work

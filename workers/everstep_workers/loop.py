@@ -11,6 +11,7 @@ import threading
 from queue import Empty, SimpleQueue
 
 from everstep_checkpoint.errors import ServerError
+from everstep_scheduler.failpoints import reach
 from everstep_scheduler.perform import Attempt, Result
 from everstep_scheduler.redismoves import RedisMoves
 
@@ -45,7 +46,7 @@ class Committer:
         return thread
 
     def _run(self) -> None:
-        moves = self._work.moves_line()
+        moves = self._work.line()
         while (first := self._ready.get()) is not None:
             self._commit(moves, [first, *self._more()])
 
@@ -145,6 +146,7 @@ class Loop:
             result = await attempt.acall()
         except asyncio.CancelledError:
             result = Result.stopped(attempt, "the node let itself be cancelled")
+        reach("called")
         if held.take_right():
             self._work.committer(Done(held, result))
         else:

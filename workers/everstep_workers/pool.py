@@ -32,7 +32,7 @@ from .face import Face, name_ending, worker_name
 LOOK_EVERY_S = 1.0
 QUICK_DEATH_S = 5.0
 QUICK_DEATHS_MAX = 5
-BACKOFF_S = (0.0, 0.1, 0.3, 1.0, 3.0)
+BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 SOLOS_MAX = 32
 SOLOS_PER_CPU = 2
 KILL_MARGIN_S = 3.0

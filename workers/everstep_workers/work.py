@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from everstep_checkpoint.errors import ServerError
 from everstep_checkpoint.keys import Keys
@@ -20,11 +20,13 @@ from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.compiled import GraphSpec
 from everstep_scheduler.connection import Client, connect
+from everstep_scheduler.failpoints import reach
 from everstep_scheduler.moves import JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
 from everstep_scheduler.perform import Attempt, Performer, Result, Unserved
 from everstep_scheduler.recovery import Recovery
 from everstep_scheduler.redismoves import RedisMoves, Scripts
 
+from .line import Line
 from .patience import Hopeless, Patience
 from .slots import OFFER_MAX, Done, Held, Slots, Tally
 
@@ -92,15 +94,11 @@ class Work:
         self._clients.append(made)
         return made
 
-    def line(self, block_s: float = 0.0) -> Client:
-        """A client with one connection, for one thread: a connection that broke is always seen as an error."""
-        made: Any = self.client(block_s)
-        single: Client = made.client()
-        return single
-
-    def moves_line(self) -> RedisMoves:
+    def line(self) -> RedisMoves:
         """The moves over a thread's own connection."""
-        return self._moves(self.line())
+        made = Line(self.setup.url)
+        self._clients.append(made)
+        return self._moves(made)
 
     def _moves(self, client: Client) -> RedisMoves:
         return RedisMoves(Scripts(client, self.setup.keys, self.recovery, self.setup.url))
@@ -158,6 +156,7 @@ class Work:
 
     def load(self, held: Held) -> bool:
         """Load the attempt. False: there is nothing to run, and its slot is free again."""
+        reach("claimed")
         try:
             held.attempt = self.insist(lambda: self.performer.load(held.lease))
         except Unserved as error:
@@ -165,6 +164,7 @@ class Work:
         if held.settled:
             self.slots.give_new()
             return False
+        reach("loaded")
         return True
 
     def _park(self, held: Held, reason: str) -> None:
@@ -206,12 +206,14 @@ class Work:
     def commit(self, moves: RedisMoves, done: Sequence[Done]) -> list[Held]:
         """Commit outcomes in one pipeline and refill from each one's offer. Returns what there is to run next."""
         pairs = [(self._settle(each), self._refill(each.own, first=i == 0)) for i, each in enumerate(done)]
+        reach("settled")
         try:
             answers = self.insist(lambda: moves.commit(pairs))
         except Hopeless:
             for each, (_, offer) in zip(done, pairs, strict=True):
                 self.slots.give_new(max(len(offer.tokens) - each.own, 0))
             raise
+        reach("committed")
         fresh: list[Held] = []
         for each, (commit, offer), answer in zip(done, pairs, answers, strict=True):
             self._settled(each, commit, answer)

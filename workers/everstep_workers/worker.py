@@ -120,7 +120,7 @@ class Worker:
 
     def _assemble(self) -> None:
         work = self.work
-        self._face = Face(work.line(), self.setup.keys, self.name, self.setup.queues)
+        self._face = Face(work.client(), self.setup.keys, self.name, self.setup.queues)
         self._committer = Committer(work)
         self._hands, self._loop = Hands(work), Loop(work)
         work.hands, work.loop = self._hands, self._loop
@@ -228,8 +228,7 @@ class Worker:
         for part in (self._hands, self._loop, self._committer, self._keeper, self._commands):
             part.end()
         self._try("saying goodbye", self._face.died)
-        for thread in (self._keeper, self._commands):
-            thread.join(THREADS_END_S)
+        self._keeper.join(THREADS_END_S)
         self.work.close()
         log.info("%s: ended", self.name)
 

@@ -203,40 +203,19 @@ def _verify(site: Site, thread: str, as_json: bool) -> int:
 
 @click.command()
 @click.option("--status", type=click.Choice(STATUSES), help="Only those.")
-@click.option("-n", "most", type=click.IntRange(1, 100_000), default=50, metavar="N", help="At most N of a status (50).")
+@click.option("-n", "most", type=click.IntRange(1, 100_000), default=50, metavar="N", help="At most N (50).")
 @as_json
 @click.pass_obj
 def threads(site: Site, status: str | None, most: int, as_json: bool) -> None:
-    """Threads by status, the newest first. With --json one document a line."""
-    found: list[dict[str, Any]] = []
+    """Threads, those that changed last come first. With --json one document a line."""
     with site.open():
-        for word in [status] if status else STATUSES:
-            found += _threads(site, word, most)
+        found = [info._asdict() for info in site.client.threads(status, most)]
     if as_json:
         for each in found:
             show.emit(each)
         return
-    rows = [[x["thread"], x["status"], x["graph"], str(x["step"]), str(x["left"]), show.moment(x["since_ms"])] for x in found]
+    rows = [[x["thread_id"], x["status"], x["graph"], str(x["step"]), str(x["open_tasks"]), show.moment(x["since_ms"])] for x in found]
     if rows:
         show.table(("thread", "status", "graph", "step", "open", "since"), rows, right=("step", "open"))
     else:
         site.say(f"no {status + ' ' if status else ''}threads; everstep submit GRAPH INPUT starts one")
-
-
-def _threads(site: Site, status: str, most: int) -> list[dict[str, Any]]:
-    """The newest threads of a status, with what their indexes say."""
-    newest: Any = site.redis.zrevrange(site.keys.threads(status), 0, most - 1, withscores=True)
-    with site.redis.pipeline(transaction=False) as pipe:
-        names = [thread.decode("utf-8", "surrogatepass") for thread, _ in newest]
-        for name in names:
-            pipe.hmget(site.keys.thread(name), "graph", "step", "left", "run")
-        details: list[list[bytes | None]] = pipe.execute()
-    return [
-        {"thread": name, "status": status, "graph": _word(graph), "run": _word(run), "step": int(step or 0),
-         "left": int(left or 0) if status == "running" else 0, "since_ms": int(since)}
-        for name, (_, since), (graph, step, left, run) in zip(names, newest, details, strict=True)
-    ]  # fmt: skip
-
-
-def _word(found: bytes | None) -> str:
-    return (found or b"").decode("utf-8", "replace")

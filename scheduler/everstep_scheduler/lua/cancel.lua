@@ -6,23 +6,24 @@ call('DEL', S .. 'nothing')
 local T = load(H.thread)
 if not T then return '{"status":"unknown"}' end
 
-local function withdraw()
-  local cursor, budget = '0', MOVE_MAX
+-- Take open tasks out of their places, about 250 records a call. The answer is the cursor to go on from, '' at the end.
+local function withdraw(cursor)
+  local seen = 0
   repeat
     local page = call('HSCAN', S .. 'open:' .. H.thread, cursor, 'COUNT', 100)
     cursor = page[1]
     for i = 1, #page[2], 2 do
       local rec = cjson.decode(page[2][i + 1])
-      if rec.p ~= 'done' and rec.p ~= 'stopped' and rec.p ~= 'failed' and budget > 0 then
+      seen = seen + 1
+      if rec.p ~= 'done' and rec.p ~= 'stopped' and rec.p ~= 'failed' then
         leave(H.thread, T, page[2][i], rec, true)
         forget_job(rec)
         rec.p, rec.t, rec.o = 'stopped', nil, nil
         keep(H.thread, page[2][i], rec)
-        budget = budget - 1
       end
     end
-  until cursor == '0' or budget <= 0
-  return budget <= 0
+  until cursor == '0' or seen >= MOVE_MAX
+  return cursor == '0' and '' or cursor
 end
 
 local function unqueue_run()
@@ -35,8 +36,8 @@ local function unqueue_run()
 end
 
 out.status = 'cancelled'
-if T.cleaning == '1' then
-  T.cleaning = withdraw() and '1' or '0'
+if (T.cleaning or '') ~= '' then
+  T.cleaning = withdraw(T.cleaning)
 elseif H.run ~= '' and H.run ~= T.run then
   if not unqueue_run() then
     return cjson.encode({ status = call('HEXISTS', S .. 'runs:' .. H.thread, H.run) == 1 and 'rested' or 'unknown' })
@@ -48,11 +49,11 @@ elseif T.status ~= 'running' then
   return '{"status":"rested"}'
 else
   fact(H.thread, T, 'run_cancel_asked', 'actor', H.actor)
-  T.cleaning = withdraw() and '1' or '0'
+  T.cleaning = withdraw('0')
   local left = T.left + T.failed
   T.failed = 0
   rest(H.thread, T, 'cancelled', 'actor', H.actor)
   if T.status == 'cancelled' then T.left = left end
 end
-if T.cleaning == '1' then out.more = 1 end
+if T.cleaning and T.cleaning ~= '' then out.more = 1 end
 return finish()

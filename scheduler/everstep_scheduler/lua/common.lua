@@ -297,7 +297,7 @@ end
 local function begin(thread, T, run, rec_id, task, node)
   discard_step(thread, T)
   T.run, T.rec, T.base = run, rec_id, T.step
-  T.width, T.left, T.jobs, T.failed = 1, 1, 0, 0
+  T.width, T.left, T.jobs, T.failed, T.cleaning = 1, 1, 0, 0, ''
   status(thread, T, 'running')
   run_is(thread, run, 'running')
   return fresh_record(node, T.queue, 0)

@@ -16,7 +16,7 @@ end
 local busy = T and T.status == 'running'
 if busy and (H.mode == 'reject' or H.kind == 'continue') then return '{"status":"busy"}' end
 if H.kind == 'continue' and (not T or T.left + T.failed == 0 or T.status == 'done') then return '{"status":"nothing"}' end
-if H.kind == 'continue' and T.cleaning == '1' then return '{"status":"busy"}' end
+if H.kind == 'continue' and (T.cleaning or '') ~= '' then return '{"status":"busy"}' end
 
 local fields = { unpack(ARGV, 2, 1 + H.entries[1][3]) }
 if not T then

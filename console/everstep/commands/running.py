@@ -1,0 +1,136 @@
+"""submit, result, cancel, retry: what begins and ends runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import show
+from ..site import Site
+
+if TYPE_CHECKING:
+    from everstep_scheduler.client import Run
+
+as_json = click.option("--json", "as_json", is_flag=True, help="For programs: one JSON document with thread, run, status, output, error.")
+waits = click.option("--wait", is_flag=True, help="Wait, and print what it came to.")
+timeout_s = click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Wait so long at most (for ever); then exit code 5.")
+
+
+@click.command()
+@click.argument("graph")
+@click.argument("given", metavar="INPUT")
+@click.option("--thread", "-t", metavar="T", help="On this thread (a new one, named after the run).")
+@click.option("--run", "-r", metavar="R", help="Its id: the same again attaches to it, and starts nothing twice.")
+@waits
+@timeout_s
+@as_json
+@click.pass_obj
+def submit(
+    site: Site, graph: str, given: str, thread: str | None, run: str | None, wait: bool, timeout: float | None, as_json: bool
+) -> int | None:
+    """Start a run of GRAPH. INPUT is JSON, @FILE, or - for stdin; it is checked before anything is written.
+
+    \b
+    everstep submit counting '{"count": 0, "done": false}' --thread demo --wait
+    """
+    data = _data(given)
+    with site.open():
+        made = site.client.submit(graph, data, thread_id=thread, run_id=run)
+        return _come_to(site, made, wait or timeout is not None, timeout, as_json)
+
+
+def _data(given: str) -> Any:
+    """The input as the user gave it. Raises UsageError."""
+    try:
+        text = sys.stdin.read() if given == "-" else Path(given[1:]).read_text() if given.startswith("@") else given
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"INPUT can't be read: {error}") from None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"INPUT is no JSON: {error}. Quote it for the shell: '{{\"count\": 0}}'") from None
+
+
+@click.command()
+@click.argument("thread")
+@click.option("--run", "-r", metavar="R", help="This run (the last one).")
+@timeout_s
+@as_json
+@click.pass_obj
+def result(site: Site, thread: str, run: str | None, timeout: float | None, as_json: bool) -> int | None:
+    """Wait for the last run on THREAD, and print its output as JSON."""
+    with site.open():
+        return _come_to(site, site.client.run(thread, run), True, timeout, as_json)
+
+
+@click.command()
+@click.argument("thread")
+@click.option("--run", "-r", metavar="R", help="Only if this is still the thread's last run.")
+@waits
+@timeout_s
+@as_json
+@click.pass_obj
+def retry(site: Site, thread: str, run: str | None, wait: bool, timeout: float | None, as_json: bool) -> int | None:
+    """Let THREAD go on where its last run failed or was cancelled. What is done is not done again."""
+    with site.open():
+        made = site.client.retry(thread, run)
+        return _come_to(site, made, wait or timeout is not None, timeout, as_json)
+
+
+@click.command()
+@click.argument("thread")
+@click.option("--run", "-r", metavar="R", help="This run, also a queued one (the one under way).")
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON document.")
+@click.pass_obj
+def cancel(site: Site, thread: str, run: str | None, as_json: bool) -> None:
+    """Stop the run under way on THREAD. When this returns, nothing of it is committed any more."""
+    with site.open():
+        stopped = site.client.cancel(thread, run, actor="cli")
+    if as_json:
+        show.emit({"thread": thread, "cancelled": stopped})
+    else:
+        said = "cancelled; `everstep retry` lets it go on" if stopped else "nothing to cancel: it was at rest"
+        site.say(f"thread {show.clean(thread)}: {said}")
+
+
+def _come_to(site: Site, run: Run, wait: bool, timeout: float | None, as_json: bool) -> int | None:
+    """Say which run it is; wait for it if asked, and print what it came to."""
+    from everstep_checkpoint.errors import RunError
+
+    from ..cli import WAITING, exit_code
+
+    said = {"thread": run.thread_id, "run": run.run_id}
+    if not wait:
+        status = run.status()
+        show.emit({**said, "status": status}) if as_json else click.echo(f"thread {show.clean(run.thread_id)}  run {run.run_id}  {status}")
+        return None
+    try:
+        output = run.result(timeout)
+    except TimeoutError as error:
+        return _waiting(site, said | {"status": run.status()}, str(error), as_json)
+    except RunError as error:
+        if not as_json:
+            raise
+        show.emit({**said, "status": run.status(), "error": error.what, "node": error.node, "fix": error.fix})
+        return exit_code(error)
+    status = run.status()
+    show.emit({**said, "status": status, "output": output} if as_json else output)
+    if status == "interrupted":
+        site.say(f"the run waits at an interrupt; `everstep state {show.clean(run.thread_id)}` shows where")
+        return WAITING
+    return None
+
+
+def _waiting(site: Site, said: dict[str, Any], why: str, as_json: bool) -> int:
+    from ..cli import WAITING
+
+    if as_json:
+        show.emit({**said, "waiting_for": why})
+    else:
+        site.say(f"not yet: {show.clean(why)}")
+        site.say(f"  fix: everstep result {show.clean(said['thread'])} goes on waiting; everstep doctor says whether workers are there")
+    return WAITING

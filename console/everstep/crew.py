@@ -1,0 +1,94 @@
+"""Worker processes that a command of ours starts beside itself: they end with it, however it ends.
+
+    Crew(url, targets) ──► everstep worker ... ──fork──► its children
+       └─ what they say goes to a file; `words` is its end, for when something is wrong
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from everstep_checkpoint.errors import EverstepError
+
+START_S = 30.0
+STOP_S = 10.0
+LOOK_S = 0.02
+
+# On Linux the kernel tells the pool when we die; elsewhere its children notice that Redis has gone.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+parent, *command = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(parent):
+    os.execv(command[0], command)
+"""
+
+
+class CrewFailed(EverstepError):
+    """The workers did not begin, or have ended."""
+
+
+class Crew:
+    """One `everstep worker` beside us. `out`: where its messages go; None: to our stderr."""
+
+    def __init__(
+        self, url: str, targets: Sequence[str], options: Sequence[str] = (), *, out: Path | None = None, env: Mapping[str, str] | None = None,
+        namespace: str = "everstep", partition: str = "0",
+    ) -> None:  # fmt: skip
+        self._out = out
+        said = [sys.executable, "-m", "everstep", "--namespace", namespace, "--partition", partition, "worker", *targets, *options]
+        # the URL travels in the environment: a password on a command line is everybody's to read
+        self._env = {**os.environ, **(env or {}), "EVERSTEP_URL": url}
+        self._command = [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *said]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the pool. It works as soon as its children are there."""
+        out: IO[bytes] | None = self._out.open("ab") if self._out is not None else None
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and words that the user gave
+                self._command, env=self._env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+        finally:
+            if out is not None:
+                out.close()
+
+    @property
+    def ended(self) -> int | None:
+        """Its exit code, once it has ended."""
+        return None if self._process is None else self._process.poll()
+
+    @property
+    def words(self) -> str:
+        """The last that it said."""
+        text = self._out.read_text(errors="replace") if self._out is not None and self._out.exists() else ""
+        return " | ".join(text.splitlines()[-3:])
+
+    def await_workers(self, redis: Any, key: str, count: int) -> None:
+        """Wait until `count` workers have shown themselves in the set `key`. Raises CrewFailed."""
+        end = time.monotonic() + START_S
+        while int(redis.scard(key)) < count:
+            if self.ended is not None or time.monotonic() > end:
+                raise CrewFailed(f"the workers did not begin: {self.words}", fix="everstep worker MODULE:GRAPH says more")
+            time.sleep(LOOK_S)
+
+    def stop(self) -> None:
+        """SIGTERM, wait, and SIGKILL for what does not end. Harmless if it has ended."""
+        if self._process is None:
+            return
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is not None:
+                return
+            self._process.send_signal(how)
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                continue

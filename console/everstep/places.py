@@ -1,0 +1,118 @@
+"""Is each open task in exactly one place? What `everstep doctor` looks at while the fleet goes on working.
+
+A record says the place; the place must have the task, and no other place may. Each task is looked at in one MULTI, with
+its record, so that one that moves meanwhile is seen where it is. Bounded in threads, tasks and the length of lists.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from . import show
+from .site import Site
+
+THREADS_MAX = 1000
+TASKS_MAX = 5000
+BATCH = 50
+LIST_MAX = 20_000
+OPEN = ("job", "lease", "wake", "parked")
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Report:
+    """What was looked at. `cut`: there is more than the bounds."""
+
+    threads: int = 0
+    tasks: int = 0
+    cut: bool = False
+    problems: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True)
+class Open:
+    """An open task as its record says it."""
+
+    thread: str
+    graph: str
+    task: str
+    raw: bytes
+    record: Record
+
+    @property
+    def queue(self) -> str:
+        return f"{self.record['q']}.suspect" if self.record.get("s") else str(self.record["q"])
+
+
+def look_at_places(site: Site) -> Report:
+    """Look at the open tasks of running threads, at most 5,000. Raises redis.RedisError."""
+    report = Report()
+    tasks = islice(_open_tasks(site, report), TASKS_MAX)
+    while batch := list(islice(tasks, BATCH)):
+        report.tasks += len(batch)
+        for task, answer in zip(batch, _answers(site, batch), strict=True):
+            if said := _wrong(task, answer):
+                report.problems.append(f"{show.clean(task.thread)} {task.task}: {said}")
+    report.cut = report.cut or report.tasks == TASKS_MAX
+    return report
+
+
+def _open_tasks(site: Site, report: Report) -> Iterator[Open]:
+    client: Any = site.redis
+    threads = client.zrange(site.keys.threads("running"), 0, THREADS_MAX)
+    report.cut = len(threads) > THREADS_MAX
+    for name in threads[:THREADS_MAX]:
+        thread = name.decode("utf-8", "surrogatepass")
+        report.threads += 1
+        graph = (client.hget(site.keys.thread(thread), "graph") or b"").decode()
+        for task, raw in client.hscan_iter(site.keys.open(thread), count=100):
+            record = json.loads(raw)
+            if record.get("p") in OPEN:
+                yield Open(thread, graph, task.decode(), raw, record)
+
+
+def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
+    """For each task its record again, and whether each place has it."""
+    keys = site.keys
+    with site.redis.pipeline(transaction=True) as pipe:
+        for each in batch:
+            job, token, member = each.record.get("j") or "-", each.record.get("t") or "-", f"{each.task} {each.thread}"
+            pipe.hget(keys.open(each.thread), each.task)
+            pipe.llen(keys.rq_queue(each.queue))
+            pipe.lpos(keys.rq_queue(each.queue), job, maxlen=LIST_MAX)
+            pipe.zscore(keys.leases, token)
+            pipe.hget(keys.lease, token)
+            pipe.zscore(keys.rq_started(each.queue), f"{job}:{token}")
+            pipe.zscore(keys.wakes, member)
+            pipe.zscore(keys.rq_scheduled(each.queue), job)
+            pipe.lpos(keys.parked_for(each.graph, str(each.record["n"])), member, maxlen=LIST_MAX)
+            pipe.zscore(keys.rq_failed(each.queue), job)
+        found: list[Any] = pipe.execute()
+    for i in range(0, len(found), 10):
+        yield found[i : i + 10]
+
+
+def _wrong(task: Open, answer: list[Any]) -> str:
+    """What is wrong with a task's place; empty if nothing, or if it has moved since its record was read."""
+    raw, length, listed, lease, named, started, wake, scheduled, parked, failed = answer
+    if raw != task.raw:
+        return ""
+    place = str(task.record["p"])
+    beyond = place == "job" and listed is None and length > LIST_MAX
+    there = {"job": listed is not None or beyond, "lease": lease is not None, "wake": wake is not None, "parked": parked is not None}
+    stock = not str(task.record.get("o", "")).startswith("everstep")  # RQ's own worker keeps its registry itself
+    shown = {"job": there["job"], "lease": started is not None or stock, "wake": scheduled is not None, "parked": failed is not None}
+    if not there[place]:
+        return f"its record says {place}, which does not have it"
+    if place == "lease" and named is None:
+        return "its lease names no task"
+    if others := [name for name, found in there.items() if found and name != place]:
+        return f"in {place} and also in {', '.join(others)}"
+    if task.record.get("j") and not shown[place]:
+        return f"in {place}, but RQ's registry does not show it"
+    return ""

@@ -1,0 +1,1 @@
+"""Small graphs to read, run and copy."""

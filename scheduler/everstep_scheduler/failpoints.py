@@ -1,0 +1,63 @@
+"""Named places where a process can be made to die, for the tests that kill it there. Off, `reach` is one comparison.
+
+    EVERSTEP_FAILPOINT=called          dies where it first has a node's result in hand
+    EVERSTEP_FAILPOINT=called:3        the third time
+    EVERSTEP_FAILPOINT=called:3:FILE   and only the one process that can make FILE: pools replace their dead
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+VARIABLE = "EVERSTEP_FAILPOINT"
+NAMES = ("claimed", "loaded", "called", "settled", "committed", "renewed")
+
+
+class Failpoint:
+    """One armed place; the `count`-th thread that comes by ends the process as kill -9 does."""
+
+    def __init__(self, name: str, count: int = 1, once: str = "") -> None:
+        if name not in NAMES:
+            raise ValueError(f"{VARIABLE} names no failpoint: {name!r}; there are {', '.join(NAMES)}")
+        self.name = name
+        self._left = count
+        self._once = once
+        self._lock = threading.Lock()
+
+    @classmethod
+    def read(cls, text: str) -> Failpoint | None:
+        """From the variable's text; None where it says nothing. Raises ValueError for what is not of its form."""
+        if not text:
+            return None
+        name, _, rest = text.partition(":")
+        count, _, once = rest.partition(":")
+        return cls(name, int(count or 1), once)
+
+    def reached(self, name: str) -> None:
+        """A thread comes by."""
+        if name != self.name:
+            return
+        with self._lock:
+            self._left -= 1
+            if self._left == 0 and self._is_first():
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def _is_first(self) -> bool:
+        if not self._once:
+            return True
+        try:
+            os.close(os.open(self._once, os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            return False
+        return True
+
+
+_armed = Failpoint.read(os.environ.get(VARIABLE, ""))
+
+
+def reach(name: str) -> None:
+    """Die here, if this process was told to."""
+    if _armed is not None:
+        _armed.reached(name)

@@ -1,0 +1,136 @@
+"""The graphs that fault tests run. Each execution of a node leaves two lines in a journal, so it can be counted.
+
+    chain, achain    a -> b -> c, sync and async; a node may wait for a gate (a file) or sleep
+    wide             Sends to `work`, then `last`; one item may kill its process until a file says that it is mended
+    flock            `nap` alone, async, for a hundred threads at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from everstep_scheduler.graph import StateGraph
+from everstep_scheduler.runtime import END, START, Runtime, Send
+
+LOOK_S = 0.01
+
+
+class State(TypedDict, total=False):
+    """`journal`: the file of lines; `gate`: the file that `gated` waits for; `naps`: node -> seconds."""
+
+    journal: str
+    gate: str
+    gated: str
+    naps: dict[str, float]
+    seen: Annotated[list[str], operator.add]
+    width: int
+    item: int
+    killer: int
+    mended: str
+    results: Annotated[list[int], operator.add]
+    sum: int
+
+
+def note(state: State, runtime: Runtime[Any], node: str, phase: str) -> None:
+    """One line, in one write: `thread n node attempt pid phase`."""
+    info = runtime.execution_info
+    n = int((info.checkpoint_id or "0").partition("-")[0])
+    line = f"{info.thread_id} {n} {node} {info.node_attempt} {os.getpid()} {phase}\n"
+    journal = os.open(state["journal"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(journal, line.encode())
+    finally:
+        os.close(journal)
+
+
+def _nap(state: State, node: str) -> float:
+    return state.get("naps", {}).get(node, 0.0)
+
+
+def _closed(state: State, node: str) -> bool:
+    return state.get("gated") == node and not Path(state["gate"]).exists()
+
+
+def step(node: str) -> Callable[..., State]:
+    def work(state: State, runtime: Runtime[Any]) -> State:
+        note(state, runtime, node, "in")
+        time.sleep(_nap(state, node))
+        while _closed(state, node):
+            time.sleep(LOOK_S)
+        note(state, runtime, node, "out")
+        return {"seen": [node]}
+
+    return work
+
+
+def astep(node: str) -> Callable[..., Any]:
+    async def work(state: State, runtime: Runtime[Any]) -> State:
+        note(state, runtime, node, "in")
+        await asyncio.sleep(_nap(state, node))
+        while _closed(state, node):
+            await asyncio.sleep(LOOK_S)
+        note(state, runtime, node, "out")
+        return {"seen": [node]}
+
+    return work
+
+
+def _chain(made: Callable[[str], Callable[..., Any]]) -> StateGraph:
+    graph = StateGraph(State)
+    graph.add_sequence([(node, made(node)) for node in ("a", "b", "c")])
+    graph.add_edge(START, "a")
+    graph.add_edge("c", END)
+    return graph
+
+
+def _spread(state: State) -> list[Send]:
+    own = {key: value for key, value in state.items() if key not in ("seen", "results", "width")}
+    return [Send("work", {**own, "item": i}) for i in range(state["width"])]
+
+
+def _work(state: State, runtime: Runtime[Any]) -> State:
+    note(state, runtime, f"work/{state['item']}", "in")
+    if state["item"] == state.get("killer") and not Path(state["mended"]).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(_nap(state, "work"))
+    while _closed(state, f"work/{state['item']}"):
+        time.sleep(LOOK_S)
+    note(state, runtime, f"work/{state['item']}", "out")
+    return {"results": [state["item"]]}
+
+
+def _last(state: State, runtime: Runtime[Any]) -> State:
+    note(state, runtime, "last", "in")
+    assert state["results"] == list(range(state["width"])), "results are in task order, none is missing or double"
+    return {"sum": sum(state["results"])}
+
+
+def _wide() -> StateGraph:
+    graph = StateGraph(State)
+    graph.add_node("work", _work)
+    graph.add_node("last", _last)
+    graph.add_conditional_edges(START, _spread, ["work"])
+    graph.add_edge("work", "last")
+    graph.add_edge("last", END)
+    return graph
+
+
+def _flock() -> StateGraph:
+    graph = StateGraph(State)
+    graph.add_node("nap", astep("nap"))
+    graph.add_edge(START, "nap")
+    graph.add_edge("nap", END)
+    return graph
+
+
+chain = _chain(step).compile(name="chain")
+achain = _chain(astep).compile(name="achain")
+wide = _wide().compile(name="wide")
+flock = _flock().compile(name="flock")

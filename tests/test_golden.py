@@ -1,0 +1,136 @@
+"""Golden logs: what every released format wrote, read by what is here now, with the log's package alone.
+
+`tests/golden/make.py` made the files, once per format; they are never made again.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.codec import PLAIN, Tagged
+from everstep_checkpoint.delta import decode_delta
+from everstep_checkpoint.replay import state_at, states, step_of, verify
+
+from golden.dump import FOLDER, DumpLog, from_line, to_line
+
+STORIES = sorted(path.stem for path in FOLDER.glob("v*.jsonl"))
+STEP_BYTES_MAX = 400
+RESERVED = {"task_added", "task_called", "task_paused", "task_answered", "effect_done"}
+
+
+def expected(story: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDER / f"{story}.expected.json").read_text())
+    return found
+
+
+def golden(story: str) -> DumpLog:
+    return DumpLog.of(FOLDER / f"{story}.jsonl", expected(story)["thread"])
+
+
+def test_there_are_golden_logs_of_every_format_so_far() -> None:
+    assert {story.split("-")[0] for story in STORIES} == {f"v{n}" for n in range(1, e.VERSION + 1)}
+    assert len(STORIES) >= 12
+
+
+def test_the_golden_logs_hold_every_kind_and_every_delta_op_that_is_written() -> None:
+    kinds: set[str] = set()
+    ops: set[int] = set()
+    for story in STORIES:
+        for entry in golden(story).entries:
+            kinds.add(entry.kind)
+            ops |= {op[0] for op in decode_delta(entry.value("delta") or b"\x80").values()}
+    assert kinds == {e.CHECKPOINT} | e.FACTS - RESERVED
+    assert ops >= {0, 1, 2, 3, 5, 6}
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_a_golden_log_keeps_its_ids_and_kinds(story: str) -> None:
+    log = golden(story)
+    assert [[x.id, x.kind] for x in log.entries] == expected(story)["entries"]
+    assert [json.loads(to_line(from_line(to_line(x)))) for x in log.entries] == [json.loads(to_line(x)) for x in log.entries]
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_every_sum_digest_and_parent_of_a_golden_log_is_sound(story: str) -> None:
+    log = golden(story)
+    report = verify(log, log.thread)
+    assert report.problems == []
+    assert report.entries == len(log.entries)
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_every_state_of_a_golden_log_is_read_as_it_was_written(story: str) -> None:
+    log, said = golden(story), expected(story)
+    found = {str(state.n): state for state, _ in states(log, log.thread)}
+    assert set(found) == set(said["states"])
+    for n, wanted in said["states"].items():
+        for state in (found[n], state_at(log, log.thread, int(n))):
+            assert state.entry.checkpoint_id == wanted["checkpoint_id"]
+            assert state.digest == wanted["digest"]
+            stored = {name: base64.b64decode(value) for name, value in wanted["channels"].items()}
+            assert state.channels == stored
+            assert {name: ascii(PLAIN.decode(value))[:200] for name, value in stored.items()} == wanted["shown"]
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_the_open_tasks_of_a_golden_log_need_no_graph(story: str) -> None:
+    log = golden(story)
+    step = step_of(log, log.thread, state_at(log, log.thread))
+    assert [[task.task, task.node, task.queue] for task in step.tasks] == expected(story)["open"]
+
+
+def test_values_of_a_graphs_own_types_are_read_without_their_classes() -> None:
+    log = golden("v1-types")
+    channels = state_at(log, log.thread).channels
+    points = PLAIN.decode(channels["points"])
+    assert isinstance(points, tuple)
+    assert points[-1] == Tagged("Point", {"x": 3, "y": 4.5})
+    assert PLAIN.decode(channels["colour"]) == Tagged("Colour", "RED")
+    assert {name: PLAIN.encode(PLAIN.decode(value)) for name, value in channels.items()} == channels
+
+
+def test_a_changed_byte_in_a_golden_log_is_found() -> None:
+    log = golden("v1-wide")
+    for at, entry in enumerate(log.entries):
+        field = "writes" if entry.kind == "task_done" else "delta" if entry.is_checkpoint else "input"
+        broken = bytearray(entry.raw[field])
+        broken[-1] ^= 1
+        changed = e.Entry(entry.n, entry.k, {**entry.raw, field: bytes(broken)})
+        mended = DumpLog(log.thread, [*log.entries[:at], changed, *log.entries[at + 1 :]])
+        assert verify(mended, log.thread).problems, f"{entry.id} {field}"
+
+
+def test_reading_a_golden_log_imports_nothing_but_the_logs_package() -> None:
+    code = (
+        "import sys; from golden.dump import FOLDER, DumpLog; from everstep_checkpoint.replay import state_at, verify\n"
+        "log = DumpLog.of(FOLDER / 'v1-sends.jsonl', 'golden'); state_at(log, 'golden'); verify(log, 'golden')\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules} & {'everstep', 'everstep_scheduler', "
+        "'everstep_workers', 'redis', 'rq', 'fakeredis'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_a_chain_step_costs_its_payload_and_at_most_400_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [x for x in golden("v1-payload").entries if x.is_checkpoint and x.n > 2]
+    assert len(steps) == 10
+    for entry in steps:
+        payload = len(decode_delta(entry.value("delta") or b"\x80")["data"][1])
+        sizes = {"id": len(entry.id)} | {name: len(name) + len(value) for name, value in entry.raw.items()}
+        sizes["delta"] -= payload
+        assert payload >= 1024
+        assert sum(sizes.values()) <= STEP_BYTES_MAX, sizes
+    with capsys.disabled():
+        print(f"\none chain step, payload {payload} bytes, and beside it:")
+        for name, size in sorted(sizes.items(), key=lambda pair: -pair[1]):
+            print(f"  {name:8} {size:4}")
+        print(f"  {'all':8} {sum(sizes.values()):4} of {STEP_BYTES_MAX}")

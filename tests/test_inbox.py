@@ -1,0 +1,208 @@
+"""The inbox: whoever can XADD can start a run; nothing bad that is sent harms the reader or the next message."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypedDict
+
+import pytest
+import redis
+
+from everstep_checkpoint.keys import Keys
+from everstep_checkpoint.log import new_id
+from everstep_scheduler.client import Client, connect, publish
+from everstep_scheduler.connection import connect as connected
+from everstep_scheduler.graph import StateGraph
+from everstep_scheduler.inbox import InboxReader
+from everstep_scheduler.runtime import START
+from servers import wait_for
+
+KEYS = Keys(rq="rq")
+
+
+class State(TypedDict):
+    count: int
+
+
+@pytest.fixture
+def fleet(redis_url: str, client: redis.Redis) -> Iterator[Client]:
+    """A server that knows the graph `counter`; nobody works."""
+    graph = StateGraph(State)
+    graph.add_node("inc", lambda state: {"count": state["count"] + 1})
+    graph.add_edge(START, "inc")
+    publish(client, KEYS, [graph.spec("counter")])
+    with connect(redis_url) as made:
+        yield made
+
+
+@contextmanager
+def reading(url: str, said: Callable[[str], None] = print) -> Iterator[InboxReader]:
+    stop = threading.Event()
+    reader = InboxReader(url, KEYS, said)
+    thread = threading.Thread(target=reader.run, args=(stop.is_set,))
+    thread.start()
+    try:
+        yield reader
+    finally:
+        stop.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def send(client: redis.Redis, **fields: Any) -> bytes:
+    message = {"graph": "counter", "thread": "t", "input": '{"count": 0}', **fields}
+    return client.xadd(KEYS.inbox, {name: value for name, value in message.items() if value is not None})  # type: ignore[return-value]
+
+
+def rejected(client: redis.Redis) -> list[dict[bytes, bytes]]:
+    return [fields for _, fields in client.xrange(KEYS.inbox_rejected)]
+
+
+def test_a_message_becomes_a_run_and_leaves_the_inbox(fleet: Client, client: redis.Redis, redis_url: str) -> None:
+    entry_id = send(client, actor="ops").decode()
+    with reading(redis_url):
+        wait_for(lambda: client.xlen(KEYS.inbox) == 0)
+    assert fleet.run("t").run_id == f"inbox-{entry_id}"
+    assert fleet.run("t").status() == "running"
+    assert next(fleet.log("t")).text("actor") == "ops"
+
+
+def test_a_message_may_name_its_run_and_comes_twice_without_harm(
+    fleet: Client, client: redis.Redis, redis_url: str
+) -> None:
+    send(client, run="r1")
+    send(client, run="r1")
+    with reading(redis_url):
+        wait_for(lambda: client.xlen(KEYS.inbox) == 0)
+    assert len(list(fleet.log("t"))) == 1
+    assert rejected(client) == []
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no graph": ({"graph": None}, "lacks graph"),
+    "nothing at all": ({"graph": None, "thread": None, "input": None, "x": "y"}, "lacks graph, thread, input"),
+    "unknown graph": ({"graph": "countre"}, "Did you mean 'counter'"),
+    "not JSON": ({"input": "{count: 0}"}, "not JSON"),
+    "no JSON number": ({"input": '{"count": NaN}'}, "NaN is no JSON number"),
+    "too deep": ({"input": "[" * 100_000}, "not JSON"),
+    "not an object": ({"input": "[1]"}, "must be a dict"),
+    "null": ({"input": "null"}, "no input"),
+    "fails the schema": ({"input": '{"count": "three"}'}, "count: must be integer, not string"),
+    "unknown key": ({"input": '{"cuont": 3}'}, "Did you mean 'count'"),
+    "thread too long": ({"thread": "t" * 513}, "513"),
+    "thread with control characters": ({"thread": "a\nb"}, "printable"),
+    "run id with a space": ({"run": "a b"}, "run_id"),
+    "not UTF-8": ({"input": b"\xff\xfe"}, "not UTF-8"),
+    "too large": ({"input": json.dumps({"count": "x" * 2**20})}, "the cap is"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_message_is_put_aside_with_the_reason(
+    fleet: Client, client: redis.Redis, redis_url: str, what: str
+) -> None:
+    fields, reason = BAD[what]
+    send(client, **fields)
+    send(client, thread="good")
+    with reading(redis_url):
+        wait_for(lambda: client.xlen(KEYS.inbox) == 0)
+    [aside] = rejected(client)
+    assert reason in aside[b"reason"].decode()
+    assert all(len(value) <= 4096 for value in aside.values())
+    assert [info.thread_id for info in fleet.threads()] == ["good"]
+
+
+def test_a_field_name_that_is_no_text_is_put_aside_too(fleet: Client, client: redis.Redis, redis_url: str) -> None:
+    client.xadd(KEYS.inbox, {b"\xff": b"1", b"graph": b"counter", b"thread": b"t", b"input": b"{}"})
+    with reading(redis_url):
+        wait_for(lambda: client.xlen(KEYS.inbox) == 0)
+    assert b"not UTF-8" in rejected(client)[0][b"reason"]
+
+
+def test_a_run_id_with_another_input_is_put_aside(fleet: Client, client: redis.Redis, redis_url: str) -> None:
+    send(client, run="r1")
+    send(client, run="r1", input='{"count": 7}')
+    with reading(redis_url):
+        wait_for(lambda: client.xlen(KEYS.inbox) == 0)
+    assert b"another input" in rejected(client)[0][b"reason"]
+
+
+def test_one_reads_at_a_time_and_another_takes_over(fleet: Client, client: redis.Redis, redis_url: str) -> None:
+    first, second = InboxReader(redis_url, KEYS), InboxReader(redis_url, KEYS)
+    send(client, thread="a")
+    assert first.turn() == 1
+    send(client, thread="b")
+    assert second.turn(lambda: True) == 0
+    assert client.xlen(KEYS.inbox) == 1
+    client.delete(KEYS.inbox_reader)  # the first one died, and its key ended
+    assert second.turn() == 1
+    assert {info.thread_id for info in fleet.threads()} == {"a", "b"}
+    for reader in (first, second):
+        reader.run(lambda: True)
+
+
+def test_a_reader_that_stops_gives_its_place_back(fleet: Client, client: redis.Redis, redis_url: str) -> None:
+    with reading(redis_url):
+        wait_for(lambda: client.exists(KEYS.inbox_reader))
+    assert not client.exists(KEYS.inbox_reader)
+
+
+def test_a_crash_between_submit_and_delete_submits_the_same_run_again(
+    fleet: Client, client: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(client)
+    dying = InboxReader(redis_url, KEYS)
+    monkeypatch.setattr(redis.Redis, "xdel", _dies)
+    with pytest.raises(_Died):
+        dying.turn()
+    monkeypatch.undo()
+    client.delete(KEYS.inbox_reader)
+    assert InboxReader(redis_url, KEYS).turn() == 1
+    assert len(list(fleet.log("t"))) == 1
+    assert rejected(client) == [] and client.xlen(KEYS.inbox) == 0
+
+
+class _Died(BaseException):
+    pass
+
+
+def _dies(*_: Any) -> None:
+    raise _Died
+
+
+def test_the_rejected_ones_are_bounded(
+    fleet: Client, client: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everstep_scheduler.inbox.REJECTED_MAX", 10)
+    monkeypatch.setattr("everstep_scheduler.inbox.BATCH_MAX", 500)
+    client.config_set("stream-node-max-entries", 5)
+    for _ in range(60):
+        send(client, graph="nobody")
+    InboxReader(redis_url, KEYS).turn()
+    client.config_set("stream-node-max-entries", 100)
+    assert client.xlen(KEYS.inbox) == 0
+    assert 10 <= client.xlen(KEYS.inbox_rejected) <= 20
+
+
+def test_the_reader_may_be_given_a_way_to_make_clients(fleet: Client, client: redis.Redis, redis_url: str) -> None:
+    send(client)
+    reader = InboxReader(lambda block_s: connected(redis_url, block_s=block_s), KEYS)
+    assert reader.turn() == 1
+
+
+def test_a_message_is_a_run_within_fifty_milliseconds(fleet: Client, client: redis.Redis, redis_url: str) -> None:
+    took: list[float] = []
+    with reading(redis_url):
+        wait_for(lambda: client.exists(KEYS.inbox_reader))
+        for _ in range(15):
+            thread, began = new_id(), time.perf_counter()
+            send(client, thread=thread)
+            while not client.exists(KEYS.log(thread)):
+                time.sleep(0.001)
+            took.append(time.perf_counter() - began)
+    assert statistics.median(took) < 0.05
