@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -29,6 +31,7 @@ KEYS = Keys()
 SHOP = """
 import operator, os, signal, time
 from pathlib import Path
+from typing import Any
 from typing import Annotated, TypedDict
 from everstep_scheduler.graph import StateGraph
 from everstep_scheduler.runtime import END, START
@@ -83,7 +86,7 @@ class Shop:
     def __init__(self, folder: Path, url: str, client: redis.Redis) -> None:
         self.folder = folder
         self.url = url
-        self.redis = client
+        self.redis: Any = client
         (folder / "shop.py").write_text(SHOP)
         own = connect(url)
         self.moves = RedisMoves(Scripts(own, KEYS, Recovery(own, KEYS), url))
@@ -112,12 +115,15 @@ class Shop:
         return thread
 
     def status(self, thread: str) -> bytes | None:
-        found: bytes | None = self.redis.hget(KEYS.thread(thread), "status")  # type: ignore[assignment]
+        found: bytes | None = self.redis.hget(KEYS.thread(thread), "status")
         return found
 
     def rests(self, *threads: str, timeout_s: float = 15.0) -> None:
         for thread in threads:
-            wait_for(lambda thread=thread: self.status(thread) == b"done", timeout_s, f"{thread} to be done")  # type: ignore[misc]
+            wait_for(partial(self.is_done, thread), timeout_s, f"{thread} to be done")
+
+    def is_done(self, thread: str) -> bool:
+        return self.status(thread) == b"done"
 
     def ran(self, node: str) -> list[str]:
         """The pids that ran a node, in order."""
@@ -163,8 +169,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def workers(client: redis.Redis) -> list[str]:
-    return sorted(name.decode() for name in client.smembers(KEYS.rq_workers))  # type: ignore[union-attr]
+def workers(client: Any) -> list[str]:
+    return sorted(name.decode() for name in client.smembers(KEYS.rq_workers))
 
 
 def test_a_pool_runs_chains_and_ends_on_sigterm(shop: Shop) -> None:
@@ -203,8 +209,8 @@ def test_a_killer_among_200_tasks_is_the_one_dead_letter(shop: Shop) -> None:
     wait_for(lambda: shop.status("killer") == b"failed", 30, "the killer to be put away")
     shop.rests(*(thread for thread in threads if thread != "killer"))
     failed = shop.redis.zrange(KEYS.rq_failed("killing"), 0, -1)
-    assert len(failed) == 1  # type: ignore[arg-type]
-    reason: bytes = shop.redis.hget(KEYS.rq_job(failed[0].decode()), "exc_info")  # type: ignore[index,union-attr,assignment]
+    assert len(failed) == 1
+    reason: bytes = shop.redis.hget(KEYS.rq_job(failed[0].decode()), "exc_info")
     assert reason.startswith(b"poison")
     lost = {thread: shop.kinds(thread).count("task_lost") for thread in threads}
     assert max(count for thread, count in lost.items() if thread != "killer") <= 1
@@ -268,7 +274,9 @@ def test_a_pool_whose_children_die_at_birth_gives_up(shop: Shop) -> None:
 
 
 def test_the_parent_imports_no_code_of_the_user(shop: Shop) -> None:
-    (shop.folder / "tells.py").write_text("import os; open('pid', 'w').write(str(os.getpid())); from shop import killing")
+    (shop.folder / "tells.py").write_text(
+        "import os; open('pid', 'w').write(str(os.getpid())); from shop import killing"
+    )
     pool = shop.pool("tells:killing")
     wait_for(lambda: workers(shop.redis))
     assert (shop.folder / "pid").read_text() != str(pool.pid)
@@ -289,5 +297,3 @@ def test_state_is_whole_after_all(shop: Shop) -> None:
     head = shop.log.head(thread)
     assert head is not None
     assert spec.values(state_at(shop.log, thread, head.n).channels)["seen"] == ["first", "waits", "last"]
-
-

@@ -59,7 +59,7 @@ class Client:
     """What a producer does, and what a test looks at."""
 
     url: str
-    redis: redis.Redis
+    redis: Any
 
     def __post_init__(self) -> None:
         own = connect(self.url)
@@ -108,6 +108,11 @@ def running(url: str, *graphs: GraphSpec, **told: Any) -> Iterator[Worker]:
         worker.drain()
         thread.join(20)
         assert not thread.is_alive(), "the worker did not end"
+
+
+def sleeps(state: State) -> State:
+    time.sleep(0.05)
+    return {}
 
 
 class Gate:
@@ -327,7 +332,7 @@ def test_an_idle_worker_ends_at_once(at: Client) -> None:
 # --- what is not ours
 
 
-def foreign(client: redis.Redis, queue: str, data: str) -> str:
+def foreign(client: Any, queue: str, data: str) -> str:
     job = new_id()
     fields = {"data": data, "origin": queue, "status": "queued", "created_at": "2026-01-01T00:00:00.0Z"}
     client.hset(KEYS.rq_job(job), mapping=fields)
@@ -374,7 +379,7 @@ def test_an_unknown_node_is_parked_and_taken_by_a_worker_that_serves_it(at: Clie
 
 def test_parked_work_is_taken_under_load_too(at: Client) -> None:
     stranger = graph("stranger", one=says("one"))
-    busy = graph("busy", **{f"n{i}": lambda state: time.sleep(0.05) or {} for i in range(100)})
+    busy = graph("busy", **{f"n{i}": sleeps for i in range(100)})
     with running(at.url, busy) as worker:
         parked = at.submit(stranger)
         at.redis.lmove(KEYS.rq_queue("stranger"), KEYS.rq_queue("busy"))

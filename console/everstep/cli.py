@@ -42,7 +42,7 @@ WORDS = {
 }
 
 OK, FAILURE, USAGE, NOT_FOUND, CONFLICT, WAITING, UNREACHABLE, INTEGRITY = range(8)
-INTERRUPTED, BROKEN_PIPE = 130, 141
+INTERRUPTED = 130
 EXITS: tuple[tuple[tuple[type[EverstepError], ...], int], ...] = (
     ((x.NotFound,), NOT_FOUND),
     ((x.Conflict, x.ThreadBusy, x.RunConflict, x.Superseded), CONFLICT),
@@ -137,9 +137,9 @@ def main(args: Sequence[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:
-        # who read us has gone; nothing is written any more, not even at exit
+        # who read us has gone; nothing is written any more, not even at exit. Click does the same inside a command
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return FAILURE
     except EverstepError as error:
         tell(error)
         return exit_code(error)

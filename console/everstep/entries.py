@@ -11,11 +11,13 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, array_header
 from everstep_checkpoint.delta import decode_delta, decode_state
 from everstep_checkpoint.errors import EverstepError
+from everstep_checkpoint.replay import input_writes
 
 from . import show
 
-BINARY = ("delta", "state", "writes", "meta", "input", "record", "sends")
+FIRST = ("source", "step", "node", "task", "attempt", "status", "error", "next", "goto", "parts", "actor", "ms")
 LONG = ("token", "digest", "sum", "insum", "birth", "parent")
+SHORT = {"by": "everstep."}
 OPS = ("set", "append", "merge", "splice", "delete", "take", "take_append")
 Raw = Mapping[Any, Any]
 
@@ -37,7 +39,8 @@ class Shown:
 
     def text(self) -> str:
         """For people: one line."""
-        words = [f"{name}={_said(name, value)}" for name, value in self.fields.items() if value != ""]
+        names = [*(name for name in FIRST if name in self.fields), *(name for name in self.fields if name not in FIRST)]
+        words = [f"{name}={_said(name, self.fields[name])}" for name in names if self.fields[name] != ""]
         said = f"{self.id:>8}  {show.moment(self.at)}  {show.paint(f'{self.kind:<14}', _word(self.kind))}  {' '.join(words)}"
         return said + (f"  {show.paint('NOT READABLE: ' + self.problem, 'x')}" if self.problem else "")
 
@@ -56,7 +59,7 @@ def shown(entry_id: bytes, raw: Raw, *, values: bool) -> Shown:
 
 
 def _field(entry: e.Entry, name: str, values: bool) -> Any:
-    if name not in BINARY:
+    if name not in e.VALUES:
         return entry.text(name)
     if not values:
         return {"bytes": len(entry.raw[name])}
@@ -77,9 +80,9 @@ def _decoded(entry: e.Entry, name: str) -> Any:
         case "writes":
             return dict(_each(entry.writes()))
         case "input":
-            return dict(_each(e.Entry(entry.n, entry.k, {"writes": entry.raw[name]}).writes()))
+            return dict(_each(input_writes(entry)))
         case "sends":
-            return [{node: PLAIN.decode(value)} for node, value in e.unpack_sends(entry)]
+            return [{node: PLAIN.decode(value)} for node, value in entry.sends()]
         case _:
             return PLAIN.decode(stored)
 
@@ -109,6 +112,7 @@ def _said(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return show.size(value["bytes"]).replace(" ", "") if "bytes" in value else show.value(value["value"], 400)
     text = str(value)
+    text = text.removeprefix(SHORT.get(name, ""))
     if name in LONG:
         return show.clean(text[:8])
     if name == "error" and text.startswith("{"):

@@ -161,7 +161,7 @@ def size(count: int) -> str:
 def span(ms: float) -> str:
     """A length of time for people."""
     if ms < 1000:
-        return f"{ms:.0f} ms"
+        return f"{ms:.0f} ms" if ms >= 1 else "<1 ms"
     s = ms / 1000
     return f"{s:.1f} s" if s < 100 else f"{s / 60:.0f} min" if s < 6000 else f"{s / 3600:.0f} h" if s < 360_000 else f"{s / 86400:.0f} d"
 

@@ -53,10 +53,9 @@ class Site:
 
     @cached_property
     def client(self) -> Client:
-        from everstep_scheduler.client import connect
+        from everstep_scheduler.client import Client
 
-        self.redis  # noqa: B018  # a wrong URL is told before anything else
-        return connect(self.url, namespace=self.namespace, partition=self.partition)
+        return Client(self.url, self.keys, self.redis)
 
     @property
     def shown(self) -> str:

@@ -114,7 +114,7 @@ class Attempt:
             self._check()
             if self.lease.task == JOIN_TASK:
                 return Result(None, None, 0)
-            config, runtime = self.config(), self.runtime()
+            config, runtime = self._told()
             writes = self._given() if self.node is None else self._wrote(self.node.fn(*self._args(), **self._kwargs(config, runtime)))
             there = destinations(self.spec, self.source, self.stand.channels, writes, config, runtime)
             return Result(returned(writes, there), None, self.elapsed_ms)
@@ -127,7 +127,7 @@ class Attempt:
         try:
             self._check()
             async with asyncio.timeout(self.timeout_s or None):
-                config, runtime = self.config(), self.runtime()
+                config, runtime = self._told()
                 writes = self._given() if self.node is None else self._wrote(await self._awaited(config, runtime))
                 there = await adestinations(self.spec, self.source, self.stand.channels, writes, config, runtime)
             return Result(returned(writes, there), None, self.elapsed_ms)
@@ -141,7 +141,7 @@ class Attempt:
         if self.broken is not None:
             raise self.broken
 
-    async def _awaited(self, config: dict[str, Any], runtime: Runtime[Any]) -> Any:
+    async def _awaited(self, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> Any:
         assert self.node is not None
         answer = self.node.fn(*self._args(), **self._kwargs(config, runtime))
         return await answer if self.node.is_async else answer
@@ -151,7 +151,7 @@ class Attempt:
             return (self.spec.codec.decode(self.loader.send(self.lease, self.stand), "the Send's argument"),)
         return (self.spec.node_input(self.lease.node, self.stand.channels),)
 
-    def _kwargs(self, config: dict[str, Any], runtime: Runtime[Any]) -> dict[str, Any]:
+    def _kwargs(self, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> dict[str, Any]:
         return self.spec.call_args(self.lease.node, None, config, runtime)[1]
 
     def _wrote(self, value: object) -> list[tuple[str, bytes]]:
@@ -168,6 +168,14 @@ class Attempt:
         return self.spec.input_writes(values, self.stand.channels)
 
     # what a node is told
+
+    def _told(self) -> tuple[dict[str, Any] | None, Runtime[Any] | None]:
+        """Config and runtime, each only where the node or a router of its asks for it. An input always makes both, so
+        that a context which does not fit its schema fails the run at once."""
+        if self.node is None:
+            return self.config(), self.runtime()
+        asked = {*self.node.form, *(name for each in self.spec.branches_of(self.source) for name in each.form)}
+        return self.config() if "config" in asked else None, self.runtime() if "runtime" in asked else None
 
     def config(self) -> dict[str, Any]:
         """LangGraph's config, the same on any worker, any day later."""

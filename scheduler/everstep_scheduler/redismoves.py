@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import secrets
-import string
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
@@ -24,9 +22,9 @@ from redis.exceptions import NoScriptError
 from .connection import Client, server_error
 from .moves import LEASE_MS, MOVE_MAX, Answer, Commit, Lease, Offer, Start, Started
 
-_ALNUM = string.ascii_letters + string.digits
 T = TypeVar("T")
 Header = dict[str, Any]
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @cache
@@ -43,8 +41,8 @@ def sha(name: str) -> str:
 
 
 def salt() -> str:
-    """Four characters that make a job id new."""
-    return "".join(secrets.choice(_ALNUM) for _ in range(4))
+    """Four random characters of A-Z a-z 0-9 _ - that make a job id new."""
+    return new_id()[:4]
 
 
 def job_prefix(thread: str, birth: str) -> str:
@@ -88,7 +86,7 @@ class Scripts:
             raise server_error(error, self.url) from error
 
     def _packed(self, header: Header) -> str:
-        return json.dumps({"rq": self.keys.rq, **header}, separators=(",", ":"))
+        return _json({"rq": self.keys.rq, **header})
 
     def _one(self, name: str, header: str, args: Sequence[Any]) -> Any:
         try:
@@ -117,10 +115,19 @@ def _entries(new: Sequence[Fields], n: int) -> tuple[list[list[Any]], list[Any]]
     for fields in new:
         kind = str(fields["kind"])
         n = n + 1 if kind == "checkpoint" else n
-        said = [x for pair in fields.items() if pair[0] not in ("v", "kind") for x in pair]
+        said = _flat(fields)
         heads.append([f"{n}-0" if kind == "checkpoint" else f"{n}-*", kind, len(said)])
-        flat.extend(x.encode("utf-8", "surrogatepass") if isinstance(x, str) else x for x in said)
+        flat += said
     return heads, flat
+
+
+def _flat(fields: Fields) -> list[Any]:
+    """Names and values in turn, as a script adds them behind `v` and `kind`."""
+    flat: list[Any] = []
+    for name, value in fields.items():
+        if name not in ("v", "kind"):
+            flat += (name, value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
+    return flat
 
 
 def _leases(answer: Header) -> tuple[Lease, ...]:
@@ -141,8 +148,7 @@ class RedisMoves:
 
     def start(self, start: Start, offer: Offer | None = None) -> Started:
         birth = new_id()
-        said = [x for pair in start.fields.items() if pair[0] not in ("v", "kind") for x in pair]
-        flat = [x.encode("utf-8", "surrogatepass") if isinstance(x, str) else x for x in said]
+        flat = _flat(start.fields)
         header: Header = {
             "thread": start.thread, "run": start.run, "sum": start.sum, "kind": start.kind, "graph": start.graph,
             "queue": start.queue, "task": start.task, "node": start.node, "mode": start.mode, "birth": birth,

@@ -97,7 +97,8 @@ class Front(threading.Thread):
 
     def wake(self) -> None:
         """Ring our own bell, so that the thread sees that it is to end."""
-        with self._work.client() as client, client.pipeline() as pipe:
+        client: Any = self._work.client()
+        with client.pipeline() as pipe:
             pipe.rpush(self._bell, "")
             pipe.pexpire(self._bell, BELL_LASTS_MS)
             pipe.execute()

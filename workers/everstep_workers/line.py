@@ -18,7 +18,7 @@ class Line(redis.Redis):
 
     def __init__(self, url: str) -> None:
         pool: Any = connect(url, connections=2).connection_pool
-        super().__init__(connection_pool=pool)
+        super().__init__(connection_pool=pool)  # pyright: ignore[reportUnknownMemberType]
         self._one: Any = pool.make_connection()
 
     def execute_command(self, *args: Any, **options: Any) -> Any:

@@ -95,9 +95,13 @@ class RQJob(Job):
     def _run_node(self, **named: object) -> None:
         Turn(self.connection, self.id).run()
 
-    @property  # type: ignore[misc]
+    @property
     def instance(self) -> None:
         return None
+
+    @instance.setter
+    def instance(self, value: object) -> None:
+        """RQ makes jobs that are to be enqueued this way; ours are made by scripts."""
 
     @property
     def success_callback(self) -> None:

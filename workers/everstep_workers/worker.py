@@ -22,13 +22,12 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
-from everstep_scheduler.client import publish
-from everstep_scheduler.inbox import InboxReader
-
 from everstep_checkpoint.errors import GraphError, ServerError
 from everstep_checkpoint.keys import Keys
+from everstep_scheduler.client import publish
 from everstep_scheduler.compiled import GraphSpec
 from everstep_scheduler.connection import redacted, translated
+from everstep_scheduler.inbox import InboxReader
 from everstep_scheduler.moves import LEASE_MS
 from everstep_scheduler.perform import Result
 
@@ -46,6 +45,8 @@ LOOK_EVERY_S = 0.25
 END_LOOK_EVERY_S = 0.02
 COMMITS_END_S = 2.0
 THREADS_END_S = 2.0
+INBOX_BLOCK_S = 1.0
+INBOX_PAUSE_S = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -128,6 +129,8 @@ class Worker:
         self._front = Front(work)
         self._keeper = Keeper(work, self._face)
         self._commands = Commands(work, self.drain)
+        self._inbox_client = work.client(INBOX_BLOCK_S)
+        self._inbox = threading.Thread(target=self._read_inbox, name="everstep-inbox", daemon=True)
 
     # from outside
 
@@ -175,10 +178,18 @@ class Worker:
         for thread in (self._keeper, self._front, self._commands):
             thread.start()
         if self.setup.serves_parked:
-            reader = InboxReader(self.work.client, self.setup.keys)
-            threading.Thread(
-                target=reader.run, args=(self.work.draining.is_set,), name="everstep-inbox", daemon=True
-            ).start()
+            self._inbox.start()
+
+    def _read_inbox(self) -> None:
+        """The inbox thread. It ends when its connection is closed under it; other processes read on."""
+        ended = self.work.draining.is_set
+        reader = InboxReader(lambda _: self._inbox_client, self.setup.keys, self.work.patience.say)
+        while not ended():
+            try:
+                reader.run(ended)
+            except Exception as error:  # noqa: BLE001 - the loop's door
+                log.error("everstep's own error in the inbox", exc_info=error)
+                self.work.draining.wait(INBOX_PAUSE_S)
 
     def _publish(self) -> None:
         publish(self.work.moves.scripts.client, self.setup.keys, list(self.work.graphs.values()))
@@ -218,6 +229,7 @@ class Worker:
     def _drain(self) -> None:
         """Claim nothing, let nodes end, give the rest back."""
         self._try("waking the front", self._front.wake)
+        self._inbox_client.close()
         self._front.join(THREADS_END_S)
         if not self._front.is_alive():
             self._try("leaving the waiting lists", self._front.leave)
@@ -229,6 +241,8 @@ class Worker:
             part.end()
         self._try("saying goodbye", self._face.died)
         self._keeper.join(THREADS_END_S)
+        if self._inbox.is_alive():
+            self._inbox.join(THREADS_END_S)
         self.work.close()
         log.info("%s: ended", self.name)
 

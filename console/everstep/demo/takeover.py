@@ -60,7 +60,7 @@ class Watched:
     def file(self, task: str) -> str:
         """The file that a task is about: what its Send carries."""
         k, _, i = task.removeprefix("s").partition("_")
-        arg: Any = PLAIN.decode(e.unpack_sends(self.parts[int(k)])[int(i)][1])
+        arg: Any = PLAIN.decode(self.parts[int(k)].sends()[int(i)][1])
         return str(arg["file"])
 
 

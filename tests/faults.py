@@ -1,0 +1,314 @@
+"""What fault tests share: a fleet of real worker processes, the journal of what ran, and what must be true at the end.
+
+    fleet.worker("chain", failpoint="called:3")   a process that dies there; fleet.pool(...) has a parent that reaps
+    fleet.heir("chain")                           a worker in a thread of the test, to take over
+    fleet.sweeping()                              the rest of the fleet: somebody sweeps, whoever dies
+    fleet.settled(*threads)                       every run rests, each task is done once, the log is sound, no key is strange
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import redis
+
+import graphs_for_faults
+from everstep_checkpoint.keys import Keys
+from everstep_checkpoint.log import new_id
+from everstep_checkpoint.redislog import RedisLog
+from everstep_checkpoint.replay import State, state_at, step_of, verify
+from everstep_scheduler.connection import connect, server_run_id
+from everstep_scheduler.inline import CompiledGraph
+from everstep_scheduler.rebuild import STATUSES
+from everstep_scheduler.record import Config, start_of
+from everstep_scheduler.recovery import Recovery
+from everstep_scheduler.redismoves import RedisMoves, Scripts, source
+from everstep_workers.worker import Worker
+from servers import plain_client, wait_for
+
+KEYS = Keys()
+HERE = Path(__file__).parent
+SHORT_MS = 500  # a lease whose end is the event
+LONG_MS = 3000  # a lease that must not end
+SCRIPTS = ("start", "claim", "commit", "part", "renew", "release", "cancel", "sweep", "delete", "adopt", "purge")
+ENDS_S = 10.0
+
+
+class Line(NamedTuple):
+    """One line of the journal."""
+
+    thread: str
+    n: int
+    node: str
+    attempt: int
+    pid: int
+    phase: str
+
+
+class Process:
+    """A worker process of a test, and what it said."""
+
+    def __init__(self, told: dict[str, Any], said: Path, env: dict[str, str]) -> None:
+        self._said = said
+        with said.open("wb") as out:
+            command = [sys.executable, "faults_worker.py", json.dumps(told)]
+            self.popen = subprocess.Popen(command, cwd=HERE, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text(errors="replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def stop(self) -> None:
+        """SIGSTOP: a process that has stalled; not yet here when this returns, so wait for it."""
+        self.signal(signal.SIGSTOP)
+        wait_for(lambda: Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T", what="a stop")
+
+    def go_on(self) -> None:
+        self.signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL, and see it dead."""
+        self.signal(signal.SIGKILL)
+        self.popen.wait(ENDS_S)
+
+    def dies(self, timeout_s: float = 20.0) -> None:
+        """Wait for its death by SIGKILL."""
+        assert self.popen.wait(timeout_s) == -signal.SIGKILL, self.said
+
+    def end(self) -> None:
+        """SIGTERM, and SIGKILL if that is not enough."""
+        if self.popen.poll() is None:
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGTERM)
+            try:
+                self.popen.wait(ENDS_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+class Fleet:
+    """Producers and workers on one server. `folder` holds the journal and what processes said."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.folder = folder
+        self.redis: Any = plain_client(url)
+        own = connect(url)
+        self.moves = RedisMoves(Scripts(own, KEYS, Recovery(own, KEYS), url))
+        self.log = RedisLog(own, KEYS)
+        self.processes: list[Process] = []
+        self._gate = folder / "gate"
+
+    def __enter__(self) -> Self:
+        for name in SCRIPTS:
+            self.redis.script_load(source(name))  # so that a lost reply is a real one, never a NOSCRIPT
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for process in self.processes:
+            process.end()
+        if kind is not None:
+            for process in self.processes:
+                sys.stderr.write(f"--- process {process.pid} said:\n{process.said[-4000:]}\n")
+
+    # who works
+
+    def worker(self, *graphs: str, failpoint: str = "", via: str = "", **told: Any) -> Process:
+        """A process with one bare worker; nobody reaps it, so its leases have to run out."""
+        targets = [f"graphs_for_faults:{name}" for name in graphs]
+        said = self.folder / f"said-{len(self.processes)}"
+        env = {**os.environ, "EVERSTEP_FAILPOINT": failpoint, "RQ_KEY_PREFIX": KEYS.rq}
+        settings = {"url": via or self.url, "graphs": targets, "lease_ms": LONG_MS, "concurrency": 1, **told}
+        made = Process(settings, said, env)
+        self.processes.append(made)
+        return made
+
+    def pool(self, *graphs: str, processes: int = 2, **told: Any) -> Process:
+        """A pool: its parent takes back at once what a dead child held."""
+        return self.worker(*graphs, processes=processes, **told)
+
+    @contextmanager
+    def heir(self, *graphs: str, via: str = "", **told: Any) -> Iterator[Worker]:
+        """A worker in a thread of this process, which outlives what befalls the others."""
+        compiled: list[CompiledGraph] = [getattr(graphs_for_faults, name) for name in graphs]
+        worker = Worker(via or self.url, compiled, **{"lease_ms": LONG_MS, "grace_s": 2.0, **told})
+        thread = threading.Thread(target=worker.run, name="heir")
+        thread.start()
+        try:
+            yield worker
+        finally:
+            worker.drain()
+            thread.join(20)
+            assert not thread.is_alive(), "the worker did not end"
+
+    @contextmanager
+    def sweeping(self, lease_ms: int = SHORT_MS) -> Iterator[None]:
+        """The rest of the fleet, which has been sweeping for long: leases that run out are found at once."""
+        ended = threading.Event()
+
+        def sweep() -> None:
+            server = server_run_id(self.redis)
+            self.moves.sweep(server, lease_ms)
+            self.redis.hset(KEYS.sweep, "hold", 0)
+            while not ended.wait(0.05):
+                self.moves.sweep(server, lease_ms)
+
+        thread = threading.Thread(target=sweep, name="rest-of-the-fleet")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    # what they are given
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "journal"
+
+    def submit(self, graph: str, thread: str = "", run: str = "", **state: Any) -> str:
+        """Start a run; the id of its thread."""
+        name = thread or f"t-{new_id()}"
+        self.start(graph, name, run or new_id(), **state)
+        return name
+
+    def start(self, graph: str, thread: str, run: str, **state: Any) -> str:
+        """Start a run; what the script answered."""
+        spec = getattr(graphs_for_faults, graph).spec
+        given = {"journal": str(self.journal), "gate": str(self._gate), **state}
+        return self.moves.start(start_of(spec, thread, run, given, Config.of({}), "input")).status
+
+    def go_on(self, graph: str, thread: str) -> str:
+        """Continue a run that has failed."""
+        spec = getattr(graphs_for_faults, graph).spec
+        return self.moves.start(start_of(spec, thread, new_id(), None, Config.of({}), "continue")).status
+
+    def open_gate(self) -> None:
+        self._gate.touch()
+
+    # what ran
+
+    def lines(self) -> list[Line]:
+        text = self.journal.read_text() if self.journal.exists() else ""
+        return [Line(a, int(n), node, int(x), int(pid), phase) for a, n, node, x, pid, phase in map(str.split, text.splitlines())]
+
+    def executions(self, thread: str = "") -> Counter[str]:
+        """How often each node began: `node` of one thread, or `thread node` of all."""
+        begun = [line for line in self.lines() if line.phase == "in" and thread in ("", line.thread)]
+        return Counter(line.node if thread else f"{line.thread} {line.node}" for line in begun)
+
+    def began(self, thread: str, node: str, times: int = 1) -> Line:
+        """Wait until a node has begun so many times; its last beginning."""
+        found: list[Line] = []
+
+        def look() -> bool:
+            found[:] = [x for x in self.lines() if (x.thread, x.node, x.phase) == (thread, node, "in")]
+            return len(found) >= times
+
+        wait_for(look, 20, f"{node} to begin {times} times")
+        return found[-1]
+
+    # how it ended
+
+    def status(self, thread: str) -> str:
+        return (self.redis.hget(KEYS.thread(thread), "status") or b"").decode()
+
+    def rests(self, *threads: str, status: str = "done", timeout_s: float = 30.0) -> None:
+        for thread in threads:
+            wait_for(lambda thread=thread: self.status(thread) == status, timeout_s, f"{thread} to be {status}")  # type: ignore[misc]
+
+    def state(self, graph: str, thread: str) -> dict[str, Any]:
+        values: dict[str, Any] = getattr(graphs_for_faults, graph).spec.values(state_at(self.log, thread).channels)
+        return values
+
+    def kinds(self, thread: str) -> Counter[str]:
+        return Counter(entry.kind for entry in self.log.pages(thread))
+
+    def settled(self, *threads: str, timeout_s: float = 30.0) -> None:
+        """All these runs are done; their logs say each task once and are sound; nothing of them is left anywhere."""
+        self.rests(*threads, timeout_s=timeout_s)
+        for thread in threads:
+            assert verify(self.log, thread).problems == []
+            twice_or_never = {task: times for task, times in done_tasks(self.log, thread).items() if times != 1}
+            assert twice_or_never == {}, f"{thread}: a task is done exactly once"
+        assert_at_rest(self.redis)
+
+
+def done_tasks(log: RedisLog, thread: str) -> Counter[str]:
+    """`n task` of every task that the log names -> how many outcomes `done` it has: a fact, or a ride in the next checkpoint."""
+    found: Counter[str] = Counter()
+    heads = [entry for entry in log.pages(thread) if entry.is_checkpoint]
+    for head, after in zip(heads, [*heads[1:], None], strict=True):
+        step = step_of(log, thread, State(head.n, head.digest, head, {}))
+        for ref in step.tasks:
+            found[f"{head.n} {ref.task}"] = sum(x.kind == "task_done" and x.text("task") == ref.task for x in step.facts)
+            found[f"{head.n} {ref.task}"] += len(step.tasks) == 1 and after is not None and after.text("task") == ref.task
+    return found
+
+
+def _patterns(keys: Keys) -> list[re.Pattern[str]]:
+    """What `keys.py` can spell: each of its properties, and each of its functions with anything for its arguments."""
+    spelled: list[str] = []
+    for name, member in inspect.getmembers(Keys):
+        if name.startswith("_") or name in ("stem", "rq", "namespace", "partition"):
+            continue
+        if isinstance(member, property):
+            spelled.append(getattr(keys, name))
+        elif inspect.isfunction(member):
+            spelled.append(getattr(keys, name)(*["\0"] * (len(inspect.signature(member).parameters) - 1)))
+    return [re.compile(re.escape(each).replace("\0", ".+").replace(re.escape("\0"), ".+"), re.DOTALL) for each in spelled]
+
+
+def unknown_keys(client: Any, keys: Keys = KEYS) -> list[str]:
+    """The keys on the server that `keys.py` does not know."""
+    patterns = _patterns(keys)
+    names = [key.decode("utf-8", "surrogateescape") for key in client.scan_iter(count=1000)]
+    return sorted(name for name in names if not any(pattern.fullmatch(name) for pattern in patterns))
+
+
+def left_over(client: Any, keys: Keys = KEYS) -> list[str]:
+    """Keys that say that something is under way, on a server where nothing should be."""
+    words = ("open", "unmade", "queued", "discard", "held", "parked")
+    found = [key for word in words for key in client.scan_iter(match=f"{keys.stem}{word}:*", count=1000)]
+    for pattern in (keys.rq_job("*"), keys.rq_queue("*"), keys.rq_started("*"), keys.rq_scheduled("*"), keys.rq_failed("*")):
+        found += list(client.scan_iter(match=pattern, count=1000))
+    found += [key for key in (keys.lease, keys.leases, keys.wakes, keys.parked, keys.discards) if client.exists(key)]
+    named = [key.decode() if isinstance(key, bytes) else key for key in found]
+    wrong = [f"{queue.decode()}={count.decode()}" for queue, count in client.hgetall(keys.counts).items() if int(count)]
+    return [*named, *wrong]
+
+
+def assert_at_rest(client: Any, keys: Keys = KEYS, but: Sequence[str] = ()) -> None:
+    """Nothing is under way, and no key is there that `keys.py` does not know."""
+    wait_for(lambda: not (set(left_over(client, keys)) - set(but)), 5, f"nothing to be left over: {left_over(client, keys)}")
+    assert unknown_keys(client, keys) == []
+    running = client.zcard(keys.threads("running"))
+    assert running == 0 and STATUSES[0] == "running"
+
+
+def our_indexes(client: redis.Redis, keys: Keys = KEYS) -> list[bytes]:
+    """All that is derived from the logs: everything of ours but logs, manifests and the inbox."""
+    truth = (keys.log(""), keys.graph(""), keys.graphs, keys.inbox)
+    untyped: Any = client
+    return [key for key in untyped.scan_iter(match=f"{keys.stem}*", count=1000) if not key.decode().startswith(truth)]

@@ -1,0 +1,91 @@
+"""A worker in a test's hand: it does one move at a time, when it is told to, or all there is in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from everstep_checkpoint.keys import Keys
+from everstep_checkpoint.log import new_id
+from everstep_checkpoint.redislog import RedisLog
+from everstep_scheduler.client import publish
+from everstep_scheduler.connection import connect
+from everstep_scheduler.graph import StateGraph
+from everstep_scheduler.moves import Lease, Offer
+from everstep_scheduler.perform import Performer
+from everstep_scheduler.record import Config, start_of
+from everstep_scheduler.recovery import Recovery
+from everstep_scheduler.redismoves import RedisMoves, Scripts
+
+KEYS = Keys(rq="rq")
+LEASE_MS = 300
+THREAD = "t"
+
+
+class Hand:
+    """A worker that does what it is told, one move at a time."""
+
+    def __init__(self, client: Any, made: StateGraph, owner: str = "hand", name: str = "g") -> None:
+        self.client = client
+        self.log = RedisLog(client, KEYS)
+        self.recovery = Recovery(client, KEYS, lambda: self.held, lease_ms=LEASE_MS, owner=owner)
+        self.scripts = Scripts(client, KEYS, self.recovery)
+        self.moves = RedisMoves(self.scripts)
+        self.spec = made.spec(name)
+        self.performer = Performer(self.moves, self.log, {name: self.spec}, by=owner)
+        self.owner = owner
+        self.held: list[Lease] = []
+
+    def submit(self, run: str, thread: str = THREAD, count: int = 1) -> str:
+        start = start_of(self.spec, thread, run, {"count": count}, Config(), "input")
+        return self.moves.start(start).status
+
+    def offer(self, count: int) -> Offer:
+        tokens = tuple(new_id() for _ in range(count))
+        queues = [*self.spec.queues, *(f"{queue}.suspect" for queue in self.spec.queues)]
+        return Offer(self.owner, tokens, tuple(queues), lease_ms=LEASE_MS)
+
+    def claim(self, count: int = 1) -> list[str]:
+        answer = self.moves.claim(self.offer(count))
+        self.held += answer.leases
+        return [lease.task for lease in answer.leases]
+
+    def do(self, node: str = "") -> str:
+        """Run the first held task (of this node) and commit it; the commit asks for no more work."""
+        lease = next(x for x in self.held if not node or x.node == node)
+        self.held.remove(lease)
+        attempt = self.performer.load(lease)
+        commit = self.performer.settle(attempt, attempt.call())
+        answer = self.moves.commit([(commit, Offer(self.owner, lease_ms=LEASE_MS))])[0]
+        self.performer.committed(commit, answer)
+        return answer.status
+
+    def drive(self) -> None:
+        """Do all that can be done now."""
+        while self.held or self.claim(8):
+            assert self.do() == "ok"
+
+
+@contextmanager
+def working(url: str, *graphs: tuple[str, StateGraph]) -> Iterator[None]:
+    """A fleet of one thread per graph, which are published. It polls: tests of real workers are elsewhere."""
+    client, stop = connect(url), threading.Event()
+    publish(client, KEYS, [made.spec(name) for name, made in graphs])
+    threads = [threading.Thread(target=_work, args=(client, made, name, stop)) for name, made in graphs]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(10)
+        client.close()
+
+
+def _work(client: Any, made: StateGraph, name: str, stop: threading.Event) -> None:
+    hand = Hand(client, made, f"hand of {name}", name)
+    while not stop.wait(0.005):
+        hand.drive()

@@ -1,0 +1,91 @@
+"""kill -9 at each named point between claim and commit: the run goes on, and nothing is done twice.
+
+    point        a dead process leaves           the node began   its commits
+    claimed      a lease                               1               1
+    loaded       a lease                               1               1
+    called       a result that nobody knows            2               1
+    settled      the same, hashed                      2               1
+    committed    a checkpoint, and the next lease      1               1
+    renewed      a node under way                      2               1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from everstep.embedded import EmbeddedServer
+from everstep_scheduler.failpoints import NAMES, Failpoint
+from faults import LONG_MS, SHORT_MS, Fleet
+from servers import wait_for
+
+TABLE = {"claimed": 1, "loaded": 1, "called": 2, "settled": 2, "committed": 1, "renewed": 2}
+AT_B = 3  # start and `a` pass, `b` does not
+SIXTH_RENEWAL = 6
+
+
+@pytest.fixture
+def fleet(server: EmbeddedServer, tmp_path: Path) -> Iterator[Fleet]:
+    with Fleet(server.url, tmp_path) as made:
+        yield made
+
+
+def test_the_table_names_every_failpoint() -> None:
+    assert set(TABLE) == set(NAMES)
+
+
+def test_a_failpoint_that_does_not_exist_is_an_error() -> None:
+    assert Failpoint.read("") is None
+    with pytest.raises(ValueError, match="names no failpoint"):
+        Failpoint.read("lunch:2")
+
+
+@pytest.mark.parametrize("graph", ["chain", "achain"])
+@pytest.mark.parametrize("point", NAMES)
+def test_a_worker_killed_there_is_survived(fleet: Fleet, graph: str, point: str) -> None:
+    gated = {"gated": "b"} if point == "renewed" else {}
+    with fleet.sweeping():
+        thread = fleet.submit(graph, **gated)
+        count = SIXTH_RENEWAL if point == "renewed" else AT_B
+        fleet.worker(graph, failpoint=f"{point}:{count}", lease_ms=SHORT_MS).dies()
+        fleet.open_gate()
+        with fleet.heir(graph):
+            fleet.settled(thread)
+    assert fleet.executions(thread) == {"a": 1, "b": TABLE[point], "c": 1}
+    assert fleet.state(graph, thread)["seen"] == ["a", "b", "c"]
+    assert fleet.kinds(thread)["task_lost"] == 1, "one attempt died, and the log says so"
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "died_with"),
+    [("settled:1", "parts that nothing names"), ("committed:4", "the lease of the join"), ("settled:5", "the join in hand")],
+)
+def test_a_worker_killed_in_a_wide_step_is_survived(fleet: Fleet, failpoint: str, died_with: str) -> None:
+    with fleet.sweeping():
+        thread = fleet.submit("wide", width=3)
+        fleet.worker("wide", failpoint=failpoint, lease_ms=SHORT_MS).dies()
+        with fleet.heir("wide"):
+            fleet.settled(thread)
+    assert fleet.executions(thread) == {"work/0": 1, "work/1": 1, "work/2": 1, "last": 1}, died_with
+    assert fleet.state("wide", thread)["sum"] == 3
+
+
+@pytest.mark.parametrize("graph", ["chain", "achain"])
+@pytest.mark.parametrize("point", ["loaded", "called", "committed"])
+def test_a_pool_takes_back_at_once_what_its_dead_child_held(fleet: Fleet, graph: str, point: str, tmp_path: Path) -> None:
+    thread = fleet.submit(graph)
+    fleet.pool(graph, processes=1, failpoint=f"{point}:{AT_B}:{tmp_path / 'fired'}", lease_ms=60_000)
+    wait_for(lambda: (tmp_path / "fired").exists(), 20, "a child to die")
+    fleet.settled(thread, timeout_s=10)
+    assert fleet.executions(thread) == {"a": 1, "b": TABLE[point], "c": 1}
+    assert fleet.kinds(thread)["task_lost"] == 1
+
+
+def test_a_node_that_outlives_many_renewals_is_not_taken_from_its_worker(fleet: Fleet) -> None:
+    thread = fleet.submit("chain", naps={"b": 2 * SHORT_MS / 1000})
+    with fleet.sweeping(), fleet.heir("chain", lease_ms=LONG_MS):
+        fleet.worker("chain", lease_ms=LONG_MS)
+        fleet.settled(thread)
+    assert fleet.executions(thread) == {"a": 1, "b": 1, "c": 1}
