@@ -250,8 +250,8 @@ class Fleet:
         self.rests(*threads, timeout_s=timeout_s)
         for thread in threads:
             assert verify(self.log, thread).problems == []
-            twice_or_never = {task: times for task, times in done_tasks(self.log, thread).items() if times != 1}
-            assert twice_or_never == {}, f"{thread}: a task is done exactly once"
+            done = done_tasks(self.log, thread)
+            assert done and set(done.values()) == {1}, f"{thread}: a task is done exactly once, but {done}"
         assert_at_rest(self.redis)
 
 
@@ -259,11 +259,12 @@ def done_tasks(log: RedisLog, thread: str) -> Counter[str]:
     """`n task` of every task that the log names -> how many outcomes `done` it has: a fact, or a ride in the next checkpoint."""
     found: Counter[str] = Counter()
     heads = [entry for entry in log.pages(thread) if entry.is_checkpoint]
-    for head, after in zip(heads, [*heads[1:], None], strict=True):
-        step = step_of(log, thread, State(head.n, head.digest, head, {}))
-        for ref in step.tasks:
-            found[f"{head.n} {ref.task}"] = sum(x.kind == "task_done" and x.text("task") == ref.task for x in step.facts)
-            found[f"{head.n} {ref.task}"] += len(step.tasks) == 1 and after is not None and after.text("task") == ref.task
+    for i, head in enumerate(heads):
+        step = step_of(log, thread, State(head, {}, ""))
+        done = Counter(fact.text("task") for fact in step.facts if fact.kind == "task_done")
+        if len(step.tasks) == 1 and i + 1 < len(heads):
+            done[heads[i + 1].text("task")] += 1
+        found.update({f"{head.n} {task}": done[task] for task in {*done, *(ref.task for ref in step.tasks)}})
     return found
 
 

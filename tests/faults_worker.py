@@ -1,6 +1,7 @@
-"""A worker process for fault tests: `python faults_worker.py '{"url": ..., "graphs": [...], ...}'`.
+"""The processes of fault tests.
 
-One bare Worker, which nobody reaps, or with `processes` a pool.
+    python faults_worker.py '{"url": ..., "graphs": [...], ...}'            one bare Worker, or with `processes` a pool
+    python faults_worker.py produce '{"url": ..., "runs": [...], ...}'      waits for the gate, then starts runs
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 from everstep_workers.pool import Pool
 from everstep_workers.targets import load_targets
 from everstep_workers.worker import Worker
 
+FORM = "%(asctime)s %(process)d %(threadName)s %(message)s"
 
-def main(told: dict[str, Any]) -> int:
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(process)d %(threadName)s %(message)s")
+
+def work(told: dict[str, Any]) -> int:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=FORM)
     url, targets, processes = told.pop("url"), told.pop("graphs"), told.pop("processes", 0)
     if processes:
         return Pool(url, targets, processes=processes, **told).run()
@@ -24,5 +28,17 @@ def main(told: dict[str, Any]) -> int:
     return 0
 
 
+def produce(told: dict[str, Any]) -> int:
+    """Start runs, each on a thread of its own name, as soon as the gate opens; print what each start was told."""
+    from faults import Fleet
+    from servers import wait_for
+
+    fleet, gate = Fleet(told["url"], Path(told["journal"]).parent), Path(told["gate"])
+    print("ready", flush=True)
+    wait_for(gate.exists, 30)
+    print(*[fleet.start(told["graph"], run, run) for run in told["runs"]])
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    sys.exit(produce(json.loads(sys.argv[2])) if sys.argv[1] == "produce" else work(json.loads(sys.argv[1])))

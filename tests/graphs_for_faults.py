@@ -2,6 +2,7 @@
 
     chain, achain    a -> b -> c, sync and async; a node may wait for a gate (a file) or sleep
     wide             Sends to `work`, then `last`; one item may kill its process until a file says that it is mended
+    frail            one node that fails until a file says that it is mended
     flock            `nap` alone, async, for a hundred threads at once
 """
 
@@ -122,15 +123,23 @@ def _wide() -> StateGraph:
     return graph
 
 
-def _flock() -> StateGraph:
+def _frail(state: State, runtime: Runtime[Any]) -> State:
+    note(state, runtime, "frail", "in")
+    if not Path(state["mended"]).exists():
+        raise ValueError("not yet")
+    return {"seen": ["frail"]}
+
+
+def _alone(name: str, node: Callable[..., Any]) -> StateGraph:
     graph = StateGraph(State)
-    graph.add_node("nap", astep("nap"))
-    graph.add_edge(START, "nap")
-    graph.add_edge("nap", END)
+    graph.add_node(name, node)
+    graph.add_edge(START, name)
+    graph.add_edge(name, END)
     return graph
 
 
 chain = _chain(step).compile(name="chain")
 achain = _chain(astep).compile(name="achain")
 wide = _wide().compile(name="wide")
-flock = _flock().compile(name="flock")
+frail = _alone("frail", _frail).compile(name="frail")
+flock = _alone("nap", astep("nap")).compile(name="flock")

@@ -18,7 +18,7 @@ import pytest
 
 from everstep.embedded import EmbeddedServer
 from everstep_scheduler.failpoints import NAMES, Failpoint
-from faults import LONG_MS, SHORT_MS, Fleet
+from faults import SHORT_MS, Fleet
 from servers import wait_for
 
 TABLE = {"claimed": 1, "loaded": 1, "called": 2, "settled": 2, "committed": 1, "renewed": 2}
@@ -81,11 +81,3 @@ def test_a_pool_takes_back_at_once_what_its_dead_child_held(fleet: Fleet, graph:
     fleet.settled(thread, timeout_s=10)
     assert fleet.executions(thread) == {"a": 1, "b": TABLE[point], "c": 1}
     assert fleet.kinds(thread)["task_lost"] == 1
-
-
-def test_a_node_that_outlives_many_renewals_is_not_taken_from_its_worker(fleet: Fleet) -> None:
-    thread = fleet.submit("chain", naps={"b": 2 * SHORT_MS / 1000})
-    with fleet.sweeping(), fleet.heir("chain", lease_ms=LONG_MS):
-        fleet.worker("chain", lease_ms=LONG_MS)
-        fleet.settled(thread)
-    assert fleet.executions(thread) == {"a": 1, "b": 1, "c": 1}

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Tagged
 from everstep_checkpoint.delta import decode_delta
 from everstep_checkpoint.replay import state_at, states, step_of, verify
-
 from golden.dump import FOLDER, DumpLog, from_line, to_line
 
 STORIES = sorted(path.stem for path in FOLDER.glob("v*.jsonl"))
@@ -54,7 +54,9 @@ def test_the_golden_logs_hold_every_kind_and_every_delta_op_that_is_written() ->
 def test_a_golden_log_keeps_its_ids_and_kinds(story: str) -> None:
     log = golden(story)
     assert [[x.id, x.kind] for x in log.entries] == expected(story)["entries"]
-    assert [json.loads(to_line(from_line(to_line(x)))) for x in log.entries] == [json.loads(to_line(x)) for x in log.entries]
+    assert [json.loads(to_line(from_line(to_line(x)))) for x in log.entries] == [
+        json.loads(to_line(x)) for x in log.entries
+    ]
 
 
 @pytest.mark.parametrize("story", STORIES)
@@ -121,16 +123,20 @@ def test_reading_a_golden_log_imports_nothing_but_the_logs_package() -> None:
 
 
 def test_a_chain_step_costs_its_payload_and_at_most_400_bytes(capsys: pytest.CaptureFixture[str]) -> None:
-    steps = [x for x in golden("v1-payload").entries if x.is_checkpoint and x.n > 2]
+    steps = [_sizes(x) for x in golden("v1-payload").entries if x.is_checkpoint and x.n > 2]
     assert len(steps) == 10
-    for entry in steps:
-        payload = len(decode_delta(entry.value("delta") or b"\x80")["data"][1])
-        sizes = {"id": len(entry.id)} | {name: len(name) + len(value) for name, value in entry.raw.items()}
-        sizes["delta"] -= payload
-        assert payload >= 1024
-        assert sum(sizes.values()) <= STEP_BYTES_MAX, sizes
+    payload, sizes = max(steps, key=lambda step: sum(step[1].values()))
     with capsys.disabled():
         print(f"\none chain step, payload {payload} bytes, and beside it:")
         for name, size in sorted(sizes.items(), key=lambda pair: -pair[1]):
             print(f"  {name:8} {size:4}")
         print(f"  {'all':8} {sum(sizes.values()):4} of {STEP_BYTES_MAX}")
+    assert payload >= 1024
+    assert sum(sizes.values()) <= STEP_BYTES_MAX
+
+
+def _sizes(entry: e.Entry) -> tuple[int, dict[str, int]]:
+    """The bytes of the value that the node wrote, and of all else, by field."""
+    payload = len(decode_delta(entry.value("delta") or b"\x80")["data"][1])
+    sizes = {"id": len(entry.id)} | {name: len(name) + len(value) for name, value in entry.raw.items()}
+    return payload, {**sizes, "delta": sizes["delta"] - payload}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -30,6 +32,12 @@ from everstep_scheduler.savers import InMemorySaver, RedisSaver, Saver
 from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 from langgraph.graph import StateGraph as OracleGraph
 from langgraph.types import Send as OracleSend
+from servers import wait_for
+
+
+@dataclass
+class Tenant:
+    name: str
 
 
 class State(TypedDict, total=False):
@@ -395,8 +403,6 @@ def test_the_idempotency_key_is_the_same_over_attempts_and_differs_between_tasks
 
 
 def test_a_snapshot_comes_by_size_and_large_ones_in_parts(saver: Saver) -> None:
-    import os
-
     graph: CompiledGraph = chain(lambda state: {"log": [os.urandom(40_000)]}).compile(checkpointer=saver, name="g")
     small = chain(lambda state: {"count": int.from_bytes(os.urandom(4))}).compile(checkpointer=saver, name="g")
     for i in range(260):
@@ -415,3 +421,45 @@ def test_a_snapshot_comes_by_size_and_large_ones_in_parts(saver: Saver) -> None:
     cold = CompiledGraph(graph.spec, saver)
     assert cold.get_state(on()).values == graph.get_state(on()).values
     assert cold.invoke({"count": 1}, on())["count"] == 1
+
+
+def test_a_snapshot_between_queue_and_start_of_an_input_loses_nothing(saver: Saver) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def node(state: State) -> State:
+        begun.set()
+        go.wait(10)
+        return {"note": os.urandom(50_000), "count": state["count"] + 1}
+
+    graph = chain(node).compile(checkpointer=saver, name="g")
+    graph.update_state(on(), {"note": os.urandom(50_000)}, as_node="n0")
+    first = threading.Thread(target=graph.invoke, args=({"count": 1}, on()))
+    first.start()
+    begun.wait(10)
+    second = threading.Thread(target=graph.invoke, args=({"count": 7, "log": ["x" * 100]}, on()))
+    second.start()
+    wait_for(lambda: any(x.kind == "run_queued" for x in saver.log.read("t")), 10, "the queued input")
+    go.set()
+    first.join(30)
+    second.join(30)
+    kinds = [x.kind if not x.is_checkpoint else "snapshot" if "floor" in x.raw else "step" for x in saver.log.read("t")]
+    assert kinds.index("run_queued") < kinds.index("snapshot"), "the shape under test"
+    assert CompiledGraph(graph.spec, saver).get_state(on()).values["log"] == ["x" * 100]
+    assert graph.get_state(on()).values["count"] == 8
+    assert verify(saver.log, "t").sound
+
+
+def test_the_context_reaches_nodes_with_its_type(saver: Saver) -> None:
+    seen: list[Any] = []
+
+    def node(state: State, runtime: Runtime[Any]) -> State:
+        seen.append(runtime.context)
+        return {"count": 1}
+
+    builder = StateGraph(State, Tenant)
+    builder.add_node("n", node)
+    builder.add_edge(START, "n")
+    graph = builder.compile(checkpointer=saver, name="g")
+    graph.invoke({"count": 0}, on("a"), context=Tenant("acme"))
+    graph.invoke({"count": 0}, on("b"), context={"name": "acme"})
+    assert seen == [Tenant("acme"), Tenant("acme")]

@@ -24,7 +24,6 @@ from everstep_scheduler.runtime import END, START, Send
 from hand import KEYS, LEASE_MS, THREAD, Hand
 
 
-
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests have no other workers to wait for."""

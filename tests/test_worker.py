@@ -25,7 +25,7 @@ from everstep_scheduler.connection import connect
 from everstep_scheduler.graph import StateGraph
 from everstep_scheduler.record import Config, start_of
 from everstep_scheduler.recovery import Recovery
-from everstep_scheduler.redismoves import RedisMoves, Scripts
+from everstep_scheduler.redismoves import RedisMoves, Scripts, sha
 from everstep_scheduler.retry import RetryPolicy
 from everstep_scheduler.runtime import END, START, Send
 from everstep_workers.worker import Worker
@@ -86,9 +86,6 @@ class Client:
 
     def rests(self, thread: str, status: str = "done", timeout_s: float = 10.0) -> None:
         wait_for(lambda: self.status(thread) == status, timeout_s, f"thread to be {status}")
-
-    def held(self, worker: Worker) -> int:
-        return int(self.redis.hlen(KEYS.held(worker.name)))
 
 
 @pytest.fixture
@@ -267,9 +264,10 @@ def test_a_sync_node_over_its_timeout_is_fenced_and_its_slot_is_busy_until_it_en
 
 
 def test_a_cancelled_run_stops_its_async_node_at_the_next_renewal(at: Client) -> None:
-    ended = threading.Event()
+    began, ended = threading.Event(), threading.Event()
 
     async def waits(state: State) -> State:
+        began.set()
         try:
             await asyncio.sleep(20)
         finally:
@@ -279,7 +277,7 @@ def test_a_cancelled_run_stops_its_async_node_at_the_next_renewal(at: Client) ->
     spec = graph(one=waits)
     with running(at.url, spec, lease_ms=600) as worker:
         thread = at.submit(spec)
-        wait_for(lambda: at.held(worker))
+        assert began.wait(10)
         assert at.moves.cancel(thread) == "cancelled"
         assert ended.wait(2)
         wait_for(lambda: len(worker.work.slots) == 10)
@@ -422,6 +420,31 @@ def test_redis_away_for_five_seconds_runs_nothing_twice(own_server: StartServer)
             at.rests(thread)
     assert [gate.runs for gate in gates] == [1] * 5
     assert async_runs == [1]
+
+
+@pytest.mark.parametrize("script", ["claim", "commit", "renew", "sweep"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_lost_reply_loses_and_doubles_nothing(at: Client, proxy: FaultProxy, script: str, is_async: bool) -> None:
+    runs: list[str] = []
+
+    def sync_node(state: State) -> State:
+        runs.append(state["name"])
+        return {"seen": [state["name"]]}
+
+    async def async_node(state: State) -> State:
+        return sync_node(state)
+
+    node = async_node if is_async else sync_node
+    spec = graph(one=node, two=node)
+    with running(proxy.url, spec, lease_ms=600) as worker:
+        wait_for(lambda: at.redis.zscore(KEYS.waiting("chain"), worker.name))
+        lost = proxy.drop_next_reply(sha(script).encode())
+        threads = [at.submit(spec, name=f"t{i}") for i in range(5)]
+        for thread in threads:
+            at.rests(thread)
+        assert lost.wait(5)
+    assert sorted(runs) == sorted(f"t{i}" for i in range(5) for _ in "12")
+    assert not any("task_lost" in at.kinds(thread) for thread in threads)
 
 
 # --- construction

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -82,7 +82,12 @@ def carried(op: list[Any]) -> bytes:
 
 @dataclass
 class Fold:
-    """Feeds on entries in order. `channels` is the state at the last checkpoint fed."""
+    """Feeds on entries in order. `channels` is the state at the last checkpoint fed.
+
+    `fetch` gives an entry by id that was not fed: an input that was queued before the snapshot where reading began.
+    """
+
+    fetch: Callable[[str], Sequence[e.Entry]]
 
     channels: Channels = field(default_factory=dict[str, bytes])
     birth: str = ""
@@ -143,7 +148,7 @@ class Fold:
         else:
             k = e.entry_id(ref)[1]
             named = (self.inputs.get(ref), self.facts.get(k), self.before.get(k))
-            found = next((x for x in named if x is not None and x.id == ref), None)
+            found = next((x for x in (*named, *self.fetch(ref)) if x is not None and x.id == ref), None)
         if found is None:
             raise entry.corrupt(f"the fact {ref} that it takes is missing")
         return found
@@ -191,6 +196,11 @@ def _is_snapshot(entry: e.Entry) -> bool:
     return entry.is_checkpoint and "floor" in entry.raw
 
 
+def fetch(log: Log, thread: str) -> Callable[[str], Sequence[e.Entry]]:
+    """How a `Fold` gets an entry that it was not fed."""
+    return lambda ref: log.read(thread, ref, ref)
+
+
 def state_at(log: Log, thread: str, n: int | None = None) -> State:
     """The state at checkpoint n (default: the last one). Raises UnknownThread, Trimmed, CorruptEntry."""
     head = log.head(thread)
@@ -199,7 +209,7 @@ def state_at(log: Log, thread: str, n: int | None = None) -> State:
     wanted = head.n if n is None else n
     _, found = snapshot_before(log, thread, wanted)
     state: State | None = None
-    folder = Fold()
+    folder = Fold(fetch(log, thread))
     began = False
     for entry in found:
         began = began or not entry.is_checkpoint or _is_snapshot(entry) or entry.n == 1
@@ -215,7 +225,7 @@ def state_at(log: Log, thread: str, n: int | None = None) -> State:
 
 def states(log: Log, thread: str) -> Iterator[tuple[State, Fold]]:
     """All states of a thread, oldest first, from the first checkpoint that can be read."""
-    folder = Fold()
+    folder = Fold(fetch(log, thread))
     readable = False
     for entry in log.pages(thread):
         readable = readable or entry.id == "0-1" or _is_snapshot(entry)
@@ -336,7 +346,7 @@ class Report:
 def verify(log: Log, thread: str) -> Report:
     """Read a whole log and check each entry, each fact's sum, each digest and the chain of parents."""
     report = Report(thread)
-    folder = Fold()
+    folder = Fold(fetch(log, thread))
     parent: str | None = None
     try:
         for entry in log.pages(thread):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ GRACE_S = "5"
 FILES_MAX = 5000
 THREADS_MAX = 200
 RECENT = 64
+GRAPHS_SHOWN_MAX = 5
 DONE_SHOWN_MAX = 8
 OVERLAP_MS = 2000
 SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages"})
@@ -65,23 +67,34 @@ def _own_server(site: Site, ending: ExitStack) -> Site:
 def _greet(site: Site, targets: Sequence[str]) -> None:
     site.redis.ping()
     site.say(f"everstep dev: {', '.join(targets)} on {site.shown}")
-    site.say("in another terminal:")
-    site.say(f"  export EVERSTEP_URL={site.shown}")
-    site.say(f"  everstep graphs;  everstep submit {_likely_name(targets[0])} '{{...}}' --wait")
-    site.say("it restarts when a .py file changes; Ctrl-C ends everything\n")
+    site.say("it restarts when a .py file changes; Ctrl-C ends everything")
 
 
-def _likely_name(target: str) -> str:
-    """Graphs are named by `compile(name=)`, else after their attribute: without the code that is a guess."""
-    module, _, attribute = target.partition(":")
-    return module.rpartition(".")[2] if attribute == "graph" else attribute
+def _how_to_submit(site: Site) -> bool:
+    """Say it as soon as a graph is published; the worker does that when it begins."""
+    found = site.client.graphs()
+    if found:
+        site.say("\nin another terminal:")
+        site.say(f"  export EVERSTEP_URL={site.shown}")
+        for manifest in found[:GRAPHS_SHOWN_MAX]:
+            given = {key: _example(rule) for key, rule in manifest.input_schema.get("properties", {}).items()}
+            site.say(f"  everstep submit {manifest.name} '{json.dumps(given)}' --wait")
+        site.say("")
+    return bool(found)
+
+
+def _example(rule: Any) -> Any:
+    """A value of the kind that a JSON schema asks for, to begin with."""
+    kinds: dict[str, Any] = {"integer": 0, "number": 0, "boolean": False, "string": "", "array": [], "object": {}}
+    return rule.get("default", kinds.get(str(rule.get("type")))) if isinstance(rule, dict) else None  # pyright: ignore
 
 
 def _watch(site: Site, crew: Crew, files: Files) -> None:
     seconds, micros = site.redis.time()  # type: ignore[misc]
     tail = Tail(site, int(seconds) * 1000 + int(micros) // 1000)
-    told = False
+    told = greeted = False
     while True:
+        greeted = greeted or _how_to_submit(site)
         for line in tail.lines():
             click.echo(show.fitted(line))
         changed = files.changed()

@@ -159,7 +159,7 @@ class Client:
         spec: GraphSpec | None = None,
     ) -> Run:
         """`submit` with a config that is read already, and with the graph's types where they are known."""
-        run = check_run_id(run_id or said.run_id or new_id())
+        run = _run_id(run_id, said)
         given = said.thread_id if thread_id is None else thread_id
         thread = thread_id_text(run if given is None else given)
         if spec is not None:
@@ -247,7 +247,7 @@ class Client:
         reading: Reading | None = None,
     ) -> Run:
         """A run that continues what is open on a thread at rest."""
-        run = check_run_id(run_id or said.run_id or new_id())
+        run = _run_id(run_id, said)
         start = start_with(said.record("continue"), (), thread=thread, run=run, graph=graph, queue=queue)
         return self.started(start, reading or self.reading(graph))
 
@@ -335,3 +335,8 @@ class Client:
             if not self.redis.exists(self.keys.log(thread)):
                 raise unknown_thread(thread)
         return self.log_store.pages(thread)
+
+
+def _run_id(given: str | None, said: Config) -> str:
+    """The run id that was given, or a new one. Raises InvalidInput."""
+    return check_run_id(given if given is not None else said.run_id or new_id())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Codec
 from everstep_checkpoint.log import Log
-from everstep_checkpoint.replay import Channels, Fold, State, state_at
+from everstep_checkpoint.replay import Channels, Fold, State, fetch, state_at
 
 from .moves import JOIN_TASK, START_TASK, UPDATE_TASK
 from .snapshot import HIDDEN
@@ -85,7 +85,7 @@ class RunStream:
         if "values" not in self.modes:
             return State(entry, {}, "")
         state = state_at(self.log, self.thread, entry.n)
-        self._fold = Fold(dict(state.channels), state.birth, n=state.n)
+        self._fold = Fold(fetch(self.log, self.thread), dict(state.channels), state.birth, n=state.n)
         return state
 
     def _fact(self, entry: e.Entry) -> list[Chunk]:

@@ -7,15 +7,13 @@ ainvoke / astream ─► the same in a thread; async nodes run on the caller's l
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from everstep_checkpoint.entries import checkpoint_id
 from everstep_checkpoint.errors import (
@@ -30,24 +28,26 @@ from everstep_checkpoint.errors import (
 )
 from everstep_checkpoint.keys import thread_id_text
 from everstep_checkpoint.log import new_id
-from everstep_checkpoint.replay import State, state_at
+from everstep_checkpoint.replay import state_at
 
 from .compiled import GraphSpec
+from .connection import patiently
 from .draw import mermaid, svg
 from .ending import Ending, ending
-from .keeper import LeaseKeeper
 from .loading import Loader
 from .moves import START_NODE, Answer, Commit, Lease, Offer, RunKind, Started
 from .perform import Attempt, Performer, Result, Unserved
 from .record import Config, start_of
 from .runtime import START
 from .savers import InMemorySaver, Saver
-from .snapshot import StateSnapshot, snapshot, snapshots
+from .snapshot import StateSnapshot, last_writer, snapshot, snapshots
 from .streaming import Chunk, Streams
 
 PARALLEL_MAX = 16
 POLL_S = 0.05
 POLL_MAX_S = 1.0
+PATIENCE_S = 60.0
+T = TypeVar("T")
 
 
 class CompiledGraph:
@@ -133,7 +133,7 @@ class CompiledGraph:
     def get_state(self, config: Mapping[str, Any]) -> StateSnapshot:
         """The thread as it stands, or at `checkpoint_id`. An unknown thread has an empty state."""
         said = Config.of(config)
-        return snapshot(self._saver().log, self._thread(said), said.checkpoint_n, spec=self.spec)
+        return snapshot(self._saver().log, self._thread(said), said.checkpoint_id or None, spec=self.spec)
 
     def get_state_history(self, config: Mapping[str, Any], *, limit: int | None = None) -> Iterator[StateSnapshot]:
         """The checkpoints of a thread, newest first."""
@@ -149,7 +149,7 @@ class CompiledGraph:
         """
         said = Config.of(config)
         thread = self._thread(said)
-        node = as_node or self._last_writer(thread)
+        node = as_node or last_writer(self._saver().log, thread, tuple(self.spec.nodes))
         if node != START:
             self.spec.node(node)
         saver = self._saver()
@@ -159,18 +159,6 @@ class CompiledGraph:
         assert head is not None, "an update that passed left a checkpoint"
         place = {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": checkpoint_id(head.n, head.digest)}
         return {"configurable": place}
-
-    def _last_writer(self, thread: str) -> str:
-        log = self._saver().log
-        if len(self.spec.nodes) == 1:
-            return next(iter(self.spec.nodes))
-        state: State | None = state_at(log, thread) if log.head(thread) else None
-        node = state.entry.text("node") if state else ""
-        if node and node in self.spec.nodes:
-            return node
-        raise InvalidUpdateError(
-            "Ambiguous update, specify as_node", thread=thread, fix="update_state(..., as_node='...')"
-        )
 
     # drawing
 
@@ -237,13 +225,13 @@ class Inline:
         self.spec, self.saver, self.thread, self.run = spec, saver, thread, run
         self.data, self.config, self.node = data, config, node
         self.kind: RunKind = kind
-        self.owner = f"everstep-inline.{socket.gethostname()}.{os.getpid()}.{new_id()[:6]}"
+        self.owner = saver.owner
         self.performer = Performer(saver.moves, saver.log, {spec.name: spec}, by=self.owner, loader=loader)
         self.streams = Streams(spec, mode)
         self.parallel = config.max_concurrency or PARALLEL_MAX
         self.raised: BaseException | None = None
         self.ended: Ending | None = None
-        self.keeper = LeaseKeeper(saver.moves, self.owner, saver.lease_ms) if saver.lease_ms else None
+        self.keeper = saver.keeper
         self._pool: ThreadPoolExecutor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own_loop = False
@@ -260,6 +248,8 @@ class Inline:
             if started.status == "nothing":
                 self._nothing()
                 return
+            if self.kind == "continue":
+                yield from self.streams.before(self.output())
             self._ready.extend(started.leases)
             yield from self._drive(started)
         finally:
@@ -318,14 +308,13 @@ class Inline:
 
     def _offer(self, slots: int) -> Offer:
         tokens = tuple(new_id() for _ in range(max(slots, 1)))
-        lease_ms = self.saver.lease_ms or 1
         return Offer(
-            self.owner, tokens, round=self.keeper.round if self.keeper else 0, lease_ms=lease_ms, thread=self.thread
+            self.owner, tokens, round=self.keeper.round if self.keeper else 0, lease_ms=self.saver.lease_ms, thread=self.thread
         )
 
     def _held(self, leases: Sequence[Lease]) -> None:
         if self.keeper is not None and leases:
-            self.keeper.hold([lease.token for lease in leases])
+            self.keeper.hold(leases)
 
     # one attempt
 
@@ -365,17 +354,19 @@ class Inline:
 
     def _settle(self, job: _Job) -> Iterator[Chunk]:
         result = job.future.result() if job.future.done() else Result.timeout(job.attempt)
-        commit = self.performer.settle(job.attempt, result)
+        commit = self._insist(lambda: self.performer.settle(job.attempt, result))
         if commit.outcome in ("failed", "unplanned"):
             self.raised = result.error or _unplanned(commit)
-        token = job.attempt.lease.token
-        if self.keeper is not None:
-            self.keeper.settling(token)
-        slots = self.parallel - len(self._jobs) - len(self._ready)
-        answer = self.saver.moves.commit([(commit, self._offer(slots))])[0]
+        offer = self._offer(self.parallel - len(self._jobs) - len(self._ready))
+        answer = self._insist(lambda: self.saver.moves.commit([(commit, offer)]))[0]
         self._after(job, commit, answer)
         if answer.status == "ok":
             yield from self.streams.of(job.attempt, commit)
+
+    def _insist(self, action: Callable[[], T]) -> T:
+        """An outcome in hand outlives a short absence of Redis: the same commit is sent again, and is harmless twice."""
+        end = time.monotonic() + PATIENCE_S
+        return patiently(action, lambda: time.monotonic() > end)
 
     def _after(self, job: _Job, commit: Commit, answer: Answer) -> None:
         if self.keeper is not None:
@@ -420,8 +411,9 @@ class Inline:
         left = [*self._ready, *(job.attempt.lease for job in self._jobs)]
         if left:
             self.saver.moves.release(self.owner, [lease.token for lease in left], "job")
-        if self.keeper is not None:
-            self.keeper.stop()
+            for lease in left:
+                if self.keeper is not None:
+                    self.keeper.drop(lease.token)
         if self._pool is not None:
             self._pool.shutdown(wait=False)
         if self._own_loop and self._loop is not None:

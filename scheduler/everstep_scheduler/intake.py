@@ -23,14 +23,20 @@ _CODEC = Codec()  # no registered types; capped like the workers' own
 def take(manifest: Manifest, data: object) -> tuple[Form, Writes]:
     """An input as it travels. Raises InvalidInput, EmptyInputError, TooLarge; nothing was written then."""
     fields = updates_of(data)
-    checked = check_input(manifest, data if fields is None else fields)
-    given = cast("Mapping[str, Any]", data) if fields is None else fields
-    if is_json(dict(given)):
-        return "json", _encoded(given)
-    try:
-        return "typed", _encoded(given)
-    except UnknownType:
+    given: object = data if fields is None else fields
+    typed = _typed(given)  # first: what is too large is not worth a check
+    checked = check_input(manifest, given)
+    if typed is None:
         return "json", _encoded(checked)
+    return ("json" if is_json(given) else "typed"), typed
+
+
+def _typed(given: object) -> Writes | None:
+    """The values with the types that they have; None if the codec alone does not know all of them."""
+    try:
+        return _encoded(cast("Mapping[str, Any]", given)) if isinstance(given, Mapping) else None
+    except UnknownType:
+        return None
 
 
 def take_update(manifest: Manifest, values: Mapping[str, Any] | None) -> Writes:

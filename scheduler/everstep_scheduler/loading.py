@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from everstep_checkpoint import entries as e
+from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import CorruptEntry
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, state_at
@@ -116,14 +117,14 @@ class Loader:
                 self._entries.popitem(last=False)
         return found[0]
 
-    def record(self, lease: Lease) -> RunRecord:
-        """The record of the run that a lease belongs to."""
+    def record(self, lease: Lease, codec: Codec) -> RunRecord:
+        """The record of the run that a lease belongs to, its context of the graph's types."""
         key = (lease.thread, lease.birth, lease.rec)
         with self._lock:
             if key in self._records:
                 return self._records[key]
         entry = self.entry(lease.thread, lease.birth, lease.rec)
-        record = RunRecord.decode(entry.value("record") or b"\x80")
+        record = RunRecord.decode(entry.value("record") or b"\x80", codec)
         with self._lock:
             self._records[key] = record
             while len(self._records) > ENTRIES_KEPT:

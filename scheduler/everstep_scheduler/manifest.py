@@ -171,11 +171,16 @@ def check_keys(manifest: Manifest, data: Iterable[str], what: str) -> None:
 def _problems(schema: JsonSchema, data: Any) -> Sequence[Problem]:
     from jsonschema import Draft202012Validator
     from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
     # a registry of our own: a schema can't make us fetch what it refers to
     registry: Any = cast("Any", Registry)()
     validator: Any = Draft202012Validator(schema, registry=registry)
-    return sorted(validator.iter_errors(data), key=lambda problem: [str(part) for part in problem.absolute_path])
+    try:
+        return sorted(validator.iter_errors(data), key=lambda problem: [str(part) for part in problem.absolute_path])
+    except Unresolvable as error:
+        fix = "publish the graph anew: its schema has to hold all that it refers to"
+        raise InvalidInput(f"the graph's input schema can't be followed: {error}", fix=fix) from None
 
 
 def _said(problem: Problem) -> str:

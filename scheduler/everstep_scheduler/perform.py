@@ -224,7 +224,7 @@ class Performer:
             raise Unserved(f"graph {spec.version} has no node {lease.node!r}. {error.fix}") from None
         node = None if lease.task == UPDATE_TASK else node
         try:
-            stand, record = self.loader.stand(lease), self.loader.record(lease)
+            stand, record = self.loader.stand(lease), self.loader.record(lease, spec.codec)
             missing = {name: value for name, value in spec.initial().items() if name not in stand.channels}
             stand = _with(stand, missing) if missing else stand
         except EverstepError as error:

@@ -244,8 +244,8 @@ def start_of(
         case "input":
             task, writes = START_TASK, spec.input_writes(data)
     return start_with(
-        config.record(kind), writes, thread=thread, run=run, graph=spec.name, queue=spec.default_queue, task=task, node=node,
-        mode=mode, codec=spec.codec,
+        config.record(kind), writes, thread=thread, run=run, graph=spec.name, queue=spec.default_queue,
+        task=task, node=node, mode=mode, codec=spec.codec,
     )  # fmt: skip
 
 

@@ -148,7 +148,7 @@ class RedisMoves:
 
     def start(self, start: Start, offer: Offer | None = None) -> Started:
         birth = new_id()
-        flat = _flat(start.fields)
+        flat = _flat({name: value for name, value in start.fields.items() if name != "run"})
         header: Header = {
             "thread": start.thread, "run": start.run, "sum": start.sum, "kind": start.kind, "graph": start.graph,
             "queue": start.queue, "task": start.task, "node": start.node, "mode": start.mode, "birth": birth,

@@ -6,38 +6,52 @@ thread's tasks, and if it dies, the fleet takes over.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import os
+import socket
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import Log, MemoryLog
+from everstep_checkpoint.keys import Keys, rq_prefix
+from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
 
 from .connection import DEFAULT_URL, connect
+from .keeper import LeaseKeeper
 from .logmoves import LogMoves
-from .moves import LEASE_MS, Moves
+from .moves import LEASE_MS, Lease, Moves
 from .recovery import Recovery
 from .redismoves import RedisMoves, Scripts
 
 
+def owner_name() -> str:
+    """The name under which this process's inline runs hold their leases."""
+    return f"everstep-inline.{socket.gethostname()}.{os.getpid()}.{new_id()[:6]}"
+
+
 class Saver(Protocol):
-    """What `compile(checkpointer=...)` takes. `lease_ms` is 0 where nothing can take a task away."""
+    """What `compile(checkpointer=...)` takes. `keeper` is None where nothing can take a task away."""
 
     @property
     def log(self) -> Log: ...
     @property
     def moves(self) -> Moves: ...
     @property
+    def owner(self) -> str: ...
+    @property
     def lease_ms(self) -> int: ...
+    @property
+    def keeper(self) -> LeaseKeeper | None: ...
 
 
 class InMemorySaver:
     """Keeps threads in this process's memory."""
 
-    lease_ms = 0
+    lease_ms = LEASE_MS
+    keeper: LeaseKeeper | None = None
 
     def __init__(self) -> None:
+        self.owner = owner_name()
         self.log: Log = MemoryLog()
         self.moves: Moves = LogMoves(self.log)
 
@@ -55,12 +69,17 @@ class RedisSaver:
         self, redis_url: str = DEFAULT_URL, *, namespace: str = "everstep", partition: str = "0", lease_ms: int = LEASE_MS
     ) -> None:
         self.url = redis_url
-        self.keys = Keys(namespace, partition)
+        self.keys = Keys(namespace, partition, rq_prefix(partition))
         self.client = connect(redis_url)
         self.log: Log = RedisLog(self.client, self.keys)
-        recovery = Recovery(self.client, self.keys, lease_ms=lease_ms)
-        self.moves: Moves = RedisMoves(Scripts(self.client, self.keys, recovery, redis_url))
+        self.owner = owner_name()
         self.lease_ms = lease_ms
+        recovery = Recovery(self.client, self.keys, self._held, lease_ms=lease_ms, owner=self.owner)
+        self.moves: Moves = RedisMoves(Scripts(self.client, self.keys, recovery, redis_url))
+        self.keeper: LeaseKeeper | None = LeaseKeeper(self.moves, self.owner, lease_ms)
+
+    def _held(self) -> Sequence[Lease]:
+        return self.keeper.held if self.keeper is not None else ()
 
     @classmethod
     @contextmanager

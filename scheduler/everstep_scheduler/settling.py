@@ -250,7 +250,7 @@ class Settler:
             "next": json.dumps(rows, separators=(",", ":")),
         }  # fmt: skip
         since, grown = stand.since_snapshot + 1, stand.delta_bytes + len(body)
-        if _snapshot_due(size, since, grown):
+        if first is None and _snapshot_due(size, since, grown):  # the parts must lie in the step just closed
             whole, pieces = self._snapshot(attempt, planned.channels, on, writes)
             fields |= whole
             sums = [*(s for *_, s in parts), *pieces]

@@ -37,6 +37,10 @@ class Streams:
         self.modes = check_modes(mode)
         self.tagged = mode is not None and not isinstance(mode, str)
 
+    def before(self, values: Any) -> list[Chunk]:
+        """What a run that continues tells first: the values as they stand."""
+        return [self._tag("values", values)] if "values" in self.modes and values else []
+
     def of(self, attempt: Attempt, commit: Commit) -> list[Chunk]:
         """The chunks of one commit, updates first, as LangGraph emits them."""
         found: list[Chunk] = []

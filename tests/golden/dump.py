@@ -1,6 +1,6 @@
 """How a golden log lies in a file: one entry a line, text as text, other bytes in base64. Needs the log's package only.
 
-    {"id": "0-1", "fields": {"kind": "run_started", "record": {"b64": "AIGka2luZKVpbnB1dA=="}}}
+{"id": "0-1", "fields": {"kind": "run_started", "record": {"b64": "AIGka2luZKVpbnB1dA=="}}}
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TypeVar
 import redis
 
 from everstep_checkpoint.errors import ServerError
-from everstep_scheduler.connection import patiently, translated
+from everstep_scheduler.connection import patiently, server_error, translated
 
 SAY_EVERY_S = 5.0
 TRIES_MAX = 3
@@ -54,10 +54,11 @@ class Patience:
     def insist(self, action: Callable[[], T]) -> T:
         """Do it until Redis lets it pass. Raises ServerError once given up, and Hopeless."""
         try:
-            with translated(self._url):
-                return action()
+            return action()
         except ServerError as error:
             self.say(f"{error.what}; trying again")
+        except redis.RedisError as error:
+            self.say(f"{server_error(error, self._url).what}; trying again")
         with self._lock:
             self._troubles += 1
         try:

@@ -238,7 +238,7 @@ class Pool:
             self._debts.append(Debt(child.name, "job" if wanted else "lost", child.queues))
         if code:
             log.warning("%s ended by %s", child.name, f"signal {-code}" if code < 0 else f"exit code {code}")
-        if code == EXIT_USAGE and not child.claimed:
+        if code == EXIT_USAGE and not self._queues:  # none ever began: nothing but a change of the order helps
             self._failed = EXIT_USAGE
         elif not wanted and not child.solo:
             self._replace(child)

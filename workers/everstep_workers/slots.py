@@ -11,7 +11,7 @@ import heapq
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from everstep_checkpoint.log import new_id
@@ -80,8 +80,10 @@ class Slots:
             pass
         return tuple(taken)
 
-    def give(self, tokens: Iterable[str]) -> None:
+    def give(self, tokens: Sequence[str]) -> None:
         """Slots that are free again, with tokens that were never leased."""
+        if not tokens:
+            return  # under load this is each commit: wake nobody
         self._free.extend(tokens)
         if self._watched:
             with self._changed:

@@ -131,8 +131,9 @@ class Work:
             self.slots.give(offer.tokens)
             return []
         self.claims += 1
-        used = {lease.token for lease in leases}
-        self.slots.give([token for token in offer.tokens if token not in used])
+        if len(leases) < len(offer.tokens):
+            used = {lease.token for lease in leases}
+            self.slots.give([token for token in offer.tokens if token not in used])
         fresh = [Held(lease) for lease in leases if lease.token not in self.held]
         self.held.update((held.lease.token, held) for held in fresh)
         if self.draining.is_set():

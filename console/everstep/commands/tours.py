@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import click
 
 from ..site import Site
+
+
+def _end_in_order() -> None:
+    """SIGTERM, and a Ctrl-C that a shell made us ignore, end as Ctrl-C does: server and workers go first."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 @click.command()
@@ -22,6 +29,7 @@ def demo(folder: Path | None, workers: int, keep: bool) -> int:
     """
     from ..demo import run
 
+    _end_in_order()
     return run(folder, workers, keep)
 
 
@@ -36,4 +44,5 @@ def dev(site: Site, targets: tuple[str, ...], concurrency: int) -> int:
     """
     from ..dev import run
 
+    _end_in_order()
     return run(site, targets, concurrency)

@@ -14,7 +14,7 @@ from .. import show as shown
 from .counting import THREAD
 from .stage import Stage
 
-LINES_MAX = 7
+LINES_MAX = 9
 WIDTH_MAX = 118
 TIMEOUT_S = 20.0
 RQ = (sys.executable, "-c", "import sys; from rq.cli import main; sys.argv[0] = 'rq'; main()")
@@ -26,7 +26,7 @@ def show(stage: Stage, keep: bool) -> None:
     url, keys, socket = stage.server.url, stage.site.keys, str(stage.server.socket)
     ours = (sys.executable, "-m", "everstep")
     _run(stage, f"everstep history {THREAD} -n 4", [*ours, "history", THREAD, "-n", "4"])
-    _run(stage, "everstep threads", [*ours, "threads"])
+    _run(stage, "everstep history reading", [*ours, "history", "reading"])
     cli = shutil.which("redis-cli") or shutil.which("valkey-cli")
     for words in (["XLEN", keys.log(THREAD)], ["XREVRANGE", keys.log(THREAD), "+", "-", "COUNT", "1"]):
         said = f"redis-cli -s {socket} {shlex.join(words)}"

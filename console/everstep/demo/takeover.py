@@ -76,7 +76,8 @@ class Kill:
 def show(stage: Stage, folder: Path | None) -> bool:
     """Run it with a killing and without. Was every promise kept?"""
     folder = folder or Path(sysconfig.get_path("stdlib"))
-    stage.part(2, f"A pipeline that reads the texts below {folder}, and loses a worker:  list -> analyse xN -> report")
+    stage.part(2, "A pipeline that reads many files, and loses a worker:  list -> analyse, a task for each file -> report")
+    stage.line("it reads", f"what is text below {folder}")
     given = {"dir": str(folder.resolve())}
     began = time.perf_counter()
     run = stage.site.client.submit("reading", given, thread_id=THREAD)

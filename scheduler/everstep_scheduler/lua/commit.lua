@@ -69,7 +69,7 @@ if H.own then
   make(H.thread, T, function() return T.status == 'running' and #H.tokens > 0 end,
     function(task, r) if #H.tokens > 0 then lease(H.thread, T, task, r, table.remove(H.tokens, 1)) else push(H.thread, T, task, r) end end)
 elseif H.tokens and not suspended then
-  make_jobs(H.thread, T)
+  if T.width > 1 then make_jobs(H.thread, T) end
   refill()
   wait_for_work()
 end

@@ -10,7 +10,8 @@ local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local MOVE_MAX, WAKES_MAX, LOSSES_ALONE_MAX = 250, 100, 3
 local FUNCTION = 'everstep.run_node'
 local YEAR_S, HOUR_S = 31536000, 3600
-local threads, fresh, pushed, moved = {}, {}, {}, 0
+local threads, stored, fresh, pushed, moved = {}, {}, {}, {}, 0
+local coming, counted = {}, {}
 local out = { leases = {}, refused = {} }
 
 local function iso(ms)
@@ -27,6 +28,12 @@ local function iso(ms)
     doy - math.floor((153 * mp + 2) / 5) + 1, math.floor(r / 3600), math.floor(r / 60) % 60, r % 60, ms % 1000)
 end
 
+local today
+local function now_iso()
+  today = today or iso(NOW)
+  return today
+end
+
 -- Both sentinels stand, else our or RQ's keys were lost; second answer: is RQ suspended?
 local function alive()
   local found = call('MGET', S .. 'alive', R .. 'everstep:alive', R .. 'suspended')
@@ -39,22 +46,35 @@ local function load(thread)
   if threads[thread] then return threads[thread] end
   local flat = call('HGETALL', S .. 'thread:' .. thread)
   if #flat == 0 then return nil end
-  local T = {}
+  local T, was = {}, {}
   for i = 1, #flat, 2 do
-    T[flat[i]] = NUMBERS[flat[i]] and tonumber(flat[i + 1]) or flat[i + 1]
+    local value = NUMBERS[flat[i]] and tonumber(flat[i + 1]) or flat[i + 1]
+    T[flat[i]], was[flat[i]] = value, value
   end
-  threads[thread] = T
+  threads[thread], stored[thread] = T, was
   return T
 end
 
+-- Only what changed is written: the rest would be most of what the append-only file gets.
 local function save()
   for thread, T in pairs(threads) do
-    local flat = {}
+    local flat, was = {}, stored[thread] or {}
     for name, value in pairs(T) do
-      flat[#flat + 1] = name
-      flat[#flat + 1] = value
+      if was[name] ~= value then
+        flat[#flat + 1] = name
+        flat[#flat + 1] = value
+      end
     end
-    call('HSET', S .. 'thread:' .. thread, unpack(flat))
+    if #flat > 0 then call('HSET', S .. 'thread:' .. thread, unpack(flat)) end
+  end
+end
+
+-- How many jobs stand in a queue, summed up over the script.
+local function count(q, by) counted[q] = (counted[q] or 0) + by end
+
+local function write_counts()
+  for q, by in pairs(counted) do
+    if by ~= 0 then call('HINCRBY', S .. 'counts', q, by) end
   end
 end
 
@@ -99,16 +119,19 @@ local function run_is(thread, run, word)
 end
 
 -- A job as RQ 3.0 knows it. Its id is never made twice: attempt, and a salt that the caller drew for this call.
-local function make_job(thread, T, task, rec)
+-- `started`: it was never queued, its worker has it already.
+local function make_job(thread, T, task, rec, started)
   local q = queue_of(rec)
   local id = T.jid .. '-' .. T.n .. '-' .. task .. '-' .. (rec.a + 1) .. '-' .. H.salt
   if rec.j and rec.j ~= id then call('DEL', R .. 'job:' .. rec.j) end
   rec.j = id
-  local date = iso(NOW)
+  local date = now_iso()
+  local named = cjson.encode({ thread = thread, n = T.n, task = task })
+  local begun = started and { 'worker_name', H.owner, 'started_at', date } or {}
   call('HSET', R .. 'job:' .. id,
-    'data', '["' .. FUNCTION .. '",null,[],' .. cjson.encode({ thread = thread, n = T.n, task = task }) .. ']',
-    'origin', q, 'status', 'queued', 'timeout', rec.w > 0 and math.ceil(rec.w) or -1, 'created_at', date, 'enqueued_at', date,
-    'description', T.graph .. '/' .. thread .. '#' .. T.n .. ' ' .. rec.n, 'result_ttl', 0)
+    'everstep', named, 'data', '["' .. FUNCTION .. '",null,[],' .. named .. ']',
+    'origin', q, 'status', started and 'started' or 'queued', 'timeout', rec.w > 0 and math.ceil(rec.w) or -1, 'created_at', date, 'enqueued_at', date,
+    'description', T.graph .. '/' .. thread .. '#' .. T.n .. ' ' .. rec.n, 'result_ttl', 0, unpack(begun))
   return id, q
 end
 
@@ -118,7 +141,7 @@ local function push(thread, T, task, rec, front)
   if call(front and 'LPUSH' or 'RPUSH', R .. 'queue:' .. q, id) == 1 then
     call('SADD', R .. 'queues', R .. 'queue:' .. q)
   end
-  call('HINCRBY', S .. 'counts', q, 1)
+  count(q, 1)
   T.jobs = T.jobs + 1
   moved = moved + 1
   pushed[q] = (pushed[q] or 0) + 1
@@ -127,7 +150,7 @@ local function push(thread, T, task, rec, front)
 end
 
 local function unqueue(T, rec)
-  call('HINCRBY', S .. 'counts', queue_of(rec), -1)
+  count(queue_of(rec), -1)
   T.jobs = math.max(T.jobs - 1, 0)
 end
 
@@ -137,7 +160,8 @@ local function row(thread, T, task, rec)
 end
 
 local function lease(thread, T, task, rec, token)
-  if not rec.j then make_job(thread, T, task, rec) end
+  local made = not rec.j
+  if made then make_job(thread, T, task, rec, not H.take) end
   rec.p, rec.a, rec.t, rec.o, rec.L = 'lease', rec.a + 1, token, H.owner, H.lease_ms
   keep(thread, task, rec)
   call('ZADD', S .. 'leases', NOW + rec.L, token)
@@ -145,7 +169,9 @@ local function lease(thread, T, task, rec, token)
   call('HSET', S .. 'held:' .. H.owner, token, H.round or 0)
   if not H.take then
     call('ZADD', R .. 'wip:' .. queue_of(rec), math.floor((NOW + rec.L) / 1000) + HOUR_S, rec.j .. ':' .. token)
-    call('HSET', R .. 'job:' .. rec.j, 'status', 'started', 'worker_name', H.owner, 'started_at', iso(NOW))
+    if not made then
+      call('HSET', R .. 'job:' .. rec.j, 'status', 'started', 'worker_name', H.owner, 'started_at', now_iso())
+    end
   end
   out.leases[#out.leases + 1] = row(thread, T, task, rec)
 end
@@ -167,7 +193,7 @@ end
 local function show_failed(thread, T, task, rec, reason)
   if not rec.j then make_job(thread, T, task, rec) end
   rec.o, rec.r = nil, reason
-  call('HSET', R .. 'job:' .. rec.j, 'status', 'failed', 'ended_at', iso(NOW), 'exc_info', reason)
+  call('HSET', R .. 'job:' .. rec.j, 'status', 'failed', 'ended_at', now_iso(), 'exc_info', reason)
   call('ZADD', R .. 'failed:' .. queue_of(rec), math.floor(NOW / 1000) + YEAR_S, rec.j)
 end
 
@@ -246,22 +272,33 @@ local function make_jobs(thread, T)
 end
 
 -- Open the tasks of the checkpoint just written: `next` as its JSON says, H.parts = {entry id -> its `tasks` JSON}.
--- `jobs`: make jobs of the first ones at once, else all of them stay unmade.
+-- `jobs`: make jobs of the first ones at once, else all of them stay unmade. Without Sends they are only `coming`: refill
+-- may lease them where nothing waits ahead of them; the others are pushed before the script ends.
 local function open_step(thread, T, rows, jobs)
-  local key, count = S .. 'unmade:' .. thread, 0
+  local key, width = S .. 'unmade:' .. thread, 0
+  local few = jobs and not H.parts and moved + #rows <= MOVE_MAX
   T.jobs, T.failed = 0, 0
   for _, r in ipairs(rows) do
     if #r == 2 then
       call('RPUSH', key, cjson.encode({ part = r[1], k = string.match(r[1], '%-(%d+)$'), from = 0, tasks = H.parts[r[1]] }))
-      count = count + r[2]
+      width = width + r[2]
     else
-      if jobs and moved < MOVE_MAX then push(thread, T, r[1], fresh_record(r[2], r[3], r[4]))
+      local rec = fresh_record(r[2], r[3], r[4])
+      if few then coming[#coming + 1] = { thread, T, r[1], rec }
+      elseif jobs and moved < MOVE_MAX then push(thread, T, r[1], rec)
       else call('RPUSH', key, cjson.encode({ task = r[1], node = r[2], queue = r[3], timeout_s = r[4] })) end
-      count = count + 1
+      width = width + 1
     end
   end
-  T.width, T.left = count, count
-  if jobs and count > #rows then make_jobs(thread, T) end
+  T.width, T.left = width, width
+  if jobs and width > #rows then make_jobs(thread, T) end
+end
+
+local function push_coming()
+  for _, c in ipairs(coming) do
+    if c then push(unpack(c)) end
+  end
+  coming = {}
 end
 
 local function clean_discards(budget)
@@ -397,13 +434,17 @@ end
 
 -- A job that is not ours, or that says nothing we know: shown as failed, with the reason. Nothing of it is run.
 local function refuse(id, q, why)
-  call('HSET', R .. 'job:' .. id, 'status', 'failed', 'ended_at', iso(NOW), 'exc_info', 'refused by everstep: ' .. why)
+  call('HSET', R .. 'job:' .. id, 'status', 'failed', 'ended_at', now_iso(), 'exc_info', 'refused by everstep: ' .. why)
   call('ZADD', R .. 'failed:' .. q, math.floor(NOW / 1000) + YEAR_S, id)
   out.refused[#out.refused + 1] = id .. ' on queue ' .. q .. ': ' .. why
 end
 
-local function ours(data)
-  local good, d = pcall(cjson.decode, data)
+-- The task that a job names; nil and why if it is none of ours; nothing if there is no such job. RQ packs `data` when it
+-- saves a job (`rq requeue`), so we read our own field, which it leaves alone.
+local function ours(id)
+  local found = call('HMGET', R .. 'job:' .. id, 'everstep', 'data')
+  if not found[2] then return end
+  local good, d = pcall(cjson.decode, found[1] and '["' .. FUNCTION .. '",null,[],' .. found[1] .. ']' or found[2])
   if not good or type(d) ~= 'table' then return nil, 'its data is not JSON' end
   if d[1] ~= FUNCTION then return nil, 'its function is ' .. string.sub(tostring(d[1]), 1, 80) .. ', not ' .. FUNCTION end
   local a = d[4]
@@ -428,13 +469,13 @@ local function accept(id, q, token)
   if known then
     thread, task, rec = known[1], known[2], known[3]
   else
-    local data = call('HGET', R .. 'job:' .. id, 'data')
-    if not data then return false end
-    local named, why = ours(data)
-    if not named then return refuse(id, q, why) end
+    local named, why = ours(id)
+    if why then return refuse(id, q, why) end
+    if not named then return false end
     thread, task = named.thread, named.task
   end
   local T = load(thread)
+  local more = T and T.width > 1
   rec = rec or (T and record(thread, task))
   if not rec or rec.j ~= id then
     call('DEL', R .. 'job:' .. id)
@@ -446,7 +487,7 @@ local function accept(id, q, token)
     keep(thread, task, rec)
     continue_run(thread, T, H.spare)
     call('RPUSH', S .. 'unmade:' .. thread, cjson.encode({ reopen = '0' }))
-    H.spare = nil
+    H.spare, more = nil, true
   elseif T.status ~= 'running' or rec.p == 'lease' or rec.p == 'done' then
     return false
   else
@@ -454,20 +495,35 @@ local function accept(id, q, token)
   end
   lease(thread, T, task, rec, token)
   moved = moved + 1
-  make_jobs(thread, T)
+  if more then make_jobs(thread, T) end
   return true
+end
+
+-- Nothing waits in the queue: a task that would now be its first is leased without having been there.
+local function take_coming(q, tokens)
+  for i, c in ipairs(coming) do
+    if c and #tokens > 0 and queue_of(c[4]) == q then
+      if q ~= c[2].queue then call('SADD', R .. 'queues', R .. 'queue:' .. q) end
+      lease(c[1], c[2], c[3], c[4], table.remove(tokens, 1))
+      moved = moved + 1
+      coming[i] = false
+    end
+  end
 end
 
 -- Fill the offered tokens from the front of the worker's queues, in their order.
 local function refill()
   local tokens = H.tokens or {}
   for _, q in ipairs(H.queues or {}) do
-    while #tokens > 0 and moved < 2 * MOVE_MAX do
-      local id = call('LPOP', R .. 'queue:' .. q)
-      if not id then break end
-      if pushed[q] then pushed[q] = pushed[q] - 1 end
-      if accept(id, q, tokens[1]) then table.remove(tokens, 1) end
+    local id = true
+    while id and #tokens > 0 and moved < 2 * MOVE_MAX do
+      id = call('LPOP', R .. 'queue:' .. q)
+      if id then
+        if pushed[q] then pushed[q] = pushed[q] - 1 end
+        if accept(id, q, tokens[1]) then table.remove(tokens, 1) end
+      end
     end
+    if not id then take_coming(q, tokens) end
   end
 end
 
@@ -488,7 +544,9 @@ local function ring(q, count)
 end
 
 local function finish()
+  push_coming()
   save()
+  write_counts()
   for q, count in pairs(pushed) do
     if count > 0 then ring(q, count) end
   end

@@ -6,10 +6,9 @@
 if H.lock and call('GET', S .. 'recovery') ~= H.lock then return '{"status":"lost"}' end
 
 local function stays(id)
-  local data = call('HGET', R .. 'job:' .. id, 'data')
-  if not data then return false end
-  local named = ours(data)
-  if not named then return true end
+  local named, why = ours(id)
+  if why then return true end
+  if not named then return false end
   local rec = not H.all and record(named.thread, named.task)
   if rec and rec.j == id and rec.p == H.place then return true end
   if H.all then call('DEL', R .. 'job:' .. id) end

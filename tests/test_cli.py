@@ -1,0 +1,443 @@
+"""The command line: what people and programs read, and which exit code goes with what."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from everstep import show
+from everstep.cli import WORDS, main
+from everstep.crew import Crew
+from everstep.embedded import EmbeddedServer
+from everstep.site import Site
+from everstep_checkpoint.codec import Tagged
+from servers import server_binaries, wait_for
+
+GRAPHS = '''
+import os, time
+from typing import TypedDict
+from everstep import END, START, StateGraph
+
+class State(TypedDict):
+    word: str
+    done: bool
+
+def waits(state):
+    while not os.path.exists(state["word"]):
+        time.sleep(0.01)
+    return {"done": True}
+
+def breaks(state):
+    if not os.path.exists(state["word"]):
+        raise ValueError("no \\x1b[31mfile\\x1b[0m yet")
+    return {"done": True}
+
+def one(name, node):
+    builder = StateGraph(State)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node")
+    builder.add_edge("node", END)
+    return builder.compile(name=name)
+
+waiting = one("waiting", waits)
+breaking = one("breaking", breaks)
+'''
+COUNTING = (Path(__file__).parent.parent / "examples" / "counting.py").read_text()
+FIVE = '{"count": 0, "done": false}'
+
+
+class Cli:
+    """The command line in this process, against one server."""
+
+    def __init__(self, site: Site, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.site = site
+        self.folder = folder
+        self._capsys = capsys
+        self.out = self.err = ""
+
+    def __call__(self, *args: str) -> int:
+        self._capsys.readouterr()
+        code = main(["--url", self.site.url, *args])
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+    def json(self, *args: str) -> Any:
+        code = self(*args, "--json")
+        assert code == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="module")
+def fleet(server_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Path]]:
+    """A server and one worker process, with graphs that count, wait for a file, and break without one."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "cligraphs.py").write_text(GRAPHS)
+    (folder / "clicounting.py").write_text(COUNTING)
+    with EmbeddedServer(binary=server_binaries()[server_name]) as server:
+        site = Site(server.url)
+        targets = ("clicounting:graph", "cligraphs:waiting", "cligraphs:breaking")
+        crew = Crew(site.url, targets, ("--grace", "1"), out=folder / "worker", env={"PYTHONPATH": str(folder)})
+        crew.start()
+        try:
+            crew.await_workers(site.redis, site.keys.rq_workers, 1)
+            wait_for(lambda: site.redis.scard(site.keys.graphs) == 3, what="graphs are published")
+            yield site, folder
+        finally:
+            crew.stop()
+
+
+@pytest.fixture
+def cli(fleet: tuple[Site, Path], capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(*fleet, capsys)
+
+
+# --- the door ---
+
+
+def test_help_lists_every_word_and_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert [word for word in WORDS if not re.search(rf"^  {word} ", said, re.MULTILINE)] == []
+    for code in range(8):
+        assert re.search(rf"\b{code}  \w", said)
+
+
+def test_help_imports_neither_redis_nor_rq_nor_pydantic() -> None:
+    heavy = "{'redis', 'rq', 'pydantic', 'rich', 'everstep_scheduler', 'everstep_workers'}"
+    code = f"import sys; from everstep.cli import main; main(['--help']); print(set(sys.modules) & {heavy}, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "set()"
+
+
+def test_help_costs_less_than_a_fifth_of_a_second() -> None:
+    spent: list[float] = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "everstep", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.2
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_every_word_explains_itself(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word, "--help"]) == 0
+    assert f"Usage: everstep {word}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["submitt", "counting", "{}"], 2, "Did you mean 'submit'?"),
+        (["submit", "counting", "{count: 0}"], 2, "INPUT is no JSON"),
+        (["submit", "counting", "@/nowhere"], 2, "INPUT can't be read"),
+        (["submit", "counting", '{"count": "many"}'], 2, "must be integer"),
+        (["submit", "countin", "{}"], 3, "Did you mean 'counting'?"),
+        (["submit", "counting", "{}", "--thread", "x" * 513], 2, "512 bytes"),
+        (["state", "nobody"], 3, "everstep threads"),
+        (["history", "nobody"], 3, "everstep threads"),
+        (["log", "nobody"], 3, "everstep threads"),
+        (["result", "nobody"], 3, "everstep threads"),
+        (["cancel", "nobody"], 3, "everstep threads"),
+        (["retry", "nobody"], 3, "everstep threads"),
+        (["draw", "nobody"], 3, "no graph 'nobody'"),
+        (["draw", "no.module:graph"], 1, "there is no module 'no'"),
+        (["threads", "--namespace", "a b"], 2, "--namespace"),
+        (["threads", "--url", "nonsense"], 2, "no URL of a Redis"),
+        (["threads", "--url", "redis://:hush@127.0.0.1:1/0"], 6, "does not answer"),
+    ],
+)
+def test_a_mistake_gets_its_exit_code_and_says_the_way_out(cli: Cli, args: list[str], code: int, said: str) -> None:
+    assert cli(*args) == code
+    assert said in cli.err
+    assert "Traceback" not in cli.err and "hush" not in cli.err + cli.out
+    assert cli.out == ""
+
+
+def test_who_reads_us_may_stop_reading(cli: Cli) -> None:
+    cli("submit", "counting", FIVE, "--thread", "pipe", "--wait")
+    command = [sys.executable, "-m", "everstep", "--url", cli.site.url, "log", "pipe"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+
+
+def test_ctrl_c_ends_quietly(cli: Cli) -> None:
+    cli("submit", "counting", FIVE, "--thread", "follow", "--wait")
+    command = [sys.executable, "-m", "everstep", "--url", cli.site.url, "log", "follow", "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert "run_started" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read().strip() == "interrupted"
+
+
+# --- runs ---
+
+
+def test_submit_says_the_run_and_result_gives_its_output(cli: Cli) -> None:
+    begun = cli.json("submit", "counting", FIVE, "--thread", "t1", "--run", "r1")
+    assert begun["thread"] == "t1" and begun["run"] == "r1"
+    assert cli.json("result", "t1")["output"] == {"count": 5, "done": True}
+    assert cli("result", "t1") == 0
+    assert json.loads(cli.out) == {"count": 5, "done": True}
+
+
+def test_the_same_run_twice_starts_nothing_and_another_input_conflicts(cli: Cli) -> None:
+    assert cli("submit", "counting", FIVE, "--thread", "t2", "--run", "once", "--wait") == 0
+    assert cli("submit", "counting", FIVE, "--thread", "t2", "--run", "once", "--wait") == 0
+    assert len(cli.json("history", "t2")["checkpoints"]) == 12
+    assert cli("submit", "counting", '{"count": 1}', "--thread", "t2", "--run", "once") == 4
+
+
+def test_input_comes_from_a_file_or_stdin(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "input").write_text('{"count": 3, "done": false}')
+    assert cli("submit", "counting", f"@{tmp_path / 'input'}", "--wait") == 0
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"count": 4, "done": false}'))
+    assert cli("submit", "counting", "-", "--wait") == 0
+    assert json.loads(cli.out) == {"count": 5, "done": True}
+
+
+def test_a_run_that_has_not_ended_is_code_5_and_says_what_it_waits_for(cli: Cli, tmp_path: Path) -> None:
+    given = json.dumps({"word": str(tmp_path / "go"), "done": False})
+    assert cli("submit", "waiting", given, "--thread", "t5", "--timeout", "0.3") == 5
+    assert "'node'" in cli.err and "everstep result t5" in cli.err
+    assert cli("result", "t5", "--timeout", "0.1", "--json") == 5
+    assert json.loads(cli.out)["waiting_for"]
+    (tmp_path / "go").touch()
+    assert cli("result", "t5") == 0
+
+
+def test_cancel_stops_a_run_and_is_harmless_twice(cli: Cli, tmp_path: Path) -> None:
+    cli("submit", "waiting", json.dumps({"word": str(tmp_path / "go"), "done": False}), "--thread", "t6")
+    assert cli.json("cancel", "t6")["cancelled"] is True
+    assert cli.json("cancel", "t6")["cancelled"] is False
+    assert cli("result", "t6") == 1
+    assert "cancelled" in cli.err
+    (tmp_path / "go").touch()
+
+
+def test_a_failed_run_says_why_shows_it_in_its_history_and_can_be_retried(cli: Cli, tmp_path: Path) -> None:
+    given = json.dumps({"word": str(tmp_path / "mended"), "done": False})
+    assert cli("submit", "breaking", given, "--thread", "t7", "--wait") == 1
+    assert "ValueError: no" in cli.err and "everstep retry" in cli.err
+    assert cli("history", "t7") == 0
+    assert re.search(r"failed +node .*ValueError: no \\x1b\[31mfile", cli.out), cli.out
+    assert "everstep retry t7" in cli.err
+    now = cli.json("history", "t7")["open"]
+    assert [(x["what"], x["node"], x["attempt"]) for x in now["attempts"]][0] == ("failed", "node", 1)
+    assert cli.json("state", "t7")["errors"][0]["node"] == "node"
+    (tmp_path / "mended").touch()
+    assert cli("retry", "t7", "--wait") == 0
+    assert json.loads(cli.out)["done"] is True
+    assert cli("retry", "t7") == 2
+
+
+def test_logs_can_not_drive_a_terminal(cli: Cli, tmp_path: Path) -> None:
+    cli("submit", "breaking", json.dumps({"word": str(tmp_path / "no"), "done": False}), "--thread", "t8", "--wait")
+    for args in (("history", "t8"), ("log", "t8"), ("log", "t8", "--values"), ("state", "t8"), ("result", "t8")):
+        cli(*args)
+        assert "\x1b" not in cli.out + cli.err, args
+
+
+# --- reading ---
+
+
+def test_history_tells_the_steps_oldest_first_and_what_changed(cli: Cli) -> None:
+    cli("submit", "counting", FIVE, "--thread", "h1", "--wait")
+    found = cli.json("history", "h1")
+    steps = found["checkpoints"]
+    assert [x["step"] for x in steps] == list(range(-1, 11))
+    assert steps[1]["changed"] == {"count": 0, "done": False}
+    assert [x["changed"] for x in steps[2:4]] == [{"count": 1}, {}]
+    assert steps[2]["nodes"] == ["inc"] and steps[2]["next"] == ["check"]
+    assert steps[-1]["values"] == {"count": 5, "done": True} and steps[-1]["next"] == []
+    assert found["status"] == "done" and found["open"]["attempts"] == []
+    last = cli.json("history", "h1", "-n", "2")["checkpoints"]
+    assert last == steps[-2:]
+
+
+def test_history_as_a_table_has_one_line_a_step(cli: Cli) -> None:
+    cli("submit", "counting", FIVE, "--thread", "h2", "--wait")
+    assert cli("history", "h2") == 0
+    head, *rows = cli.out.splitlines()
+    assert head.split()[:4] == ["step", "checkpoint", "source", "node"]
+    assert len(rows) == 12 and rows[-1].endswith("done=true")
+    assert cli.err == "thread h2: done\n"
+
+
+def test_state_at_a_checkpoint_is_as_it_was_then(cli: Cli) -> None:
+    cli("submit", "counting", FIVE, "--thread", "s1", "--wait")
+    third = cli.json("history", "s1")["checkpoints"][2]
+    then = cli.json("state", "s1", "--checkpoint", third["checkpoint_id"])
+    assert then["values"] == third["values"] and then["next"] == ["check"]
+    assert cli.json("state", "s1")["values"] == {"count": 5, "done": True}
+    assert cli("state", "s1", "--checkpoint", "000000000002-00000000") == 3
+    assert cli("state", "s1", "--checkpoint", "last") == 2
+
+
+def test_log_shows_each_entry_with_sizes_or_values(cli: Cli) -> None:
+    cli("submit", "counting", FIVE, "--thread", "l1", "--wait")
+    assert cli("log", "l1", "-n", "1") == 0
+    assert "delta=12B" in cli.out
+    assert cli("log", "l1", "-n", "1", "--values", "--json") == 0
+    (last,) = map(json.loads, cli.out.splitlines())
+    assert last["fields"]["delta"] == {"value": {"done": ["set", True]}}
+    assert cli("log", "l1", "--json") == 0
+    assert [json.loads(line)["kind"] for line in cli.out.splitlines()] == ["run_started"] + ["checkpoint"] * 12
+
+
+def test_a_sound_log_verifies_and_a_changed_one_is_code_7(cli: Cli) -> None:
+    cli("submit", "counting", FIVE, "--thread", "v1", "--wait")
+    assert cli("log", "v1", "--verify") == 0
+    assert "sound" in cli.out
+    client: Any = cli.site.redis
+    for entry, fields in client.xrange(cli.site.keys.log("v1")):
+        forged = {**fields, b"node": b"check"} if entry == b"4-0" else fields
+        client.xadd(cli.site.keys.log("v2"), forged, id=entry)
+    assert cli("log", "v2", "--verify") == 7
+    assert "checkpoint 4" in cli.out
+
+
+def test_what_something_else_wrote_is_shown_as_unreadable(cli: Cli) -> None:
+    cli.site.redis.xadd(cli.site.keys.log("foreign"), {"hello": "\x1bworld"}, id="1-0")
+    assert cli("log", "foreign") == 0
+    assert "NOT READABLE" in cli.out and "hello=\\x1bworld" in cli.out
+    assert cli("history", "foreign") == 7
+    assert "Traceback" not in cli.err
+
+
+def test_threads_are_listed_by_status(cli: Cli) -> None:
+    cli("submit", "counting", FIVE, "--thread", "list-me", "--wait")
+    assert cli("threads", "--status", "done", "--json") == 0
+    found = [json.loads(line) for line in cli.out.splitlines()]
+    assert found[0]["thread_id"] == "list-me" and found[0]["graph"] == "counting"
+    assert {x["status"] for x in found} == {"done"}
+    assert cli("threads", "-n", "1") == 0
+    assert "list-me" in cli.out
+
+
+def test_graphs_are_listed_and_drawn(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("graphs") == 0
+    assert re.search(r"counting +\w{8} +counting +inc, check +count, done", cli.out), cli.out
+    assert cli("draw", "counting") == 0
+    assert "flowchart" in cli.out and "inc" in cli.out
+    assert cli("draw", "counting", "--svg") == 2
+    monkeypatch.syspath_prepend(str(cli.folder))
+    assert cli("draw", "clicounting:graph", "-o", str(tmp_path / "graph.svg")) == 0
+    assert (tmp_path / "graph.svg").read_text().startswith("<svg")
+
+
+# --- serving ---
+
+
+def test_a_worker_whose_graph_can_not_be_loaded_says_so_in_a_line_and_ends(server: EmbeddedServer) -> None:
+    command = [sys.executable, "-m", "everstep", "--url", server.url, "worker", "no_such_module:graph", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert "there is no module 'no_such_module'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_recover_rebuilds_what_was_lost(server: EmbeddedServer, client: redis.Redis, capsys: pytest.CaptureFixture[str]) -> None:
+    from everstep import RedisSaver, StateGraph
+
+    builder = StateGraph(dict)
+    builder.add_node("node", lambda state: None)
+    builder.set_entry_point("node")
+    graph = builder.compile(checkpointer=RedisSaver(server.url), name="g")
+    graph.invoke({}, {"configurable": {"thread_id": "kept"}})
+    client.delete(*[key for key in client.keys("*") if b":log:" not in key])  # type: ignore[union-attr]
+    assert main(["--url", server.url, "recover", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["threads"] == 1
+    assert main(["--url", server.url, "threads"]) == 0
+    assert "kept" in capsys.readouterr().out
+
+
+def test_a_partition_has_keys_of_its_own(server: EmbeddedServer, client: redis.Redis) -> None:
+    assert Site(server.url, "shop", "7").keys.stem == "shop:{7}:"
+    assert main(["--url", server.url, "--partition", "7", "threads"]) == 0
+    assert client.dbsize() == 0
+
+
+def test_dev_restarts_on_a_change_shows_steps_and_takes_everything_with_it(tmp_path: Path) -> None:
+    (tmp_path / "devgraph.py").write_text(COUNTING)
+    errors = tmp_path / "err"
+    env = {name: value for name, value in os.environ.items() if name not in ("EVERSTEP_URL", "REDIS_URL")}
+    command = [sys.executable, "-m", "everstep", "dev", "devgraph:graph"]
+    with (tmp_path / "out").open("wb") as out, errors.open("wb") as err:
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=out, stderr=err, start_new_session=True)
+    try:
+        wait_for(lambda: "everstep submit counting" in errors.read_text(), 20, "dev says how to submit")
+        url = re.findall(r"EVERSTEP_URL=(\S+)", errors.read_text())[0]
+        client = Site(url).client
+        first = client.submit("counting", json.loads(FIVE), thread_id="dev").result(20)
+        (tmp_path / "devgraph.py").write_text(COUNTING.replace(">= 5", ">= 2"))
+        wait_for(lambda: "devgraph.py changed" in errors.read_text(), what="the change is seen")
+        wait_for(lambda: client.redis.scard(client.keys.rq_workers), what="the new worker is there")
+        second = client.submit("counting", json.loads(FIVE), thread_id="dev").result(20)
+        assert (first["count"], second["count"]) == (5, 2)
+        wait_for(lambda: "done=true" in (tmp_path / "out").read_text().splitlines()[-1], what="the last step is shown")
+        server = client.redis.info("server")["process_id"]
+    finally:
+        process.send_signal(signal.SIGINT)
+    assert process.wait(15) == 0
+    wait_for(lambda: not Path(f"/proc/{server}").exists() or sys.platform != "linux", what="the server has ended")
+    assert "inc -> check" in (tmp_path / "out").read_text()
+
+
+# --- show ---
+
+
+def test_every_value_of_a_log_has_a_json_form() -> None:
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    values = {"a": float("nan"), "b": b"\x00", "c": {3, 1}, "d": moment, "e": Decimal("1.5"), "f": Tagged("User", {"x": (1,)}), 5: "\ud800"}
+    plain = json.loads(json.dumps(show.jsonable(values), allow_nan=False))
+    assert plain["a"] == "nan" and plain["b"] == "AA==" and plain["c"] == [1, 3]
+    assert plain["d"].startswith("2026-01-02T") and plain["e"] == "1.5"
+    assert plain["f"] == {"name": "User", "fields": {"x": [1]}} and plain["5"] == "\ud800"
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "watched", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert show.paint("done") != "done"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert show.paint("done") == "done"
+
+
+def test_tables_are_plain_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    show.table(("name", "n"), [["a", "1"], ["long name", "20"]], right=("n",))
+    assert capsys.readouterr().out == "name        n\na           1\nlong name  20\n"
+
+
+@pytest.mark.parametrize(("ms", "said"), [(0.2, "<1 ms"), (12, "12 ms"), (1500, "1.5 s"), (180_000, "3 min"), (8.64e8, "10 d")])
+def test_spans_of_time_are_short(ms: float, said: str) -> None:
+    assert show.span(ms) == said
+
+
+def test_commands_behind_dash_dash_json_print_only_json(cli: Cli) -> None:
+    cli("submit", "counting", FIVE, "--thread", "j1", "--wait")
+    for args in (["state", "j1"], ["history", "j1"], ["threads"], ["graphs"], ["log", "j1"], ["doctor"], ["result", "j1"]):
+        cli(*args, "--json")
+        assert [json.loads(line) for line in cli.out.splitlines()], args
+
+
