@@ -1,11 +1,11 @@
 """The smallest graph that goes round: count to five.
 
-    inc ──► check ──(done?)──► END
-     ▲        │
-     └──(no)──┘
+inc ──► check ──(done?)──► END
+ ▲        │
+ └──(no)──┘
 
-    everstep dev examples.counting:graph
-    everstep submit counting '{"count": 0, "done": false}' --thread demo --wait
+everstep dev examples.counting:graph
+everstep submit counting '{"count": 0, "done": false}' --thread demo --wait
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import hashlib
 import json
 import operator
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -28,6 +29,8 @@ SUFFIXES = (".py", ".md", ".rst", ".txt")
 LARGEST_SHOWN = 5
 
 Found = dict[str, Any]
+# A worker runs sync nodes in threads, and Python 3.11's ast.parse counts the depth of all threads in one number.
+_parsing = threading.Lock()
 
 
 class Reading(TypedDict):
@@ -67,10 +70,15 @@ def analyse(task: dict[str, str]) -> dict[str, list[Found]]:
 def _code(text: str) -> dict[str, int]:
     """Functions and classes of a Python source; none where it does not parse."""
     try:
-        nodes = [type(node) for node in ast.walk(ast.parse(text))]
+        with _parsing:
+            tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError):
         return {"functions": 0, "classes": 0}
-    return {"functions": nodes.count(ast.FunctionDef) + nodes.count(ast.AsyncFunctionDef), "classes": nodes.count(ast.ClassDef)}
+    nodes = [type(node) for node in ast.walk(tree)]
+    return {
+        "functions": nodes.count(ast.FunctionDef) + nodes.count(ast.AsyncFunctionDef),
+        "classes": nodes.count(ast.ClassDef),
+    }
 
 
 def report(state: Reading) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 import redis
@@ -26,7 +26,7 @@ from everstep.site import Site
 from everstep_checkpoint.codec import Tagged
 from servers import server_binaries, wait_for
 
-GRAPHS = '''
+GRAPHS = """
 import os, time
 from typing import TypedDict
 from everstep import END, START, StateGraph
@@ -54,9 +54,13 @@ def one(name, node):
 
 waiting = one("waiting", waits)
 breaking = one("breaking", breaks)
-'''
+"""
 COUNTING = (Path(__file__).parent.parent / "examples" / "counting.py").read_text()
 FIVE = '{"count": 0, "done": false}'
+
+
+class Nothing(TypedDict):
+    word: str
 
 
 class Cli:
@@ -143,6 +147,7 @@ def test_every_word_explains_itself(word: str, capsys: pytest.CaptureFixture[str
     [
         (["submitt", "counting", "{}"], 2, "Did you mean 'submit'?"),
         (["submit", "counting", "{count: 0}"], 2, "INPUT is no JSON"),
+        (["graphs", "--partition", "{1}"], 2, "--partition"),
         (["submit", "counting", "@/nowhere"], 2, "INPUT can't be read"),
         (["submit", "counting", '{"count": "many"}'], 2, "must be integer"),
         (["submit", "countin", "{}"], 3, "Did you mean 'counting'?"),
@@ -311,7 +316,7 @@ def test_a_sound_log_verifies_and_a_changed_one_is_code_7(cli: Cli) -> None:
     assert "sound" in cli.out
     client: Any = cli.site.redis
     for entry, fields in client.xrange(cli.site.keys.log("v1")):
-        forged = {**fields, b"node": b"check"} if entry == b"4-0" else fields
+        forged = {**fields, b"node": b"inc"} if entry == b"4-0" else fields
         client.xadd(cli.site.keys.log("v2"), forged, id=entry)
     assert cli("log", "v2", "--verify") == 7
     assert "checkpoint 4" in cli.out
@@ -356,10 +361,12 @@ def test_a_worker_whose_graph_can_not_be_loaded_says_so_in_a_line_and_ends(serve
     assert "there is no module 'no_such_module'" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_recover_rebuilds_what_was_lost(server: EmbeddedServer, client: redis.Redis, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recover_rebuilds_what_was_lost(
+    server: EmbeddedServer, client: redis.Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
     from everstep import RedisSaver, StateGraph
 
-    builder = StateGraph(dict)
+    builder = StateGraph(Nothing)
     builder.add_node("node", lambda state: None)
     builder.set_entry_point("node")
     graph = builder.compile(checkpointer=RedisSaver(server.url), name="g")
@@ -408,7 +415,15 @@ def test_dev_restarts_on_a_change_shows_steps_and_takes_everything_with_it(tmp_p
 
 def test_every_value_of_a_log_has_a_json_form() -> None:
     moment = datetime(2026, 1, 2, tzinfo=UTC)
-    values = {"a": float("nan"), "b": b"\x00", "c": {3, 1}, "d": moment, "e": Decimal("1.5"), "f": Tagged("User", {"x": (1,)}), 5: "\ud800"}
+    values = {
+        "a": float("nan"),
+        "b": b"\x00",
+        "c": {3, 1},
+        "d": moment,
+        "e": Decimal("1.5"),
+        "f": Tagged("User", {"x": (1,)}),
+        5: "\ud800",
+    }
     plain = json.loads(json.dumps(show.jsonable(values), allow_nan=False))
     assert plain["a"] == "nan" and plain["b"] == "AA==" and plain["c"] == [1, 3]
     assert plain["d"].startswith("2026-01-02T") and plain["e"] == "1.5"
@@ -429,15 +444,23 @@ def test_tables_are_plain_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().out == "name        n\na           1\nlong name  20\n"
 
 
-@pytest.mark.parametrize(("ms", "said"), [(0.2, "<1 ms"), (12, "12 ms"), (1500, "1.5 s"), (180_000, "3 min"), (8.64e8, "10 d")])
+@pytest.mark.parametrize(
+    ("ms", "said"), [(0.2, "<1 ms"), (12, "12 ms"), (1500, "1.5 s"), (180_000, "3 min"), (8.64e8, "10 d")]
+)
 def test_spans_of_time_are_short(ms: float, said: str) -> None:
     assert show.span(ms) == said
 
 
 def test_commands_behind_dash_dash_json_print_only_json(cli: Cli) -> None:
     cli("submit", "counting", FIVE, "--thread", "j1", "--wait")
-    for args in (["state", "j1"], ["history", "j1"], ["threads"], ["graphs"], ["log", "j1"], ["doctor"], ["result", "j1"]):
+    for args in (
+        ["state", "j1"],
+        ["history", "j1"],
+        ["threads"],
+        ["graphs"],
+        ["log", "j1"],
+        ["doctor"],
+        ["result", "j1"],
+    ):
         cli(*args, "--json")
         assert [json.loads(line) for line in cli.out.splitlines()], args
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import pytest
 
 from everstep.embedded import EmbeddedServer
 from everstep_scheduler.moves import MOVE_MAX
-from faults import KEYS, LONG_MS, Fleet, assert_at_rest, left_over
+from everstep_workers.slots import OFFER_MAX
+from faults import KEYS, LONG_MS, Fleet, assert_at_rest, left_over, our_indexes
 from servers import plain_client, wait_for
 
 KILLER = 77
@@ -71,6 +73,57 @@ def longest_queue(fleet: Fleet) -> Iterator[list[int]]:
     finally:
         ended.set()
         thread.join()
+
+
+def test_no_script_moves_more_than_250_tasks_whatever_befalls_a_wide_step(fleet: Fleet) -> None:
+    with monitored(fleet) as calls:
+        thread = fleet.submit("wide", width=1500, gated="work/1400")
+        with fleet.heir("wide", concurrency=OFFER_MAX):
+            fleet.began(thread, "work/700")
+            assert fleet.moves.cancel(thread) == "cancelled"
+            assert fleet.go_on("wide", thread) == "started"
+            fleet.began(thread, "work/1400")
+            lose_indexes(fleet)
+            fleet.open_gate()
+            fleet.settled(thread)
+    assert fleet.state("wide", thread)["sum"] == sum(range(1500))
+    moved = [len({command[2] for command in call if is_record(command)}) for call in calls]
+    assert max(moved) <= MOVE_MAX, sorted(moved)[-5:]
+    assert max(moved) > MOVE_MAX // 2, "the bound was reached"
+    assert max(map(len, calls)) < 20 * MOVE_MAX, "commands of one script"
+
+
+def is_record(command: list[str]) -> bool:
+    """A task gets a new place: `HSET open:<thread> <task> <record>`."""
+    return command[0].upper() == "HSET" and command[1].startswith(KEYS.open(""))
+
+
+@contextmanager
+def monitored(fleet: Fleet) -> Iterator[list[list[list[str]]]]:
+    """The commands of each script that ran meanwhile, as MONITOR tells them."""
+    calls: list[list[list[str]]] = [[]]
+    with plain_client(fleet.url) as client, client.monitor() as monitor:  # type: ignore[no-untyped-call]
+
+        def listen() -> None:
+            for said in monitor.listen():
+                if said["client_type"] != "lua":
+                    calls.append([])
+                else:
+                    calls[-1].append(shlex.split(said["command"]))
+                if "the-end-of-it" in said["command"]:
+                    return
+
+        thread = threading.Thread(target=listen, name="monitor")
+        thread.start()
+        try:
+            yield calls
+        finally:
+            fleet.redis.echo("the-end-of-it")
+            thread.join()
+
+
+def lose_indexes(fleet: Fleet) -> None:
+    fleet.redis.delete(*our_indexes(fleet.redis))
 
 
 def test_ten_thousand_tasks_join_although_a_process_is_killed_among_them(fleet: Fleet) -> None:

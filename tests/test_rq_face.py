@@ -355,6 +355,23 @@ def test_a_requeued_failed_job_goes_on_as_a_new_run(shop: Shop) -> None:
     assert shop.counts("once") == (0, 0, 0, 0)
 
 
+def test_jobs_that_an_operator_emptied_from_a_queue_come_back(shop: Shop) -> None:
+    gate = Gate()
+    gate.open.set()
+    spec = graph("gate", gate)
+    with running(shop, spec, lease_ms=600) as worker:
+        suspend(shop.redis)
+        wait_for(lambda: worker.work.suspended, what="the worker to see it")
+        threads = [shop.submit(spec) for _ in range(3)]
+        assert rq.Queue("gate", connection=shop.redis, serializer=JSONSerializer).empty() == 3
+        shop.redis.rpush(KEYS.rq_queue("gate"), "a-ghost")
+        wait_for(lambda: shop.counts("gate") == (3, 0, 0, 0), what="the audit")
+        resume(shop.redis)
+        for thread in threads:
+            shop.rests(thread)
+    assert gate.runs == 3
+
+
 def test_a_prefix_that_disagrees_with_rq_is_refused() -> None:
     with pytest.raises(ServerUnsuitable, match="key prefix"):
         pin_rq_prefix(Keys(partition="7", rq="{7}:rq"))

@@ -8,7 +8,7 @@ Names are imported when they are first used, so that `everstep --help` costs not
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,13 +50,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
-try:
-    __version__ = version("everstep")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("everstep")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'everstep' has no attribute {name!r}")

@@ -71,9 +71,8 @@ def _again(ctx: click.Context, option: click.Parameter, value: str | None) -> No
     """The options for all words are understood behind the word, too."""
     if value is not None:
         site: Site = ctx.obj
-        said = {"url": site.url, "namespace": site.namespace, "partition": site.partition, "given": site.given}
-        said |= {str(option.name): value} | ({"given": True} if option.name == "url" else {})
-        ctx.obj = Site(**said)
+        said = {"url": site.url, "namespace": site.namespace, "partition": site.partition} | {str(option.name): value}
+        ctx.obj = Site(**said, given=site.given or option.name == "url")
 
 
 class Words(click.Group):
@@ -88,7 +87,9 @@ class Words(click.Group):
         found = getattr(import_module(f".commands.{WORDS[cmd_name][0]}", __package__), cmd_name)
         assert isinstance(found, click.Command)
         if not any(each.name == "url" for each in found.params):
-            found.params += [click.Option([f"--{name}"], expose_value=False, hidden=True, callback=_again) for name in GLOBAL]
+            found.params += [
+                click.Option([f"--{name}"], expose_value=False, hidden=True, callback=_again) for name in GLOBAL
+            ]
         return found
 
     def resolve_command(
@@ -108,13 +109,22 @@ class Words(click.Group):
 
 
 @click.group(
-    cls=Words, epilog=EPILOG, subcommand_metavar="WORD ...", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=Words,
+    epilog=EPILOG,
+    subcommand_metavar="WORD ...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
     "--url", envvar=["EVERSTEP_URL", "REDIS_URL"], default=DEFAULT_URL, metavar="URL",
     help=f"Redis. From EVERSTEP_URL, else REDIS_URL, else {DEFAULT_URL}.",
 )  # fmt: skip
-@click.option("--namespace", envvar="EVERSTEP_NAMESPACE", default="everstep", metavar="NAME", help="What our keys begin with (everstep).")
+@click.option(
+    "--namespace",
+    envvar="EVERSTEP_NAMESPACE",
+    default="everstep",
+    metavar="NAME",
+    help="What our keys begin with (everstep).",
+)
 @click.option("--partition", envvar="EVERSTEP_PARTITION", default="0", metavar="P", help="Which partition (0).")
 @click.version_option(package_name="everstep", prog_name="everstep")
 @click.pass_context

@@ -1,7 +1,7 @@
 """Worker processes that a command of ours starts beside itself: they end with it, however it ends.
 
-    Crew(url, targets) ──► everstep worker ... ──fork──► its children
-       └─ what they say goes to a file; `words` is its end, for when something is wrong
+Crew(url, targets) ──► everstep worker ... ──fork──► its children
+   └─ what they say goes to a file; `words` is its end, for when something is wrong
 """
 
 from __future__ import annotations
@@ -44,7 +44,18 @@ class Crew:
         namespace: str = "everstep", partition: str = "0",
     ) -> None:  # fmt: skip
         self._out = out
-        said = [sys.executable, "-m", "everstep", "--namespace", namespace, "--partition", partition, "worker", *targets, *options]
+        said = [
+            sys.executable,
+            "-m",
+            "everstep",
+            "--namespace",
+            namespace,
+            "--partition",
+            partition,
+            "worker",
+            *targets,
+            *options,
+        ]
         # the URL travels in the environment: a password on a command line is everybody's to read
         self._env = {**os.environ, **(env or {}), "EVERSTEP_URL": url}
         self._command = [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *said]
@@ -77,7 +88,9 @@ class Crew:
         end = time.monotonic() + START_S
         while int(redis.scard(key)) < count:
             if self.ended is not None or time.monotonic() > end:
-                raise CrewFailed(f"the workers did not begin: {self.words}", fix="everstep worker MODULE:GRAPH says more")
+                raise CrewFailed(
+                    f"the workers did not begin: {self.words}", fix="everstep worker MODULE:GRAPH says more"
+                )
             time.sleep(LOOK_S)
 
     def stop(self) -> None:

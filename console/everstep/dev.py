@@ -1,7 +1,7 @@
 """`everstep dev`: workers that restart when a file changes, and each step as it is committed.
 
-    every half second:  files changed? ──► stop the crew, start it anew
-                        threads that moved ──► their new entries, a line each
+every half second:  files changed? ──► stop the crew, start it anew
+                    threads that moved ──► their new entries, a line each
 """
 
 from __future__ import annotations
@@ -183,11 +183,16 @@ class Tail:
         """What came since the last look; waits half a second at most."""
         for thread in self._moved():
             yield from self._join(thread)
-        by_key = {self.site.keys.log(thread).encode("utf-8", "surrogatepass"): thread for thread in list(self._live)[:THREADS_MAX]}
+        by_key = {
+            self.site.keys.log(thread).encode("utf-8", "surrogatepass"): thread
+            for thread in list(self._live)[:THREADS_MAX]
+        }
         if not by_key:
             self._redis.blpop([f"{self.site.keys.stem}nothing"], timeout=LOOK_MS / 1000)
             return
-        answer = self._redis.xread({key: self._cursor[thread] for key, thread in by_key.items()}, count=RECENT, block=LOOK_MS)
+        answer = self._redis.xread(
+            {key: self._cursor[thread] for key, thread in by_key.items()}, count=RECENT, block=LOOK_MS
+        )
         for key, rows in answer or ():
             yield from self._shown(by_key[key], rows)
 
@@ -207,7 +212,11 @@ class Tail:
         if thread in self._cursor:
             rows = self._redis.xrange(key, b"(" + self._cursor[thread], "+", RECENT)
         else:
-            rows = [row for row in reversed(self._redis.xrevrange(key, count=RECENT)) if int(row[1].get(b"at", 0)) >= self._began]
+            rows = [
+                row
+                for row in reversed(self._redis.xrevrange(key, count=RECENT))
+                if int(row[1].get(b"at", 0)) >= self._began
+            ]
         if rows:
             self._live[thread] = None
             yield from self._shown(thread, rows)

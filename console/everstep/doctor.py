@@ -72,7 +72,9 @@ def examine(site: Site) -> list[Finding]:
         try:
             found += check(look)
         except redis.exceptions.NoPermissionError as error:
-            found.append(Finding(KNOW, about, f"not known: {error}", "give this Redis user the command, or ask as another one"))
+            found.append(
+                Finding(KNOW, about, f"not known: {error}", "give this Redis user the command, or ask as another one")
+            )
     return found
 
 
@@ -88,7 +90,9 @@ def server(look: Look) -> Iterator[Finding]:
     if version < OLDEST:
         yield Finding(ACT, "server", f"{said}: too old", "everstep needs 7.0 or newer")
     elif least is not None and version[2] < least:
-        yield Finding(KNOW, "server", f"{said}: has known security holes", f"upgrade to {version[0]}.{version[1]}.{least}")
+        yield Finding(
+            KNOW, "server", f"{said}: has known security holes", f"upgrade to {version[0]}.{version[1]}.{least}"
+        )
     elif kind == "redis" and version[:2] == (7, 0):
         fix = "7.0 is only mended by distributions (Debian 12: 7.0.15-1~deb12u10 or newer); a newer series is safer"
         yield Finding(KNOW, "server", said, fix)
@@ -97,7 +101,12 @@ def server(look: Look) -> Iterator[Finding]:
     if look.info.get("role") not in (None, "master"):
         yield Finding(ACT, "server", "it is a read-only replica", "use the URL of the primary")
     if look.info.get("cluster_enabled"):
-        yield Finding(KNOW, "server", "it is a Cluster node", "RQ can't follow slots: give each partition the URL of the node that owns it")
+        yield Finding(
+            KNOW,
+            "server",
+            "it is a Cluster node",
+            "RQ can't follow slots: give each partition the URL of the node that owns it",
+        )
 
 
 FSYNC = {
@@ -115,7 +124,9 @@ def durability(look: Look) -> Iterator[Finding]:
         yield Finding(ACT, "fsync", "appendonly is off: a restart of Redis loses every run since its last dump", fix)
         return
     if look.info.get("aof_last_write_status", "ok") != "ok":
-        yield Finding(ACT, "fsync", "the last write to the append-only file failed", "look at Redis' disk: df -h, and its log")
+        yield Finding(
+            ACT, "fsync", "the last write to the append-only file failed", "look at Redis' disk: df -h, and its log"
+        )
     try:
         policy = look.redis.config_get("appendfsync").get("appendfsync", "")
     except redis.exceptions.NoPermissionError:
@@ -131,12 +142,18 @@ def durability(look: Look) -> Iterator[Finding]:
 def memory(look: Look) -> Iterator[Finding]:
     used, limit = int(look.info.get("used_memory", 0)), int(look.info.get("maxmemory", 0))
     policy = str(look.info.get("maxmemory_policy", ""))
-    said = f"{show.size(used)} used" + (f" of {show.size(limit)}" if limit else ", no limit set") + f", {policy or 'policy unknown'}"
+    said = (
+        f"{show.size(used)} used"
+        + (f" of {show.size(limit)}" if limit else ", no limit set")
+        + f", {policy or 'policy unknown'}"
+    )
     if policy != "noeviction" and policy:
         fix = "redis-cli CONFIG SET maxmemory-policy noeviction; then CONFIG REWRITE"
         yield Finding(ACT, "memory", f"{said}: Redis may throw logs away", fix)
     elif limit and used >= limit:
-        yield Finding(ACT, "memory", f"{said}: full, runs stand still and lose nothing", "delete old threads, or raise maxmemory")
+        yield Finding(
+            ACT, "memory", f"{said}: full, runs stand still and lose nothing", "delete old threads, or raise maxmemory"
+        )
     elif limit and used > limit * FULL:
         yield Finding(KNOW, "memory", f"{said}: nearly full", "delete old threads, or raise maxmemory")
     else:
@@ -151,7 +168,9 @@ def speed(look: Look) -> Iterator[Finding]:
         times.append((time.perf_counter() - began) * 1000)
     median = statistics.median(times)
     said = f"{median:.2f} ms a round trip (median of {PINGS}); a step costs about one"
-    yield Finding(OK if median < SLOW_MS else KNOW, "speed", said, "" if median < SLOW_MS else "bring the workers nearer to Redis")
+    yield Finding(
+        OK if median < SLOW_MS else KNOW, "speed", said, "" if median < SLOW_MS else "bring the workers nearer to Redis"
+    )
 
 
 def clients(look: Look) -> Iterator[Finding]:
@@ -168,14 +187,18 @@ def sentinels(look: Look) -> Iterator[Finding]:
     keys = look.site.keys
     ours, rq, rebuilding, suspended = look.redis.mget(keys.alive, keys.rq_alive, keys.recovery, keys.rq_suspended)
     if rebuilding:
-        yield Finding(KNOW, "indexes", "a process is rebuilding them from the logs", "wait for it; runs go on by themselves")
+        yield Finding(
+            KNOW, "indexes", "a process is rebuilding them from the logs", "wait for it; runs go on by themselves"
+        )
     elif ours and rq:
         yield Finding(OK, "indexes", "both sentinels stand: no key of ours or of RQ was lost")
     elif not ours and not rq and next(look.site.log.threads(), None) is None:
         yield Finding(OK, "indexes", "nothing has run here yet")
     else:
         lost = " and ".join([*(["ours"] if not ours else []), *(["RQ's"] if not rq else [])])
-        yield Finding(ACT, "indexes", f"{lost} were lost; the logs are whole", "everstep recover (a worker does it by itself)")
+        yield Finding(
+            ACT, "indexes", f"{lost} were lost; the logs are whole", "everstep recover (a worker does it by itself)"
+        )
     if suspended:
         yield Finding(KNOW, "suspended", "RQ is suspended: nothing is claimed", "rq resume")
 
@@ -195,9 +218,15 @@ def workers(look: Look) -> Iterator[Finding]:
     others = f"; {len(found) - len(ours)} of stock RQ" if len(found) > len(ours) else ""
     if ours:
         busy = sum(row[2] == b"busy" for _, row in ours)
-        yield Finding(OK, "workers", f"{len(ours)} alive on {len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}, {busy} busy{others}")
+        yield Finding(
+            OK,
+            "workers",
+            f"{len(ours)} alive on {len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}, {busy} busy{others}",
+        )
     else:
-        yield Finding(ACT if _is_work(look) else KNOW, "workers", f"none is alive{others}", "everstep worker MODULE:GRAPH")
+        yield Finding(
+            ACT if _is_work(look) else KNOW, "workers", f"none is alive{others}", "everstep worker MODULE:GRAPH"
+        )
 
 
 def _is_work(look: Look) -> bool:
@@ -215,7 +244,9 @@ def queues(look: Look) -> Iterator[Finding]:
     for queue, n in waiting.items():
         if queue.endswith(".suspect"):
             said = f"{n} tasks whose process died wait to be run alone"
-            yield Finding(KNOW, "suspects", f"{queue}: {said}", "a pool does it: everstep worker; see `everstep history THREAD`")
+            yield Finding(
+                KNOW, "suspects", f"{queue}: {said}", "a pool does it: everstep worker; see `everstep history THREAD`"
+            )
         elif queue in look.served:
             yield Finding(OK, "queues", f"{queue}: {n:,} waiting")
         else:
@@ -254,7 +285,12 @@ def failures(look: Look) -> Iterator[Finding]:
         said = f"{len(foreign)} jobs in our queues are not ours and were refused: {', '.join(foreign[:NAMES_MAX])}"
         yield Finding(KNOW, "foreign jobs", said, "see who enqueues them; rq-dashboard or `rq empty` removes them")
     if threads:
-        yield Finding(KNOW, "failed", f"{threads:,} threads have failed", "everstep threads --status failed; everstep retry THREAD")
+        yield Finding(
+            KNOW,
+            "failed",
+            f"{threads:,} threads have failed",
+            "everstep threads --status failed; everstep retry THREAD",
+        )
     if not (dead or foreign or threads):
         yield Finding(OK, "failed", "no failed threads, dead letters or foreign jobs")
 

@@ -76,7 +76,11 @@ def _decoded(entry: e.Entry, name: str) -> Any:
         case "delta":
             return {channel: _op(op) for channel, op in decode_delta(stored).items()}
         case "state":
-            return dict(_each(decode_state(stored).items())) if "parts" not in entry.raw and entry.is_checkpoint else len(stored)
+            return (
+                dict(_each(decode_state(stored).items()))
+                if "parts" not in entry.raw and entry.is_checkpoint
+                else len(stored)
+            )
         case "writes":
             return dict(_each(entry.writes()))
         case "input":

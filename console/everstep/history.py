@@ -140,9 +140,18 @@ def _trouble(fact: e.Entry) -> Trouble:
     if fact.kind == "run_rested":
         said = f"the run rests: {what}" + (f" ({said})" if said else "")
     return Trouble(
-        what, fact.text("node"), fact.text("task"), fact.number("attempt"), fact.text("by"), fact.number("ms"), fact.number("at"), said
+        what,
+        fact.text("node"),
+        fact.text("task"),
+        fact.number("attempt"),
+        fact.text("by"),
+        fact.number("ms"),
+        fact.number("at"),
+        said,
     )
 
 
 def _values(channels: Mapping[str, bytes]) -> Values:
-    return {name: PLAIN.decode(value, f"key {name!r}") for name, value in channels.items() if not name.startswith(HIDDEN)}
+    return {
+        name: PLAIN.decode(value, f"key {name!r}") for name, value in channels.items() if not name.startswith(HIDDEN)
+    }

@@ -104,9 +104,19 @@ def _wrong(task: Open, answer: list[Any]) -> str:
         return ""
     place = str(task.record["p"])
     beyond = place == "job" and listed is None and length > LIST_MAX
-    there = {"job": listed is not None or beyond, "lease": lease is not None, "wake": wake is not None, "parked": parked is not None}
+    there = {
+        "job": listed is not None or beyond,
+        "lease": lease is not None,
+        "wake": wake is not None,
+        "parked": parked is not None,
+    }
     stock = not str(task.record.get("o", "")).startswith("everstep")  # RQ's own worker keeps its registry itself
-    shown = {"job": there["job"], "lease": started is not None or stock, "wake": scheduled is not None, "parked": failed is not None}
+    shown = {
+        "job": there["job"],
+        "lease": started is not None or stock,
+        "wake": scheduled is not None,
+        "parked": failed is not None,
+    }
     if not there[place]:
         return f"its record says {place}, which does not have it"
     if place == "lease" and named is None:

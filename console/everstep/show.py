@@ -47,7 +47,7 @@ def jsonable(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else str(value)
         case Mapping():
-            return {str(key): jsonable(each) for key, each in cast("Mapping[Any, Any]", value).items()}
+            return {str(key): jsonable(each) for key, each in value.items()  # pyright: ignore}
         case list() | tuple():
             return [jsonable(each) for each in cast("Sequence[Any]", value)]
         case set() | frozenset():
@@ -90,7 +90,9 @@ def _rich_table(headers: Row, rows: Sequence[Row], numbers: set[int]) -> None:
 
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for i, name in enumerate(headers):
-        made.add_column(name, justify="right" if i in numbers else "left", no_wrap=i < len(headers) - 1, overflow="fold")
+        made.add_column(
+            name, justify="right" if i in numbers else "left", no_wrap=i < len(headers) - 1, overflow="fold"
+        )
     for row in rows:
         made.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
     Console(highlight=False).print(made)
@@ -99,7 +101,10 @@ def _rich_table(headers: Row, rows: Sequence[Row], numbers: set[int]) -> None:
 def _plain_table(headers: Row, rows: Sequence[Row], numbers: set[int]) -> None:
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
     for row in [headers, *rows]:
-        cells = [cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.rjust(w) if i in numbers else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         click.echo(fitted(GAP.join(cells).rstrip()))
 
 
@@ -155,7 +160,13 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], most: int = 60)
 
 def size(count: int) -> str:
     """Bytes for people."""
-    return f"{count:,} B" if count < 10_000 else f"{count / 1024:,.0f} KB" if count < 10 * 2**20 else f"{count / 2**20:,.0f} MB"
+    return (
+        f"{count:,} B"
+        if count < 10_000
+        else f"{count / 1024:,.0f} KB"
+        if count < 10 * 2**20
+        else f"{count / 2**20:,.0f} MB"
+    )
 
 
 def span(ms: float) -> str:
@@ -163,7 +174,15 @@ def span(ms: float) -> str:
     if ms < 1000:
         return f"{ms:.0f} ms" if ms >= 1 else "<1 ms"
     s = ms / 1000
-    return f"{s:.1f} s" if s < 100 else f"{s / 60:.0f} min" if s < 6000 else f"{s / 3600:.0f} h" if s < 360_000 else f"{s / 86400:.0f} d"
+    return (
+        f"{s:.1f} s"
+        if s < 100
+        else f"{s / 60:.0f} min"
+        if s < 6000
+        else f"{s / 3600:.0f} h"
+        if s < 360_000
+        else f"{s / 86400:.0f} d"
+    )
 
 
 def moment(ms: int) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import redis
     from everstep_checkpoint.keys import Keys
     from everstep_checkpoint.redislog import RedisLog
     from everstep_scheduler.client import Client
@@ -35,15 +34,20 @@ class Site:
             raise InputError(str(error), fix="choose a simple name for --namespace and --partition") from None
 
     @cached_property
-    def redis(self) -> redis.Redis:
-        """A plain connection, bytes in and out. Raises InputError for a URL that is none."""
+    def redis(self) -> Any:
+        """A plain connection, bytes in and out. Raises InputError for a URL that is none.
+
+        Any: redis-py types its answers for decoding and asynchronous clients too.
+        """
         from everstep_checkpoint.errors import InputError
         from everstep_scheduler.connection import connect
 
         try:
             return connect(self.url, block_s=5.0)
         except ValueError:
-            raise InputError(f"{self.shown!r} is no URL of a Redis", fix="redis://host:6379/0, rediss://... or unix:///path") from None
+            raise InputError(
+                f"{self.shown!r} is no URL of a Redis", fix="redis://host:6379/0, rediss://... or unix:///path"
+            ) from None
 
     @cached_property
     def log(self) -> RedisLog:
@@ -65,7 +69,7 @@ class Site:
         return redacted(self.url)
 
     @contextmanager
-    def open(self) -> Iterator[Site]:
+    def open(self) -> Generator[Site]:
         """For as long as a command talks to Redis: its errors become ours, which say what to do."""
         from everstep_scheduler.connection import translated
 

@@ -63,16 +63,22 @@ def redacted(url: str) -> str:
     return re.sub(r"//([^:@/]*):[^@]*@", r"//\1:***@", url)
 
 
+def error_code(error: redis.RedisError) -> str:
+    """The word that an error reply began with: redis-py takes those that it knows out of the text."""
+    code: str | None = getattr(error, "status_code", None)
+    return code or str(error).partition(" ")[0]
+
+
 def server_error(error: redis.RedisError, url: str = "") -> ServerError:
     """What a redis-py error means for our user, with the way out."""
-    text = str(error)
+    text, code = str(error), error_code(error)
     where = f" at {redacted(url)}" if url else ""
-    if text.startswith("OOM"):
+    if code == "OOM":
         return ServerFull(
             f"Redis{where} has reached maxmemory",
             fix="free memory or raise maxmemory; runs go on by themselves",
         )
-    if isinstance(error, redis.AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+    if isinstance(error, redis.AuthenticationError) or code in ("NOAUTH", "WRONGPASS", "NOPERM"):
         return ServerUnavailable(
             f"Redis{where} refuses the login: {text}", fix="check user and password in the URL"
         )

@@ -73,6 +73,14 @@ def _late(attempt: Attempt) -> NodeTimeoutError:
     )
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a task brings along besides the state: a Send's encoded argument, or a run's input."""
+
+    arg: bytes | None = None
+    input: tuple[tuple[str, bytes | None], ...] = ()
+
+
 @dataclass
 class Attempt:
     """One try at a task, with all that the node needs. `broken`: it could not be loaded, and will fail saying so."""
@@ -83,6 +91,7 @@ class Attempt:
     stand: Stand
     record: RunRecord
     loader: Loader
+    given: Given = Given()
     broken: Exception | None = None
     began: float = field(default_factory=time.monotonic)
 
@@ -147,8 +156,8 @@ class Attempt:
         return await answer if self.node.is_async else answer
 
     def _args(self) -> tuple[Any, ...]:
-        if self.lease.task.startswith("s") and self.lease.task != START_TASK:
-            return (self.spec.codec.decode(self.loader.send(self.lease, self.stand), "the Send's argument"),)
+        if self.given.arg is not None:
+            return (self.spec.codec.decode(self.given.arg, "the Send's argument"),)
         return (self.spec.node_input(self.lease.node, self.stand.channels),)
 
     def _kwargs(self, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> dict[str, Any]:
@@ -158,9 +167,8 @@ class Attempt:
         return self.spec.node_writes(self.lease.node, value)
 
     def _given(self) -> list[tuple[str, bytes]]:
-        """The writes of an input or an update: what its run record's entry carries, checked with real types."""
-        entry = self.loader.entry(self.lease.thread, self.lease.birth, self.lease.rec)
-        values = {key: self.spec.codec.decode(value or b"\xc0", f"input key {key!r}") for key, value in input_writes(entry)}
+        """The writes of an input or an update: what its run's fact carries, checked with real types."""
+        values = {key: self.spec.codec.decode(value or b"\xc0", f"input key {key!r}") for key, value in self.given.input}
         if self.lease.task == UPDATE_TASK:
             return self.spec.node_writes(self.lease.node, values) if values else []
         if self.record.form == "json":
@@ -225,22 +233,27 @@ class Performer:
         node = None if lease.task == UPDATE_TASK else node
         try:
             stand, record = self.loader.stand(lease), self.loader.record(lease, spec.codec)
+            given = self._given(lease, stand)
             missing = {name: value for name, value in spec.initial().items() if name not in stand.channels}
             stand = _with(stand, missing) if missing else stand
         except EverstepError as error:
             if not _is_data(error):
                 raise
             return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, broken=error)
-        return Attempt(lease, spec, node, stand, record, self.loader)
+        return Attempt(lease, spec, node, stand, record, self.loader, given)
+
+    def _given(self, lease: Lease, stand: Stand) -> Given:
+        if lease.task in (START_TASK, UPDATE_TASK):
+            return Given(input=tuple(input_writes(self.loader.entry(lease.thread, lease.birth, lease.rec))))
+        return Given(self.loader.send(lease, stand)) if lease.task.startswith("s") else Given()
 
     def settle(self, attempt: Attempt, result: Result) -> Commit:
         """Judge and plan. May write parts. Raises ServerError if Redis is away."""
         return self._settler.settle(attempt, result)
 
     def committed(self, commit: Commit, answer: Answer) -> None:
-        """A commit passed: remember where the thread stands now."""
-        if answer.status == "ok":
-            self._settler.keep(commit)
+        """A commit is settled: if it passed, remember where the thread stands now."""
+        self._settler.keep(commit, passed=answer.status == "ok")
 
 
 def _with(stand: Stand, missing: dict[str, bytes]) -> Stand:

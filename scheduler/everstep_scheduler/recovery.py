@@ -162,7 +162,7 @@ def audit(
     scripts = Scripts(client, keys)
     walked: dict[str, int] = {}
     with translated():
-        for queue in _differing(client, keys, queues):
+        for queue in differing(client, keys, queues):
             walked[queue] = _walk(scripts, keys.rq_queue(queue))
         short = [queue for queue, (length, count) in _lengths(client, keys, list(walked)).items() if count > length]
     if short:
@@ -183,7 +183,8 @@ def _lengths(client: Any, keys: Keys, queues: Sequence[str]) -> dict[str, tuple[
     return {queue: (int(length), int(count or 0)) for queue, length, count in zip(queues, lengths, counts, strict=True)}
 
 
-def _differing(client: Client, keys: Keys, queues: Sequence[str]) -> list[str]:
+def differing(client: Client, keys: Keys, queues: Sequence[str]) -> list[str]:
+    """The queues whose length is not our count just now: what the audit looks at if it lasts."""
     return [queue for queue, (length, count) in _lengths(client, keys, queues).items() if length != count]
 
 

@@ -25,6 +25,7 @@ from .moves import LEASE_MS, MOVE_MAX, Answer, Commit, Lease, Offer, Start, Star
 T = TypeVar("T")
 Header = dict[str, Any]
 _json = json.JSONEncoder(separators=(",", ":")).encode
+_read = json.JSONDecoder().decode
 
 
 @cache
@@ -80,8 +81,8 @@ class Scripts:
         packed = [(name, self._packed(header), args) for name, header, args in calls]
         try:
             if len(packed) == 1:
-                return [json.loads(self._one(*packed[0]))]
-            return [json.loads(raw) for raw in self._many(packed)]
+                return [_answered(self._one(*packed[0]))]
+            return [_answered(raw) for raw in self._many(packed)]
         except redis.RedisError as error:
             raise server_error(error, self.url) from error
 
@@ -128,6 +129,11 @@ def _flat(fields: Fields) -> list[Any]:
         if name not in ("v", "kind"):
             flat += (name, value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
     return flat
+
+
+def _answered(raw: bytes) -> Header:
+    found: Header = _read(raw.decode("utf-8", "surrogatepass"))
+    return found
 
 
 def _leases(answer: Header) -> tuple[Lease, ...]:

@@ -35,6 +35,7 @@ SNAPSHOT_EVERY_LARGE = 4096
 LARGE_STATE = 64 * 1024
 DELTAS_MIN = 32 * 1024
 TAKE_FROM_BYTES = 24
+_json = json.JSONEncoder(separators=(",", ":")).encode
 Row = tuple[Any, ...]
 Parts = list[tuple[str, str, int, str]]  # entry id, run-length tasks JSON, count, sum
 
@@ -71,11 +72,11 @@ class Settler:
                 raise
             return self._failed(attempt, result, raised(None, error, 1, 0.0))
 
-    def keep(self, commit: Commit) -> None:
-        """The commit passed: its checkpoint is where the thread stands."""
+    def keep(self, commit: Commit, *, passed: bool) -> None:
+        """The commit is settled. If it passed, its checkpoint is where the thread stands."""
         with self._lock:
             coming = self._coming.pop(commit.lease.token, None)
-        if coming is not None:
+        if passed and coming is not None:
             self.loader.keep(commit.lease.thread, *coming)
 
     # judge
@@ -247,7 +248,7 @@ class Settler:
         sums = [*taken, *_sums(delta, facts, taken), *(s for *_, s in parts)]
         fields: e.Fields = {
             "source": source, "step": step, "graph": attempt.spec.version, "run": lease.run, "by": self.by, **said,
-            "next": json.dumps(rows, separators=(",", ":")),
+            "next": _json(rows),
         }  # fmt: skip
         since, grown = stand.since_snapshot + 1, stand.delta_bytes + len(body)
         if first is None and _snapshot_due(size, since, grown):  # the parts must lie in the step just closed

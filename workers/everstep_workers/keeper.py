@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from everstep_checkpoint.errors import ServerError
 from everstep_scheduler.connection import BACKOFF_MAX_S, server_run_id, translated
+from everstep_scheduler.recovery import audit, differing
 from everstep_scheduler.failpoints import reach
 
 from .face import Face
@@ -52,12 +53,14 @@ class Keeper(threading.Thread):
         self._client = work.client()
         self._moves = work.line()
         self._ended = threading.Event()
+        self._differed: frozenset[str] = frozenset()
         now, lease_s = time.monotonic(), work.setup.lease_ms / 1000
         self._registry_due = now + REGISTRY_EVERY_S
         self._duties = [
             Duty(self._renew, lease_s / 3, now + lease_s / 3),
             Duty(self._sweep, min(SWEEP_EVERY_S, lease_s / 3), now),
             Duty(self._show, SHOW_EVERY_S, now + SHOW_EVERY_S),
+            Duty(self._audit, lease_s, now + lease_s),
         ]
 
     def run(self) -> None:
@@ -99,6 +102,14 @@ class Keeper(threading.Thread):
     def _sweep(self) -> None:
         server = server_run_id(self._client)  # each time: a client may reconnect unseen
         self._moves.sweep(server, self._work.setup.lease_ms)
+
+    def _audit(self) -> None:
+        """A queue that differs from our count for a whole lease: ids that stand there wrongly go, lost jobs come back."""
+        setup, client = self._work.setup, self._client
+        differ = frozenset(differing(client, setup.keys, setup.queues))
+        lasting, self._differed = differ & self._differed, differ
+        if lasting:
+            audit(client, setup.keys, sorted(lasting), said=self._work.patience.say, lease_ms=setup.lease_ms)
 
     def _show(self) -> None:
         work = self._work

@@ -11,7 +11,7 @@ from typing import TypeVar
 import redis
 
 from everstep_checkpoint.errors import ServerError
-from everstep_scheduler.connection import patiently, server_error, translated
+from everstep_scheduler.connection import error_code, patiently, server_error, translated
 
 SAY_EVERY_S = 5.0
 TRIES_MAX = 3
@@ -26,7 +26,7 @@ class Hopeless(Exception):
 
 def _is_hopeless(error: ServerError) -> bool:
     cause = error.__cause__
-    return isinstance(cause, redis.ResponseError) and str(cause).startswith(("ERR", "EVERSTEP", "WRONGTYPE"))
+    return isinstance(cause, redis.ResponseError) and error_code(cause) in ("ERR", "EVERSTEP", "WRONGTYPE")
 
 
 class Patience:

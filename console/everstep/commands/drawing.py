@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs: one document a line, the JSON schema of the input included.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="For programs: one document a line, the JSON schema of the input included."
+)
 @click.pass_obj
 def graphs(site: Site, as_json: bool) -> None:
     """The graphs that workers have published: names, queues, nodes, what they take."""
@@ -31,8 +33,7 @@ def graphs(site: Site, as_json: bool) -> None:
 
 
 def _row(manifest: Manifest) -> list[str]:
-    needed = manifest.input_schema.get("required", [])
-    keys = ", ".join(key if key in needed else f"{key}?" for key in manifest.input_schema.get("properties", {}))
+    keys = ", ".join(manifest.input_schema.get("properties", {}))
     version = manifest.version.partition("@")[2]
     return [manifest.name, version, ", ".join(manifest.queues), ", ".join(manifest.nodes), keys, manifest.published_at]
 
@@ -64,6 +65,8 @@ def _from_code(target: str, form: str) -> str:
 
 def _published(site: Site, name: str, form: str) -> str:
     if form == "svg":
-        raise click.UsageError(f"an SVG is drawn from the code: everstep draw MODULE:{name} --svg; a published graph has Mermaid text")
+        raise click.UsageError(
+            f"an SVG is drawn from the code: everstep draw MODULE:{name} --svg; a published graph has Mermaid text"
+        )
     with site.open():
         return site.client.manifest(name).mermaid

@@ -69,7 +69,9 @@ def _status(site: Site, thread: str) -> str:
 
 @click.command()
 @click.argument("thread")
-@click.option("-n", "most", type=click.IntRange(1, 10_000), default=50, metavar="N", help="The last N checkpoints (50).")
+@click.option(
+    "-n", "most", type=click.IntRange(1, 10_000), default=50, metavar="N", help="The last N checkpoints (50)."
+)
 @as_json
 @click.pass_obj
 def history(site: Site, thread: str, most: int, as_json: bool) -> None:
@@ -81,7 +83,9 @@ def history(site: Site, thread: str, most: int, as_json: bool) -> None:
         status = _status(site, thread)
     *closed, now = found
     if as_json:
-        return show.emit({"thread": thread, "status": status, "checkpoints": [_document(x) for x in closed], "open": _document(now)})
+        return show.emit(
+            {"thread": thread, "status": status, "checkpoints": [_document(x) for x in closed], "open": _document(now)}
+        )
     heads = ("step", "checkpoint", "source", "node", "next", "by", "try", "took", "what changed")
     rows = [row for line in closed for row in (*map(_trouble_row, line.troubles[-TROUBLES_MAX:]), _row(line))]
     rows += [*map(_trouble_row, now.troubles[-TROUBLES_MAX:])]
@@ -95,7 +99,9 @@ def _row(line: Line) -> list[str]:
     by = worker(line.by[0]) if len(line.by) == 1 else f"{len(line.by)} workers" if line.by else ""
     took = show.span(line.ms) if line.attempt else ""
     step = "" if line.step is None else str(line.step)
-    changed = show.changes(line.before, line.values) if line.id else f"{', '.join(line.nodes)} done" if line.nodes else ""
+    changed = (
+        show.changes(line.before, line.values) if line.id else f"{', '.join(line.nodes)} done" if line.nodes else ""
+    )
     tries = str(line.attempt) if line.attempt else ""
     return [step, line.id, line.source, ", ".join(line.nodes), ", ".join(line.next), by, tries, took, changed]
 
@@ -139,10 +145,14 @@ def _summary(thread: str, status: str, now: Line) -> str:
 @click.option("-n", "most", type=click.IntRange(1), metavar="N", help="The last N entries (all).")
 @click.option("--follow", "-f", is_flag=True, help="Go on with each new entry, until Ctrl-C.")
 @click.option("--values", is_flag=True, help="Show values, not their sizes.")
-@click.option("--verify", is_flag=True, help="Check each entry, sum and digest instead; exit code 7 if something is wrong.")
+@click.option(
+    "--verify", is_flag=True, help="Check each entry, sum and digest instead; exit code 7 if something is wrong."
+)
 @as_json
 @click.pass_obj
-def log(site: Site, thread: str, most: int | None, follow: bool, values: bool, verify: bool, as_json: bool) -> int | None:
+def log(
+    site: Site, thread: str, most: int | None, follow: bool, values: bool, verify: bool, as_json: bool
+) -> int | None:
     """The entries of THREAD's log. With --json one document a line."""
     from everstep_checkpoint.log import unknown_thread
 
@@ -192,7 +202,9 @@ def _verify(site: Site, thread: str, as_json: bool) -> int:
         return OK if report.sound else INTEGRITY
     for problem in report.problems:
         click.echo(f"{show.paint('x')} {show.clean(problem)}")
-    click.echo(f"{report.entries} entries, {report.checkpoints} checkpoints: {'sound' if report.sound else 'NOT SOUND'}")
+    click.echo(
+        f"{report.entries} entries, {report.checkpoints} checkpoints: {'sound' if report.sound else 'NOT SOUND'}"
+    )
     if not report.sound:
         site.say(f"  fix: the log was left as it is; `everstep log {show.clean(thread)} --values` shows it")
     return OK if report.sound else INTEGRITY
@@ -214,7 +226,10 @@ def threads(site: Site, status: str | None, most: int, as_json: bool) -> None:
         for each in found:
             show.emit(each)
         return
-    rows = [[x["thread_id"], x["status"], x["graph"], str(x["step"]), str(x["open_tasks"]), show.moment(x["since_ms"])] for x in found]
+    rows = [
+        [x["thread_id"], x["status"], x["graph"], str(x["step"]), str(x["open_tasks"]), show.moment(x["since_ms"])]
+        for x in found
+    ]
     if rows:
         show.table(("thread", "status", "graph", "step", "open", "since"), rows, right=("step", "open"))
     else:

@@ -15,9 +15,13 @@ from ..site import Site
 if TYPE_CHECKING:
     from everstep_scheduler.client import Run
 
-as_json = click.option("--json", "as_json", is_flag=True, help="For programs: one JSON document with thread, run, status, output, error.")
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="For programs: one JSON document with thread, run, status, output, error."
+)
 waits = click.option("--wait", is_flag=True, help="Wait, and print what it came to.")
-timeout_s = click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Wait so long at most (for ever); then exit code 5.")
+timeout_s = click.option(
+    "--timeout", type=click.FloatRange(0), metavar="S", help="Wait so long at most (for ever); then exit code 5."
+)
 
 
 @click.command()
@@ -30,7 +34,14 @@ timeout_s = click.option("--timeout", type=click.FloatRange(0), metavar="S", hel
 @as_json
 @click.pass_obj
 def submit(
-    site: Site, graph: str, given: str, thread: str | None, run: str | None, wait: bool, timeout: float | None, as_json: bool
+    site: Site,
+    graph: str,
+    given: str,
+    thread: str | None,
+    run: str | None,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
 ) -> int | None:
     """Start a run of GRAPH. INPUT is JSON, @FILE, or - for stdin; it is checked before anything is written.
 
@@ -106,7 +117,9 @@ def _come_to(site: Site, run: Run, wait: bool, timeout: float | None, as_json: b
     said = {"thread": run.thread_id, "run": run.run_id}
     if not wait:
         status = run.status()
-        show.emit({**said, "status": status}) if as_json else click.echo(f"thread {show.clean(run.thread_id)}  run {run.run_id}  {status}")
+        show.emit({**said, "status": status}) if as_json else click.echo(
+            f"thread {show.clean(run.thread_id)}  run {run.run_id}  {status}"
+        )
         return None
     try:
         output = run.result(timeout)
@@ -132,5 +145,7 @@ def _waiting(site: Site, said: dict[str, Any], why: str, as_json: bool) -> int:
         show.emit({**said, "waiting_for": why})
     else:
         site.say(f"not yet: {show.clean(why)}")
-        site.say(f"  fix: everstep result {show.clean(said['thread'])} goes on waiting; everstep doctor says whether workers are there")
+        site.say(
+            f"  fix: everstep result {show.clean(said['thread'])} goes on waiting; everstep doctor says whether workers are there"
+        )
     return WAITING

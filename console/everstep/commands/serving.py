@@ -18,14 +18,36 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("targets", metavar="MODULE:GRAPH...", nargs=-1, required=True)
 @click.option("--processes", "-p", type=click.IntRange(1, 512), default=1, metavar="P", help="Worker processes (1).")
-@click.option("--concurrency", "-c", type=click.IntRange(1, 10_000), default=10, metavar="N", help="Nodes at once in a process (10).")
+@click.option(
+    "--concurrency",
+    "-c",
+    type=click.IntRange(1, 10_000),
+    default=10,
+    metavar="N",
+    help="Nodes at once in a process (10).",
+)
 @click.option("--queues", "-q", metavar="A,B", help="Queues, first things first (those that the graphs name).")
-@click.option("--grace", type=click.FloatRange(0), default=30.0, metavar="S", help="After SIGTERM, let nodes go on so long (30).")
-@click.option("--lease", type=click.FloatRange(0.1, 3600), default=10.0, metavar="S", help="A silent host's tasks move on after this (10).")
+@click.option(
+    "--grace", type=click.FloatRange(0), default=30.0, metavar="S", help="After SIGTERM, let nodes go on so long (30)."
+)
+@click.option(
+    "--lease",
+    type=click.FloatRange(0.1, 3600),
+    default=10.0,
+    metavar="S",
+    help="A silent host's tasks move on after this (10).",
+)
 @click.option("--quiet", is_flag=True, help="Warnings only.")
 @click.pass_obj
 def worker(
-    site: Site, targets: tuple[str, ...], processes: int, concurrency: int, queues: str | None, grace: float, lease: float, quiet: bool
+    site: Site,
+    targets: tuple[str, ...],
+    processes: int,
+    concurrency: int,
+    queues: str | None,
+    grace: float,
+    lease: float,
+    quiet: bool,
 ) -> int:
     """Work on graphs until SIGTERM or Ctrl-C; then finish or hand back what is under way.
 
@@ -50,7 +72,9 @@ def _log_to_stderr(quiet: bool) -> None:
     import logging
 
     form = "%(asctime)s %(levelname)-7s %(message)s"
-    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format=form, datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO, format=form, datefmt="%H:%M:%S", stream=sys.stderr
+    )
 
 
 @click.command()
@@ -90,7 +114,9 @@ def doctor(site: Site, as_json: bool) -> int:
     for each in found:
         _show(each)
     known = sum(each.mark == KNOW for each in found)
-    click.echo(f"\n{f'{bad} to act on' if bad else 'nothing to act on'}, {known} to know of, {len(found) - bad - known} well")
+    click.echo(
+        f"\n{f'{bad} to act on' if bad else 'nothing to act on'}, {known} to know of, {len(found) - bad - known} well"
+    )
     return FAILURE if bad else OK
 
 

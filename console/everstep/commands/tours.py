@@ -18,7 +18,10 @@ def _end_in_order() -> None:
 
 @click.command()
 @click.option(
-    "--dir", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Text files to read (Python's own library)."
+    "--dir",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Text files to read (Python's own library).",
 )
 @click.option("--workers", type=click.IntRange(2, 32), default=3, metavar="N", help="Worker processes (3).")
 @click.option("--keep", is_flag=True, help="Leave server and workers running at the end, until Ctrl-C.")
@@ -35,7 +38,9 @@ def demo(folder: Path | None, workers: int, keep: bool) -> int:
 
 @click.command()
 @click.argument("targets", metavar="MODULE:GRAPH...", nargs=-1, required=True)
-@click.option("--concurrency", "-c", type=click.IntRange(1, 10_000), default=10, metavar="N", help="Nodes at once (10).")
+@click.option(
+    "--concurrency", "-c", type=click.IntRange(1, 10_000), default=10, metavar="N", help="Nodes at once (10)."
+)
 @click.pass_obj
 def dev(site: Site, targets: tuple[str, ...], concurrency: int) -> int:
     """Work on graphs while you write them: restarts when a .py file changes, shows each step as it is committed.

@@ -22,7 +22,9 @@ def example(name: str) -> ModuleType:
     """One of the examples, from its file: no other module of that name can come between. Raises GraphError."""
     path = next((place / f"{name}.py" for place in PLACES if (place / f"{name}.py").is_file()), None)
     if path is None:
-        raise GraphError(f"the example {name!r} is not there", fix="install everstep whole, or run the demo from a checkout")
+        raise GraphError(
+            f"the example {name!r} is not there", fix="install everstep whole, or run the demo from a checkout"
+        )
     full = f"everstep_example_{name}"
     spec = spec_from_file_location(full, path)
     assert spec is not None and spec.loader is not None

@@ -36,7 +36,13 @@ class Stage:
             self.site = Site(self.server.url)
             self.journal = self.server.folder / "journal"
             options = ("--processes", str(self.workers), "--concurrency", str(CONCURRENCY), "--grace", "2", "--quiet")
-            self.crew = Crew(self.server.url, TARGETS, options, out=self.server.folder / "workers", env={JOURNAL_ENV: str(self.journal)})
+            self.crew = Crew(
+                self.server.url,
+                TARGETS,
+                options,
+                out=self.server.folder / "workers",
+                env={JOURNAL_ENV: str(self.journal)},
+            )
             self.crew.start()
             ending.callback(self.crew.stop)
             self.crew.await_workers(self.site.redis, self.site.keys.rq_workers, self.workers)
@@ -47,7 +53,9 @@ class Stage:
         self.line("ready after", show.span((time.monotonic() - began) * 1000))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ending.close()
 
     @property

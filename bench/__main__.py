@@ -1,0 +1,166 @@
+"""`python -m bench`: all workloads, the table, the JSON and the plot. Exit code 1 if a target is missed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from . import peers, workloads
+from .floor import floor
+from .place import Place, cpu_count
+from .rows import Row, plot, ratios, row, table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything."""
+
+    rounds: int = 5
+    floor_steps: int = 1500
+    runs: int = 60
+    chains: int = 200
+    peer_chains: int = 40
+    widths: tuple[int, ...] = (100, 10_000)
+    moved: int = 10_000
+
+
+FULL = Sizes()
+QUICK = Sizes(rounds=3, floor_steps=600, runs=25, chains=60, peer_chains=10, widths=(100, 1000), moved=2000)
+
+
+def speed(place: Place, sizes: Sizes) -> list[Row]:
+    """W1 and W2 beside the floor and the peers, in alternated rounds."""
+    floors, lone, many, rqs, graphs = [], [], [], [], []
+    for i in range(sizes.rounds):
+        print(f"  round {i + 1} of {sizes.rounds}", file=sys.stderr)
+        place.clear()
+        floors.append(floor(place.url, sizes.floor_steps))
+        lone.append(workloads.latency(place, sizes.runs))
+        many.append(workloads.throughput(place, sizes.chains))
+        place.clear()
+        rqs.append(peers.rq(place, sizes.peer_chains))
+        graphs.append(peers.langgraph(sizes.peer_chains))
+    step, p99 = [each.p50_us for each in lone], [each.p99_us for each in lone]
+    bare, rq_step = [each.step_us for each in floors], [each.step_us for each in rqs]
+    rq_many, bare_many = [each.steps_s for each in rqs], [each.steps_s for each in floors]
+    graph_step, graph_many = [each.step_us for each in graphs], [each.steps_s for each in graphs]
+    return [
+        row("W1 floor, a step", "us", bare),
+        row("W1 step p50", "us", step),
+        row("W1 step p50 / floor", "x", ratios(step, bare), target=2.5),
+        row("W1 step p99 / floor", "x", ratios(p99, bare)),
+        row("W1 run of 10 nodes, submit to rest", "ms", [each.run_ms for each in lone]),
+        row("W1 stock RQ SimpleWorker, a step", "us", rq_step),
+        row("W1 LangGraph in memory, a step", "us", graph_step),
+        row("W2 floor", "steps/s", bare_many),
+        row("W2 one worker process", "steps/s", many),
+        row("W2 one worker process / stock RQ", "x", ratios(many, rq_many), target=10, keep="least"),
+        row("W2 one worker process / floor", "x", ratios(many, bare_many)),
+        row("W2 stock RQ SimpleWorker", "steps/s", rq_many),
+        row("W2 LangGraph in memory", "steps/s", graph_many),
+    ]
+
+
+def wide(place: Place, sizes: Sizes) -> list[Row]:
+    """W3: a fan-out and its join."""
+    found = [[workloads.wide(place, width) for _ in range(3)] for width in sizes.widths]
+    rows: list[Row] = []
+    for each in found:
+        name = f"W3 1 -> {each[0].width:,} -> 1"
+        worst = max(each, key=lambda one: one.longest_ms)
+        rows.append(row(f"{name}, a task", "ms", [one.ms_per_task for one in each]))
+        rows.append(row(f"{name}, longest script", "ms", [one.longest_ms for one in each], target=10, note=worst.longest))
+    calls = workloads.moved(place, sizes.moved, 20)
+    rows.append(row(f"W3 {sizes.moved:,} wide, most jobs made by a call", "tasks", max(each.made for each in calls), target=250))
+    rows.append(row(f"W3 {sizes.moved:,} wide, most tasks leased by a call", "tasks", max(each.leased for each in calls), target=250))
+    return rows
+
+
+def counted(place: Place, sizes: Sizes) -> list[Row]:
+    """Round trips, commands, server time and bytes of a step."""
+    rows: list[Row] = []
+    for name, load in (("lone chain", False), ("under load", True)):
+        place.clear()
+        trips = workloads.round_trips(place, sizes.chains if load else sizes.runs, load=load)
+        by_command = {command: round(n / trips.steps, 2) for command, (n, _) in sorted(trips.counts.items())}
+        rows.append(row(f"scripts a step, {name}", "calls", trips.scripts, details={"commands": by_command}, note=_background(load)))
+        rows.append(row(f"commands a step inside them, {name}", "calls", trips.commands - trips.scripts))
+    place.clear()
+    for name, us in workloads.script_us(place, sizes.runs).items():
+        if name in ("start", "claim", "commit"):
+            rows.append(row(f"server time of {name}", "us", us))
+    fields = workloads.step_bytes(place)
+    rows.append(row("bytes a step adds to its payload", "B", sum(fields.values()), target=400, details={"fields": fields}))
+    return rows
+
+
+def _background(load: bool) -> str:
+    return "sweeps and renewals included" if load else "start, claim, sweeps and renewals included"
+
+
+def quiet(place: Place, sizes: Sizes) -> list[Row]:
+    """A worker without work, the inbox, the command line."""
+    idle = [workloads.idle(place, 2.0) for _ in range(3)]
+    return [
+        row("idle worker, memory", "MB", [each.rss_mb for each in idle], target=80),
+        row("idle worker, commands", "1/s", [each.commands_s for each in idle]),
+        row("inbox, message to run", "ms", workloads.inbox(place, 21), target=50),
+        row("everstep --help", "ms", workloads.help_ms(5), target=200),
+    ]
+
+
+PARTS: dict[str, Callable[[Place, Sizes], list[Row]]] = {"speed": speed, "wide": wide, "counted": counted, "quiet": quiet}
+
+
+def about(place: Place) -> dict[str, Any]:
+    """What was measured, on what."""
+    server = place.redis.info("server")
+    names = ("everstep", "redis", "hiredis", "rq", "msgpack", "pydantic", "langgraph")
+    return {
+        "at": time.strftime("%Y-%m-%d"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        "server": f"{server.get('server_name', 'redis')} {server['redis_version']}, appendfsync everysec",
+        "machine": f"{platform.system()} {platform.machine()}, {cpu_count()} CPUs",
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="everstep's speed, beside a bare loop and its peers")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, three rounds; writes no result of a version")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument("--only", action="append", choices=tuple(PARTS), help="this part; may be repeated")
+    said = parser.parse_args(argv)
+    rows: list[Row] = []
+    with Place() as place:
+        document = about(place)
+        for name in said.only or PARTS:
+            print(f"{name} ...", file=sys.stderr)
+            rows += PARTS[name](place, QUICK if said.quick else FULL)
+    print(table(rows))
+    document["rows"] = [each.document() for each in rows]
+    title = f"everstep {document['versions']['everstep']}: targets at the dashed line"
+    if not said.quick and not said.only:
+        RESULTS.mkdir(exist_ok=True)
+        _write(RESULTS / f"{document['versions']['everstep']}.json", document)
+        (RESULTS / f"{document['versions']['everstep']}.svg").write_text(plot(rows, title))
+    if said.json:
+        _write(said.json, document)
+    return int(any(each.verdict == "MISS" for each in rows))
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""`everstep doctor` finds each thing that is wrong, says what to do, and says so of nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+import pytest
+
+from everstep import END, START, RedisSaver, StateGraph
+from everstep.cli import main
+from everstep.doctor import ACT, KNOW, Finding, Look, examine, server
+from everstep.embedded import EmbeddedServer
+from everstep.places import look_at_places
+from everstep.site import Site
+from everstep_checkpoint.log import new_id
+from everstep_scheduler.client import publish
+from everstep_scheduler.moves import Offer
+from servers import StartServer
+
+
+class State(TypedDict):
+    word: str
+
+
+def graph(name: str = "shop") -> Any:
+    builder = StateGraph(State)
+    builder.add_node("node", lambda state: None)
+    builder.add_edge(START, "node")
+    builder.add_edge("node", END)
+    return builder.compile(name=name)
+
+
+@pytest.fixture
+def site(redis_url: str) -> Iterator[Site]:
+    """A partition in which the graph `shop` is published and one run is done."""
+    made = Site(redis_url)
+    saver = RedisSaver(redis_url)
+    type(graph())(graph().spec, saver).invoke({"word": "a"}, {"configurable": {"thread_id": "done"}})
+    publish(made.redis, made.keys, [graph().spec])
+    yield made
+    made.redis.close()
+    saver.client.close()
+
+
+def found(site: Site, about: str) -> list[Finding]:
+    return [each for each in examine(site) if each.about == about]
+
+
+def one(site: Site, about: str) -> Finding:
+    (only,) = found(site, about)
+    return only
+
+
+def marks(site: Site) -> dict[str, str]:
+    return {each.about: each.mark for each in examine(site) if each.mark != "ok" and each.about != "server"}
+
+
+def submit(site: Site, thread: str = "t") -> None:
+    site.client.submit("shop", {"word": "a"}, thread_id=thread)
+
+
+def lease(site: Site) -> None:
+    """As a worker claims one task."""
+    site.client.moves.claim(Offer("everstep.h.1.x", (new_id(),), ("shop",), lease_ms=60_000))
+
+
+# --- the whole ---
+
+
+def test_a_healthy_server_without_work_has_nothing_to_act_on(site: Site) -> None:
+    assert marks(site) == {"workers": KNOW}
+    assert main(["--url", site.url, "doctor"]) == 0
+
+
+def test_a_server_that_nobody_has_used_is_well(redis_url: str) -> None:
+    assert marks(Site(redis_url)) == {"workers": KNOW}
+
+
+def test_each_thing_to_act_on_has_its_fix_and_exit_code_1(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    submit(site)
+    assert main(["--url", site.url, "doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert all(lines[i + 1].strip().startswith("-> ") for i, line in enumerate(lines) if line.startswith("x "))
+    assert lines[-1].startswith("2 to act on")
+
+
+def test_programs_get_one_document(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--url", site.url, "doctor", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"] is True
+    assert {tuple(sorted(each)) for each in said["findings"]} == {("about", "fix", "mark", "said")}
+
+
+# --- the server ---
+
+
+@pytest.mark.parametrize(
+    ("info", "mark"),
+    [
+        ({"redis_version": "6.2.20"}, ACT),
+        ({"redis_version": "7.0.15"}, KNOW),
+        ({"redis_version": "7.4.1"}, KNOW),
+        ({"redis_version": "8.4.6"}, "ok"),
+        ({"server_name": "valkey", "valkey_version": "8.1.3", "redis_version": "7.2.4"}, KNOW),
+        ({"server_name": "valkey", "valkey_version": "9.1.2", "redis_version": "7.2.4"}, "ok"),
+    ],
+)
+def test_versions_with_known_holes_are_named(info: dict[str, Any], mark: str) -> None:
+    assert next(server(Look(Site("redis://h"), info))).mark == mark
+
+
+def test_a_replica_is_no_place_to_work() -> None:
+    look = Look(Site("redis://h"), {"redis_version": "8.4.6", "role": "slave"})
+    assert [each.mark for each in server(look)] == ["ok", ACT]
+
+
+def test_settings_that_would_lose_data_are_found(own_server: StartServer) -> None:
+    bad = own_server(extra=("--appendonly", "no", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"))
+    site = Site(bad.url)
+    assert "loses every run" in one(site, "fsync").said and one(site, "fsync").mark == ACT
+    assert "throw logs away" in one(site, "memory").said and one(site, "memory").mark == ACT
+
+
+def test_what_redis_may_lose_is_said_in_words(own_server: StartServer) -> None:
+    always, everysec = Site(own_server(appendfsync="always").url), Site(own_server().url)
+    assert "takes nothing back" in one(always, "fsync").said
+    assert "about the last second" in one(everysec, "fsync").said
+
+
+def test_a_full_server_is_found(own_server: StartServer) -> None:
+    full = Site(own_server(extra=("--maxmemory", "1mb")).url)
+    assert one(full, "memory").mark == ACT and "full" in one(full, "memory").said
+
+
+def test_a_user_without_config_rights_is_told_so_and_sees_the_rest(server: EmbeddedServer, site: Site) -> None:
+    site.redis.execute_command("ACL", "SETUSER", "looker", "on", ">hush", "~*", "&*", "+@all", "-config")
+    try:
+        limited = Site(server.url.replace("unix://", "unix://looker:hush@"))
+        assert one(limited, "fsync").mark == KNOW and "may not run CONFIG" in one(limited, "fsync").said
+        assert one(limited, "memory").mark == "ok" and one(limited, "places").mark == "ok"
+        assert "hush" not in json.dumps([vars(each) for each in examine(limited)])
+    finally:
+        site.redis.execute_command("ACL", "DELUSER", "looker")
+
+
+# --- the fleet ---
+
+
+def test_work_that_nobody_listens_to_is_found(site: Site) -> None:
+    submit(site)
+    assert marks(site) == {"workers": ACT, "queues": ACT}
+    assert "everstep worker MODULE:shop" in one(site, "queues").fix
+
+
+def test_a_worker_that_beats_is_alive_and_one_that_died_is_not(site: Site) -> None:
+    client: Any = site.redis
+    name = site.keys.rq_worker("everstep.h.1.x")
+    client.sadd(site.keys.rq_workers, name, site.keys.rq_worker("everstep.h.2.gone"))
+    client.hset(name, mapping={"queues": "shop", "hostname": "h", "state": "busy"})
+    submit(site)
+    assert one(site, "workers").said == "1 alive on 1 host, 1 busy"
+    assert one(site, "queues").said == "shop: 1 waiting"
+    client.hset(name, "death", "2026-01-01T00:00:00Z")
+    assert one(site, "workers").mark == ACT
+
+
+def test_lost_keys_are_found_and_recover_mends_them(site: Site) -> None:
+    client: Any = site.redis
+    client.delete(site.keys.rq_alive)
+    assert "RQ's were lost" in one(site, "indexes").said and "everstep recover" in one(site, "indexes").fix
+    client.delete(*[key for key in client.keys("*") if b":log:" not in key])
+    assert "ours and RQ's were lost" in one(site, "indexes").said
+    assert main(["--url", site.url, "recover"]) == 0
+    assert one(site, "indexes").mark == "ok"
+
+
+def test_a_suspended_fleet_is_said(site: Site) -> None:
+    site.redis.set(site.keys.rq_suspended, 1)
+    assert one(site, "suspended").fix == "rq resume"
+
+
+def test_parked_tasks_name_the_code_that_they_wait_for(site: Site) -> None:
+    submit(site)
+    offer = Offer("everstep.h.1.x", (new_id(),), ("shop",), lease_ms=60_000)
+    (leased,) = site.client.moves.claim(offer).leases
+    site.client.moves.release(offer.owner, [leased.token], "parked", "node 'node' is not here")
+    assert "node '__start__' of graph 'shop'" in one(site, "parked").said
+    assert one(site, "places").mark == "ok"
+
+
+def test_dead_letters_foreign_jobs_and_failures_are_told_apart(site: Site) -> None:
+    client: Any = site.redis
+    client.sadd(site.keys.rq_queues, site.keys.rq_queue("shop"))
+    jobs = {"theirs": '["os.system", null, ["true"], {}]', "poisoned": '["everstep.run_node",null,[],{}]'}
+    for job, data in jobs.items():
+        client.hset(site.keys.rq_job(job), mapping={"data": data, "exc_info": "poison: its process died 4 times"})
+        client.zadd(site.keys.rq_failed("shop"), {job: 9e9})
+    client.zadd(site.keys.threads("failed"), {"t": 1})
+    assert one(site, "foreign jobs").said.endswith("theirs on shop")
+    assert one(site, "dead letters").said.startswith("1 tasks killed") and one(site, "dead letters").mark == ACT
+    assert one(site, "failed").said == "1 threads have failed"
+
+
+def test_the_inbox_tells_of_refused_and_of_unread_messages(site: Site) -> None:
+    site.redis.xadd(site.keys.inbox_rejected, {"reason": "no graph 'x'\x1b[31m"})
+    site.redis.xadd(site.keys.inbox, {"graph": "shop"})
+    unread, refused = found(site, "inbox")
+    assert unread.mark == ACT and "nobody reads them" in unread.said
+    assert "no graph 'x'\\x1b" in refused.said and "XREVRANGE" in refused.fix
+
+
+# --- places ---
+
+
+def test_open_tasks_in_every_place_are_found_where_they_belong(site: Site) -> None:
+    for n in range(3):
+        submit(site, f"t{n}")
+    lease(site)
+    report = look_at_places(site)
+    assert (report.threads, report.tasks, report.problems) == (3, 3, [])
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ("DEL {rq}:queue:shop", "its record says job, which does not have it"),
+        ("ZADD {stem}wakes 1 'start t'", "in job and also in wake"),
+    ],
+)
+def test_a_queued_task_that_is_nowhere_or_twice_is_found(site: Site, harm: str, said: str) -> None:
+    import shlex
+
+    submit(site)
+    site.redis.execute_command(*shlex.split(harm.format(stem=site.keys.stem, rq=site.keys.rq)))
+    assert look_at_places(site).problems == [f"t start: {said}"]
+    assert one(site, "places").fix == "everstep recover"
+
+
+def test_recover_brings_back_what_is_in_no_place(site: Site) -> None:
+    submit(site)
+    site.redis.delete(site.keys.rq_queue("shop"))
+    assert main(["--url", site.url, "recover"]) == 0
+    assert look_at_places(site).problems == []
+    assert site.redis.llen(site.keys.rq_queue("shop")) == 1
+
+
+def test_a_lease_that_is_nobody_s_or_unseen_by_rq_is_found(site: Site) -> None:
+    submit(site)
+    lease(site)
+    client: Any = site.redis
+    client.delete(site.keys.rq_started("shop"))
+    assert look_at_places(site).problems == ["t start: in lease, but RQ's registry does not show it"]
+    client.delete(site.keys.leases)
+    assert look_at_places(site).problems == ["t start: its record says lease, which does not have it"]
