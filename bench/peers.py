@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ def langgraph(chains: int) -> Peer:
         config: Any = {"configurable": {"thread_id": str(i)}}
         compiled.invoke({"count": 0, "blob": os.urandom(PAYLOAD)}, config, durability="sync")
     took = time.perf_counter() - began
-    gaps = sorted((b[1] - a[1]) / 1000 for a, b in zip(JOURNAL, JOURNAL[1:], strict=False) if b[0] == a[0] + 1)
+    gaps = sorted((b[1] - a[1]) / 1000 for a, b in pairwise(JOURNAL) if b[0] == a[0] + 1)
     JOURNAL.clear()
     return Peer(gaps[len(gaps) // 2], chains * LENGTH / took)
 

@@ -1,9 +1,9 @@
 """Where it is measured: one embedded server, its counters, a producer, and worker processes.
 
-    with Place() as place, place.worker("chain") as worker:
-        before = place.counts()
-        place.finish([place.submit(spec, count=0)])
-        place.counts() - before
+with Place() as place, place.worker("chain") as worker:
+    before = place.counts()
+    place.finish([place.submit(spec, count=0)])
+    place.counts() - before
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.compiled import GraphSpec
 from everstep_scheduler.connection import connect
+from everstep_scheduler.moves import Offer
 from everstep_scheduler.record import Config, start_of
 from everstep_scheduler.recovery import Recovery
 from everstep_scheduler.redismoves import RedisMoves, Scripts, sha
@@ -46,7 +47,9 @@ class Counts(dict[str, tuple[int, int]]):
     """Calls and server microseconds by command."""
 
     def __sub__(self, before: Counts) -> Counts:
-        found = {name: (n - before.get(name, (0, 0))[0], us - before.get(name, (0, 0))[1]) for name, (n, us) in self.items()}
+        found = {
+            name: (n - before.get(name, (0, 0))[0], us - before.get(name, (0, 0))[1]) for name, (n, us) in self.items()
+        }
         return Counts({name: each for name, each in found.items() if each[0]})
 
     @property
@@ -110,6 +113,7 @@ class Place:
         self._own = connect(self.url)
         self.moves = RedisMoves(Scripts(self._own, KEYS, Recovery(self._own, KEYS), self.url))
         self.log = RedisLog(self._own, KEYS)
+        self._settle()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -119,6 +123,11 @@ class Place:
 
     def clear(self) -> None:
         self.redis.flushall()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Have the sentinels set now: else the first to come rebuilds an empty server while it is measured."""
+        self.moves.claim(Offer("bench"))
 
     # what the server counts
 

@@ -71,10 +71,14 @@ def table(rows: Sequence[Row]) -> str:
     """The rows for people."""
     lines = [("", "median", "", "spread", "target", "", "")]
     for each in rows:
-        verdict = f"{each.verdict} (noisy)" if each.noisy and each.verdict else "(noisy)" if each.noisy else each.verdict
+        verdict = (
+            f"{each.verdict} (noisy)" if each.noisy and each.verdict else "(noisy)" if each.noisy else each.verdict
+        )
         lines.append((each.name, _number(each.median), each.unit, each.spread, each.wanted, verdict, each.note))
     widths = [max(len(line[i]) for line in lines) for i in range(7)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def _number(value: float) -> str:
@@ -88,11 +92,12 @@ def plot(rows: Sequence[Row], title: str) -> str:
     where less is wanted, right of it where more is."""
     judged = [each for each in rows if each.target]
     bar, gap, left, width = 18, 10, 330, 420
-    height = len(judged) * (bar + gap) + 50
+    height, middle = len(judged) * (bar + gap) + 50, left + width / 2
+    size = f'width="{left + width + 130}" height="{height}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 130}" height="{height}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
         f'<text x="8" y="20" font-size="14">{escape(title)}</text>',
-        f'<line x1="{left + width / 2}" y1="30" x2="{left + width / 2}" y2="{height - 8}" stroke="#888" stroke-dasharray="3"/>',
+        f'<path d="M {middle} 30 V {height - 8}" stroke="#888" stroke-dasharray="3"/>',
     ]
     for i, each in enumerate(judged):
         assert each.target is not None

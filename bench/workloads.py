@@ -1,11 +1,11 @@
 """The workloads: each measures something on a place and gives named numbers; none judges.
 
-    latency, throughput   W1 and W2: chains of ten no-op nodes with 1 KB of new state a step
-    wide                  W3: one step of many Sends and its join
-    round_trips           what a step asks of the server, by INFO commandstats
-    moved                 how many tasks one script call moves in a step of 10,000
-    step_bytes            what a step adds to the log beside its payload
-    idle, inbox, help_ms  what a worker costs that has nothing to do; how long a message and a word of help take
+latency, throughput   W1 and W2: chains of ten no-op nodes with 1 KB of new state a step
+wide                  W3: one step of many Sends and its join
+round_trips           what a step asks of the server, by INFO commandstats
+moved                 how many tasks one script call moves in a step of 10,000
+step_bytes            what a step adds to the log beside its payload
+idle, inbox, help_ms  what a worker costs that has nothing to do; how long a message and a word of help take
 """
 
 from __future__ import annotations
@@ -26,18 +26,23 @@ from everstep_scheduler.compiled import GraphSpec
 from everstep_scheduler.moves import Commit, Lease, Offer
 from everstep_scheduler.perform import Performer
 
+from .floor import async_chain, sync_chain
 from .graphs import PAYLOAD, chain, fan
 from .place import KEYS, Counts, Place
 
 LENGTH = 10
+SLICES = 10
 
 
 class Latency(NamedTuple):
-    """Microseconds from a node's start to the next one's; milliseconds from submit to the last checkpoint."""
+    """Microseconds from a node's start to the next one's; milliseconds from submit to the last checkpoint. The floor's
+    are those of its better loop."""
 
     p50_us: float
     p99_us: float
     run_ms: float
+    floor_p50_us: float
+    floor_p99_us: float
 
 
 class Trips(NamedTuple):
@@ -80,19 +85,30 @@ def at_once(place: Place, spec: GraphSpec, runs: int) -> list[str]:
 # W1, W2
 
 
-def latency(place: Place, runs: int) -> Latency:
-    """One run at a time on one worker process."""
+def latency(place: Place, runs: int, floor_steps: int) -> Latency:
+    """One run at a time on one worker process, in slices between slices of the floor: both meet the same machine."""
     place.clear()
-    spec = chain(LENGTH)
+    spec, slices = chain(LENGTH), min(SLICES, runs)
+    took: list[float] = []
+    sync: list[float] = []
+    loop: list[float] = []
     with place.worker("chain") as worker:
         one_by_one(place, spec, 3)
-        took: list[float] = []
-        for _ in range(runs):
-            began = time.perf_counter()
-            one_by_one(place, spec, 1)
-            took.append((time.perf_counter() - began) * 1000)
-    gaps = sorted((b[1] - a[1]) / 1000 for a, b in pairwise(worker.journal) if b[0] == a[0] + 1)
-    return Latency(gaps[len(gaps) // 2], gaps[len(gaps) * 99 // 100], statistics.median(took))
+        for _ in range(slices):
+            sync += sync_chain(place.url, floor_steps // slices)
+            loop += async_chain(place.url, floor_steps // slices)
+            for _ in range(runs // slices):
+                began = time.perf_counter()
+                one_by_one(place, spec, 1)
+                took.append((time.perf_counter() - began) * 1000)
+    gaps = [(b[1] - a[1]) / 1000 for a, b in pairwise(worker.journal) if b[0] == a[0] + 1]
+    floor = min(sync, loop, key=statistics.median)
+    return Latency(*_p50_p99(gaps), statistics.median(took), *_p50_p99(floor))
+
+
+def _p50_p99(took: Sequence[float]) -> tuple[float, float]:
+    ordered = sorted(took)
+    return ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
 
 
 def throughput(place: Place, runs: int, concurrency: int = 10) -> float:

@@ -1,9 +1,9 @@
 """What fault tests share: a fleet of real worker processes, the journal of what ran, and what must be true at the end.
 
-    fleet.worker("chain", failpoint="called:3")   a process that dies there; fleet.pool(...) has a parent that reaps
-    fleet.heir("chain")                           a worker in a thread of the test, to take over
-    fleet.sweeping()                              the rest of the fleet: somebody sweeps, whoever dies
-    fleet.settled(*threads)                       every run rests, each task is done once, the log is sound, no key is strange
+fleet.worker("chain", failpoint="called:3")   a process that dies there; fleet.pool(...) has a parent that reaps
+fleet.heir("chain")                           a worker in a thread of the test, to take over
+fleet.sweeping()                              the rest of the fleet: somebody sweeps, whoever dies
+fleet.settled(*threads)                       all rest, each task is done once, logs are sound, no key is strange
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -124,7 +124,9 @@ class Fleet:
             self.redis.script_load(source(name))  # so that a lost reply is a real one, never a NOSCRIPT
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for process in self.processes:
             process.end()
         if kind is not None:
@@ -148,10 +150,11 @@ class Fleet:
         return self.worker(*graphs, processes=processes, **told)
 
     @contextmanager
-    def heir(self, *graphs: str, via: str = "", **told: Any) -> Iterator[Worker]:
+    def heir(self, *graphs: str, via: str = "", **told: Any) -> Generator[Worker]:
         """A worker in a thread of this process, which outlives what befalls the others."""
         compiled: list[CompiledGraph] = [getattr(graphs_for_faults, name) for name in graphs]
-        worker = Worker(via or self.url, compiled, **{"lease_ms": LONG_MS, "grace_s": 2.0, **told})
+        settings: dict[str, Any] = {"lease_ms": LONG_MS, "grace_s": 2.0, **told}
+        worker = Worker(via or self.url, compiled, **settings)
         thread = threading.Thread(target=worker.run, name="heir")
         thread.start()
         try:
@@ -162,7 +165,7 @@ class Fleet:
             assert not thread.is_alive(), "the worker did not end"
 
     @contextmanager
-    def sweeping(self, lease_ms: int = SHORT_MS) -> Iterator[None]:
+    def sweeping(self, lease_ms: int = SHORT_MS) -> Generator[None]:
         """The rest of the fleet, which has been sweeping for long: leases that run out are found at once."""
         ended = threading.Event()
 
@@ -211,7 +214,14 @@ class Fleet:
 
     def lines(self) -> list[Line]:
         text = self.journal.read_text() if self.journal.exists() else ""
-        return [Line(a, int(n), node, int(x), int(pid), phase) for a, n, node, x, pid, phase in map(str.split, text.splitlines())]
+        return [
+            Line(a, int(n), node, int(x), int(pid), phase)
+            for a, n, node, x, pid, phase in map(str.split, text.splitlines())
+        ]
+
+    def line_count(self) -> int:
+        """How long the journal is; cheaper than reading it."""
+        return self.journal.read_bytes().count(b"\n") if self.journal.exists() else 0
 
     def executions(self, thread: str = "") -> Counter[str]:
         """How often each node began: `node` of one thread, or `thread node` of all."""
@@ -256,7 +266,7 @@ class Fleet:
 
 
 def done_tasks(log: RedisLog, thread: str) -> Counter[str]:
-    """`n task` of every task that the log names -> how many outcomes `done` it has: a fact, or a ride in the next checkpoint."""
+    """`n task` of every task that the log names -> how often it is done: by a fact, or in the next checkpoint."""
     found: Counter[str] = Counter()
     heads = [entry for entry in log.pages(thread) if entry.is_checkpoint]
     for i, head in enumerate(heads):
@@ -278,7 +288,9 @@ def _patterns(keys: Keys) -> list[re.Pattern[str]]:
             spelled.append(getattr(keys, name))
         elif inspect.isfunction(member):
             spelled.append(getattr(keys, name)(*["\0"] * (len(inspect.signature(member).parameters) - 1)))
-    return [re.compile(re.escape(each).replace("\0", ".+").replace(re.escape("\0"), ".+"), re.DOTALL) for each in spelled]
+    return [
+        re.compile(re.escape(each).replace("\0", ".+").replace(re.escape("\0"), ".+"), re.DOTALL) for each in spelled
+    ]
 
 
 def unknown_keys(client: Any, keys: Keys = KEYS) -> list[str]:
@@ -292,7 +304,13 @@ def left_over(client: Any, keys: Keys = KEYS) -> list[str]:
     """Keys that say that something is under way, on a server where nothing should be."""
     words = ("open", "unmade", "queued", "discard", "held", "parked")
     found = [key for word in words for key in client.scan_iter(match=f"{keys.stem}{word}:*", count=1000)]
-    for pattern in (keys.rq_job("*"), keys.rq_queue("*"), keys.rq_started("*"), keys.rq_scheduled("*"), keys.rq_failed("*")):
+    for pattern in (
+        keys.rq_job("*"),
+        keys.rq_queue("*"),
+        keys.rq_started("*"),
+        keys.rq_scheduled("*"),
+        keys.rq_failed("*"),
+    ):
         found += list(client.scan_iter(match=pattern, count=1000))
     found += [key for key in (keys.lease, keys.leases, keys.wakes, keys.parked, keys.discards) if client.exists(key)]
     named = [key.decode() if isinstance(key, bytes) else key for key in found]
@@ -302,7 +320,9 @@ def left_over(client: Any, keys: Keys = KEYS) -> list[str]:
 
 def assert_at_rest(client: Any, keys: Keys = KEYS, but: Sequence[str] = ()) -> None:
     """Nothing is under way, and no key is there that `keys.py` does not know."""
-    wait_for(lambda: not (set(left_over(client, keys)) - set(but)), 5, f"nothing to be left over: {left_over(client, keys)}")
+    wait_for(
+        lambda: not (set(left_over(client, keys)) - set(but)), 5, f"nothing to be left over: {left_over(client, keys)}"
+    )
     assert unknown_keys(client, keys) == []
     running = client.zcard(keys.threads("running"))
     assert running == 0 and STATUSES[0] == "running"

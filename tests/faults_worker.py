@@ -1,7 +1,7 @@
 """The processes of fault tests.
 
-    python faults_worker.py '{"url": ..., "graphs": [...], ...}'            one bare Worker, or with `processes` a pool
-    python faults_worker.py produce '{"url": ..., "runs": [...], ...}'      waits for the gate, then starts runs
+python faults_worker.py '{"url": ..., "graphs": [...], ...}'            one bare Worker, or with `processes` a pool
+python faults_worker.py produce '{"url": ..., "runs": [...], ...}'      waits for the gate, then starts runs
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The graphs that fault tests run. Each execution of a node leaves two lines in a journal, so it can be counted.
 
-    chain, achain    a -> b -> c, sync and async; a node may wait for a gate (a file) or sleep
-    wide             Sends to `work`, then `last`; one item may kill its process until a file says that it is mended
-    frail            one node that fails until a file says that it is mended
-    flock            `nap` alone, async, for a hundred threads at once
+chain, achain    a -> b -> c, sync and async; a node may wait for a gate (a file) or sleep
+wide             Sends to `work`, then `last`; one item may kill its process until a file says that it is mended
+frail            one node that fails until a file says that it is mended
+flock            `nap` alone, async, for a hundred threads at once
 """
 
 from __future__ import annotations

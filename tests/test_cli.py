@@ -63,6 +63,10 @@ class Nothing(TypedDict):
     word: str
 
 
+def nothing(state: Nothing) -> None:
+    """A node that writes nothing."""
+
+
 class Cli:
     """The command line in this process, against one server."""
 
@@ -96,8 +100,7 @@ def fleet(server_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         crew = Crew(site.url, targets, ("--grace", "1"), out=folder / "worker", env={"PYTHONPATH": str(folder)})
         crew.start()
         try:
-            crew.await_workers(site.redis, site.keys.rq_workers, 1)
-            wait_for(lambda: site.redis.scard(site.keys.graphs) == 3, what="graphs are published")
+            crew.await_ready(site, 1, len(targets))
             yield site, folder
         finally:
             crew.stop()
@@ -121,8 +124,8 @@ def test_help_lists_every_word_and_every_exit_code(capsys: pytest.CaptureFixture
 
 def test_help_imports_neither_redis_nor_rq_nor_pydantic() -> None:
     heavy = "{'redis', 'rq', 'pydantic', 'rich', 'everstep_scheduler', 'everstep_workers'}"
-    code = f"import sys; from everstep.cli import main; main(['--help']); print(set(sys.modules) & {heavy}, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = f"import sys; from everstep.cli import main; main(['--help']); sys.exit(str(set(sys.modules) & {heavy}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "set()"
 
 
@@ -170,6 +173,20 @@ def test_a_mistake_gets_its_exit_code_and_says_the_way_out(cli: Cli, args: list[
     assert said in cli.err
     assert "Traceback" not in cli.err and "hush" not in cli.err + cli.out
     assert cli.out == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://me:hush@h:1/0", "redis://me:***@h:1/0"),
+        ("redis://:hu@sh@h", "redis://:***@h"),
+        ("rediss://h/0?password=hush", "rediss://h/0"),
+        ("unix://me:hush@/run/s", "unix://me:***@/run/s"),
+        ("redis://h/0", "redis://h/0"),
+    ],
+)
+def test_a_password_is_never_shown_wherever_it_stands(url: str, said: str) -> None:
+    assert Site(url).shown == said
 
 
 def test_who_reads_us_may_stop_reading(cli: Cli) -> None:
@@ -248,7 +265,8 @@ def test_a_failed_run_says_why_shows_it_in_its_history_and_can_be_retried(cli: C
     assert re.search(r"failed +node .*ValueError: no \\x1b\[31mfile", cli.out), cli.out
     assert "everstep retry t7" in cli.err
     now = cli.json("history", "t7")["open"]
-    assert [(x["what"], x["node"], x["attempt"]) for x in now["attempts"]][0] == ("failed", "node", 1)
+    first = now["attempts"][0]
+    assert (first["what"], first["node"], first["attempt"]) == ("failed", "node", 1)
     assert cli.json("state", "t7")["errors"][0]["node"] == "node"
     (tmp_path / "mended").touch()
     assert cli("retry", "t7", "--wait") == 0
@@ -367,11 +385,11 @@ def test_recover_rebuilds_what_was_lost(
     from everstep import RedisSaver, StateGraph
 
     builder = StateGraph(Nothing)
-    builder.add_node("node", lambda state: None)
+    builder.add_node("node", nothing)
     builder.set_entry_point("node")
     graph = builder.compile(checkpointer=RedisSaver(server.url), name="g")
     graph.invoke({}, {"configurable": {"thread_id": "kept"}})
-    client.delete(*[key for key in client.keys("*") if b":log:" not in key])  # type: ignore[union-attr]
+    client.delete(*[key for key in client.keys("*") if b":log:" not in key])
     assert main(["--url", server.url, "recover", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["threads"] == 1
     assert main(["--url", server.url, "threads"]) == 0

@@ -24,9 +24,13 @@ class State(TypedDict):
     word: str
 
 
+def nothing(state: State) -> None:
+    """A node that writes nothing."""
+
+
 def graph(name: str = "shop") -> Any:
     builder = StateGraph(State)
-    builder.add_node("node", lambda state: None)
+    builder.add_node("node", nothing)
     builder.add_edge(START, "node")
     builder.add_edge("node", END)
     return builder.compile(name=name)
@@ -86,6 +90,16 @@ def test_each_thing_to_act_on_has_its_fix_and_exit_code_1(site: Site, capsys: py
     assert lines[-1].startswith("2 to act on")
 
 
+def test_a_user_who_may_not_even_ask_info_sees_the_fleet(server: EmbeddedServer, site: Site) -> None:
+    site.redis.execute_command("ACL", "SETUSER", "small", "on", ">hush", "~*", "&*", "+@all", "-@dangerous")
+    try:
+        small = Site(server.url.replace("unix://", "unix://small:hush@"))
+        assert one(small, "server").mark == KNOW and one(small, "places").mark == "ok"
+        assert found(small, "fsync") == []
+    finally:
+        site.redis.execute_command("ACL", "DELUSER", "small")
+
+
 def test_programs_get_one_document(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--url", site.url, "doctor", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -130,7 +144,7 @@ def test_what_redis_may_lose_is_said_in_words(own_server: StartServer) -> None:
 
 
 def test_a_full_server_is_found(own_server: StartServer) -> None:
-    full = Site(own_server(extra=("--maxmemory", "1mb")).url)
+    full = Site(own_server(extra=("--maxmemory", "100kb")).url)
     assert one(full, "memory").mark == ACT and "full" in one(full, "memory").said
 
 
@@ -199,8 +213,8 @@ def test_dead_letters_foreign_jobs_and_failures_are_told_apart(site: Site) -> No
         client.zadd(site.keys.rq_failed("shop"), {job: 9e9})
     client.zadd(site.keys.threads("failed"), {"t": 1})
     assert one(site, "foreign jobs").said.endswith("theirs on shop")
-    assert one(site, "dead letters").said.startswith("1 tasks killed") and one(site, "dead letters").mark == ACT
-    assert one(site, "failed").said == "1 threads have failed"
+    assert one(site, "dead letters").said.startswith("1 task killed") and one(site, "dead letters").mark == ACT
+    assert one(site, "failed").said == "1 thread at rest after a failure"
 
 
 def test_the_inbox_tells_of_refused_and_of_unread_messages(site: Site) -> None:

@@ -1,10 +1,11 @@
-"""Redis is there, but not for us: out of reach, refusing the login, or full. Workers wait, keep what they have, and say so."""
+"""Redis is there, but not for us: out of reach, refusing the login, or full. Workers wait and say so."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -97,7 +98,8 @@ def test_a_refused_login_is_told_without_a_traceback_and_mended_without_a_restar
         assert password == "" or password not in worker.said
         assert worker.popen.poll() is None, "it keeps trying"
         fleet.redis.config_set("requirepass", password)
-        with plain_client(via) as client:
+        with plain_client(via) as plain:
+            client: Any = plain
             client.config_set("requirepass", password)
         fleet.url = via
         wait_for(lambda: fleet.status(thread) == "done", 10, "the run to be done")

@@ -1,12 +1,12 @@
 """kill -9 at each named point between claim and commit: the run goes on, and nothing is done twice.
 
-    point        a dead process leaves           the node began   its commits
-    claimed      a lease                               1               1
-    loaded       a lease                               1               1
-    called       a result that nobody knows            2               1
-    settled      the same, hashed                      2               1
-    committed    a checkpoint, and the next lease      1               1
-    renewed      a node under way                      2               1
+point        a dead process leaves           the node began   its commits
+claimed      a lease                               1               1
+loaded       a lease                               1               1
+called       a result that nobody knows            2               1
+settled      the same, hashed                      2               1
+committed    a checkpoint, and the next lease      1               1
+renewed      a node under way                      2               1
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ def test_a_worker_killed_there_is_survived(fleet: Fleet, graph: str, point: str)
 
 @pytest.mark.parametrize(
     ("failpoint", "died_with"),
-    [("settled:1", "parts that nothing names"), ("committed:4", "the lease of the join"), ("settled:5", "the join in hand")],
+    [
+        ("settled:1", "parts that nothing names"),
+        ("committed:4", "the lease of the join"),
+        ("settled:5", "the join in hand"),
+    ],
 )
 def test_a_worker_killed_in_a_wide_step_is_survived(fleet: Fleet, failpoint: str, died_with: str) -> None:
     with fleet.sweeping():
@@ -74,7 +78,9 @@ def test_a_worker_killed_in_a_wide_step_is_survived(fleet: Fleet, failpoint: str
 
 @pytest.mark.parametrize("graph", ["chain", "achain"])
 @pytest.mark.parametrize("point", ["loaded", "called", "committed"])
-def test_a_pool_takes_back_at_once_what_its_dead_child_held(fleet: Fleet, graph: str, point: str, tmp_path: Path) -> None:
+def test_a_pool_takes_back_at_once_what_its_dead_child_held(
+    fleet: Fleet, graph: str, point: str, tmp_path: Path
+) -> None:
     thread = fleet.submit(graph)
     fleet.pool(graph, processes=1, failpoint=f"{point}:{AT_B}:{tmp_path / 'fired'}", lease_ms=60_000)
     wait_for(lambda: (tmp_path / "fired").exists(), 20, "a child to die")

@@ -42,7 +42,9 @@ def reconnected(fleet: Fleet) -> None:
     fleet.moves.scripts.client.connection_pool.disconnect()
 
 
-def test_a_server_killed_under_always_loses_nothing_and_nothing_runs_twice(fleet: Fleet, durable: EmbeddedServer) -> None:
+def test_a_server_killed_under_always_loses_nothing_and_nothing_runs_twice(
+    fleet: Fleet, durable: EmbeddedServer
+) -> None:
     naps = {"a": 0.02, "b": 0.05}
     threads = [fleet.submit(graph, naps=naps) for _ in range(CHAINS // 2) for graph in ("chain", "achain")]
     fleet.worker("chain", "achain", concurrency=SLOTS, lease_ms=LONG_MS)

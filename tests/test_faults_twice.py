@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from everstep.embedded import EmbeddedServer
+from everstep_checkpoint.errors import ServerUnavailable
+from everstep_scheduler.recovery import Recovery
 from everstep_scheduler.redismoves import sha
 from faults import HERE, KEYS, LONG_MS, Fleet, assert_at_rest
 from proxy import FaultProxy
@@ -64,7 +66,9 @@ def test_a_claim_whose_reply_is_lost_gets_the_same_leases_again(fleet: Fleet, pr
 
 @GRAPHS
 @pytest.mark.parametrize("node", ["a", "c"])
-def test_a_commit_whose_reply_is_lost_is_told_already_and_goes_on(fleet: Fleet, proxy: FaultProxy, graph: str, node: str) -> None:
+def test_a_commit_whose_reply_is_lost_is_told_already_and_goes_on(
+    fleet: Fleet, proxy: FaultProxy, graph: str, node: str
+) -> None:
     thread = fleet.submit(graph, gated=node)
     with fleet.heir(graph, via=proxy.url):
         fleet.began(thread, node)
@@ -108,6 +112,18 @@ def test_a_wide_step_survives_a_lost_reply_of_each_kind(fleet: Fleet, proxy: Fau
     assert fleet.state("wide", thread)["sum"] == sum(range(40))
 
 
+def test_a_submit_whose_reply_is_lost_can_be_sent_again(fleet: Fleet, proxy: FaultProxy, tmp_path: Path) -> None:
+    far = Fleet(proxy.url, tmp_path)
+    Recovery(fleet.redis, KEYS)()  # both sentinels stand
+    lost = proxy.drop_next_reply(sha("start").encode())
+    with pytest.raises(ServerUnavailable, match="does not answer"):
+        far.start("chain", "order-7", "order-7")
+    assert lost.wait(10)
+    assert far.start("chain", "order-7", "order-7") == "attached"
+    with fleet.heir("chain"):
+        once(fleet, "chain", "order-7")
+
+
 # --- a job comes twice
 
 
@@ -123,7 +139,9 @@ def test_a_job_delivered_to_two_workers_at_once_runs_once(fleet: Fleet, graph: s
 
 
 @GRAPHS
-def test_a_job_pushed_again_by_hand_is_dropped_while_leased_when_done_and_after_the_rest(fleet: Fleet, graph: str) -> None:
+def test_a_job_pushed_again_by_hand_is_dropped_while_leased_when_done_and_after_the_rest(
+    fleet: Fleet, graph: str
+) -> None:
     thread = fleet.submit(graph, gated="b")
     start = job_of(fleet, thread, "start")
     with fleet.heir(graph, concurrency=2):

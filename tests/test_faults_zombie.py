@@ -41,7 +41,9 @@ def learns_that_it_is_late(fleet: Fleet, zombie: Process) -> None:
     """Its renewal tells it, or its commit is fenced: whichever comes first."""
     fenced = KEYS.stats
     wait_for(
-        lambda: fleet.redis.hget(fenced, "fenced") or "its lease is gone" in zombie.said, 10, "the zombie to learn its fate"
+        lambda: fleet.redis.hget(fenced, "fenced") or "its lease is gone" in zombie.said,
+        10,
+        "the zombie to learn its fate",
     )
 
 

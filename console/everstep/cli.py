@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import click
+
 from everstep_checkpoint import errors as x
 from everstep_checkpoint.errors import EverstepError
 

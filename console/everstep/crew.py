@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from everstep_checkpoint.errors import EverstepError
+
+from .site import Site
 
 START_S = 30.0
 STOP_S = 10.0
@@ -37,27 +39,22 @@ class CrewFailed(EverstepError):
 
 
 class Crew:
-    """One `everstep worker` beside us. `out`: where its messages go; None: to our stderr."""
+    """One `everstep worker` beside us. `out`: where its messages go; None: to our stderr. `site`: global options."""
 
     def __init__(
-        self, url: str, targets: Sequence[str], options: Sequence[str] = (), *, out: Path | None = None, env: Mapping[str, str] | None = None,
-        namespace: str = "everstep", partition: str = "0",
-    ) -> None:  # fmt: skip
+        self,
+        url: str,
+        targets: Sequence[str],
+        options: Sequence[str] = (),
+        *,
+        out: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        site: Sequence[str] = (),
+    ) -> None:
         self._out = out
-        said = [
-            sys.executable,
-            "-m",
-            "everstep",
-            "--namespace",
-            namespace,
-            "--partition",
-            partition,
-            "worker",
-            *targets,
-            *options,
-        ]
         # the URL travels in the environment: a password on a command line is everybody's to read
         self._env = {**os.environ, **(env or {}), "EVERSTEP_URL": url}
+        said = [sys.executable, "-m", "everstep", *site, "worker", *targets, *options]
         self._command = [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *said]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -83,14 +80,14 @@ class Crew:
         text = self._out.read_text(errors="replace") if self._out is not None and self._out.exists() else ""
         return " | ".join(text.splitlines()[-3:])
 
-    def await_workers(self, redis: Any, key: str, count: int) -> None:
-        """Wait until `count` workers have shown themselves in the set `key`. Raises CrewFailed."""
+    def await_ready(self, site: Site, workers: int, graphs: int) -> None:
+        """Wait until so many workers have shown themselves and so many graphs are published. Raises CrewFailed."""
         end = time.monotonic() + START_S
-        while int(redis.scard(key)) < count:
+        redis, keys = site.redis, site.keys
+        while redis.scard(keys.rq_workers) < workers or redis.scard(keys.graphs) < graphs:
             if self.ended is not None or time.monotonic() > end:
-                raise CrewFailed(
-                    f"the workers did not begin: {self.words}", fix="everstep worker MODULE:GRAPH says more"
-                )
+                said = self.words or "they say nothing"
+                raise CrewFailed(f"the workers did not begin: {said}", fix="everstep worker MODULE:GRAPH says more")
             time.sleep(LOOK_S)
 
     def stop(self) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.delta import APPEND, SET, decode_delta
@@ -45,7 +46,8 @@ def run(site: Site, targets: Sequence[str], concurrency: int) -> int:
         if not site.given:
             site = _own_server(site, ending)
         options = ("--concurrency", str(concurrency), "--grace", GRACE_S, "--quiet")
-        crew = Crew(site.url, targets, options, namespace=site.namespace, partition=site.partition)
+        where = ("--namespace", site.namespace, "--partition", site.partition)
+        crew = Crew(site.url, targets, options, site=where)
         ending.callback(crew.stop)
         with site.open():
             _greet(site, targets)
@@ -90,8 +92,8 @@ def _example(rule: Any) -> Any:
 
 
 def _watch(site: Site, crew: Crew, files: Files) -> None:
-    seconds, micros = site.redis.time()  # type: ignore[misc]
-    tail = Tail(site, int(seconds) * 1000 + int(micros) // 1000)
+    seconds, micros = site.redis.time()
+    tail = Tail(site, seconds * 1000 + micros // 1000)
     told = greeted = False
     while True:
         greeted = greeted or _how_to_submit(site)
@@ -174,7 +176,7 @@ class Tail:
 
     def __init__(self, site: Site, began_ms: int) -> None:
         self.site = site
-        self._redis: Any = site.redis
+        self._redis = site.redis
         self._began = self._since = began_ms
         self._cursor: dict[str, bytes] = {}
         self._live: dict[str, None] = {}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import redis
+from redis.exceptions import NoPermissionError, ResponseError
 
 from . import show
 from .site import Site
@@ -21,7 +21,7 @@ from .site import Site
 OK, KNOW, ACT = "ok", "!", "x"
 OLDEST = (7, 0)
 # The first version of a series without a known remote hole that our use of scripts and blocking reads would touch.
-FLOORS = {
+FLOORS: dict[str, dict[tuple[int, ...], int]] = {
     "redis": {(7, 2): 11, (7, 4): 11, (8, 0): 4, (8, 2): 9, (8, 4): 6, (8, 6): 6, (8, 8): 2, (8, 10): 1},
     "valkey": {(7, 2): 11, (8, 0): 6, (8, 1): 4},
 }
@@ -57,7 +57,6 @@ class Look:
 
     @property
     def redis(self) -> Any:
-        """The connection; redis-py's answers are typed as sync-or-async."""
         return self.site.redis
 
 
@@ -66,16 +65,23 @@ Check = Callable[[Look], Iterator[Finding]]
 
 def examine(site: Site) -> list[Finding]:
     """All findings, in an order that puts causes before effects. Raises ServerUnavailable."""
-    look = Look(site, site.redis.info("all"))  # type: ignore[arg-type]
+    look = Look(site, {})
     found: list[Finding] = []
     for about, check in CHECKS:
         try:
             found += check(look)
-        except redis.exceptions.NoPermissionError as error:
+        except NoPermissionError as error:
             found.append(
                 Finding(KNOW, about, f"not known: {error}", "give this Redis user the command, or ask as another one")
             )
     return found
+
+
+def _told(look: Look) -> Iterator[Finding]:
+    """What Redis says of itself; all that hangs on it is left out where this user may not ask."""
+    look.info = look.redis.info("all")
+    for check in (server, durability, memory, clients):
+        yield from check(look)
 
 
 # --- the server ---
@@ -111,11 +117,26 @@ def server(look: Look) -> Iterator[Finding]:
 
 FSYNC = {
     "always": (OK, "appendfsync always: what was shown is on disk; a power loss takes nothing back", ""),
-    "everysec": (OK, "appendfsync everysec: a crash of Redis loses nothing; a power loss takes back about the last second, "
-                 "even steps already shown, and runs go on from an earlier whole step", ""),
+    "everysec": (OK, "appendfsync everysec: a crash of Redis loses nothing; a power loss takes back about the last "
+                 "second, even steps already shown, and runs go on from an earlier whole step", ""),
     "no": (KNOW, "appendfsync no: a power loss takes back what the system had not written, often 30 s",
            "redis-cli CONFIG SET appendfsync everysec; then CONFIG REWRITE"),
 }  # fmt: skip
+
+
+UNKNOWN_FSYNC = (
+    KNOW,
+    "append-only file is on; its fsync policy is not known: this user may not run CONFIG GET",
+    "ACL SETUSER <user> +config|get, or look into redis.conf",
+)
+
+
+def _fsync_policy(look: Look) -> str:
+    """Empty where it can't be asked for: no rights, or a hosted Redis without CONFIG."""
+    try:
+        return str(look.redis.config_get("appendfsync").get("appendfsync", ""))
+    except ResponseError:
+        return ""
 
 
 def durability(look: Look) -> Iterator[Finding]:
@@ -127,13 +148,8 @@ def durability(look: Look) -> Iterator[Finding]:
         yield Finding(
             ACT, "fsync", "the last write to the append-only file failed", "look at Redis' disk: df -h, and its log"
         )
-    try:
-        policy = look.redis.config_get("appendfsync").get("appendfsync", "")
-    except redis.exceptions.NoPermissionError:
-        said = "append-only file is on; its fsync policy is not known: this user may not run CONFIG GET"
-        yield Finding(KNOW, "fsync", said, "ACL SETUSER <user> +config|get, or look into redis.conf")
-        return
-    yield Finding(FSYNC[policy][0], "fsync", *FSYNC[policy][1:])
+    mark, said, fix = FSYNC.get(_fsync_policy(look), UNKNOWN_FSYNC)
+    yield Finding(mark, "fsync", said, fix)
     if look.info.get("connected_slaves"):
         said = "replicas are asynchronous: a failover takes back what they had not received yet"
         yield Finding(OK, "failover", said)
@@ -243,7 +259,7 @@ def queues(look: Look) -> Iterator[Finding]:
         yield Finding(OK, "queues", f"{len(depth)} known, nothing waits")
     for queue, n in waiting.items():
         if queue.endswith(".suspect"):
-            said = f"{n} tasks whose process died wait to be run alone"
+            said = f"{show.many(n, 'task')} whose process died, waiting to be run alone"
             yield Finding(
                 KNOW, "suspects", f"{queue}: {said}", "a pool does it: everstep worker; see `everstep history THREAD`"
             )
@@ -258,7 +274,7 @@ def parked(look: Look) -> Iterator[Finding]:
     found = look.redis.hgetall(look.site.keys.parked)
     for name, count in sorted(found.items()):
         graph, _, node = name.decode().partition(":")
-        said = f"{int(count)} tasks wait for a worker that has node {node!r} of graph {graph!r}"
+        said = f"{show.many(int(count), 'task')}: waiting for a worker that has node {node!r} of graph {graph!r}"
         yield Finding(ACT, "parked", said, f"start one with that version: everstep worker MODULE:{graph}")
     if not found:
         yield Finding(OK, "parked", "no task waits for code that is missing")
@@ -280,15 +296,15 @@ def failures(look: Look) -> Iterator[Finding]:
     threads = int(look.redis.zcard(look.site.keys.threads("failed")))
     if dead:
         fix = "everstep threads --status failed; mend the node; everstep retry THREAD"
-        yield Finding(ACT, "dead letters", f"{len(dead)} tasks killed their process each time they ran", fix)
+        yield Finding(ACT, "dead letters", f"{show.many(len(dead), 'task')} killed every process that ran them", fix)
     if foreign:
-        said = f"{len(foreign)} jobs in our queues are not ours and were refused: {', '.join(foreign[:NAMES_MAX])}"
+        said = f"{show.many(len(foreign), 'job')} in our queues not ours, and refused: {', '.join(foreign[:NAMES_MAX])}"
         yield Finding(KNOW, "foreign jobs", said, "see who enqueues them; rq-dashboard or `rq empty` removes them")
     if threads:
         yield Finding(
             KNOW,
             "failed",
-            f"{threads:,} threads have failed",
+            f"{show.many(threads, 'thread')} at rest after a failure",
             "everstep threads --status failed; everstep retry THREAD",
         )
     if not (dead or foreign or threads):
@@ -310,14 +326,19 @@ def inbox(look: Look) -> Iterator[Finding]:
     keys = look.site.keys
     waiting, refused = int(look.redis.xlen(keys.inbox)), int(look.redis.xlen(keys.inbox_rejected))
     if waiting and not look.redis.exists(keys.inbox_reader):
-        yield Finding(ACT, "inbox", f"{waiting:,} messages wait, and nobody reads them", "everstep worker MODULE:GRAPH")
+        yield Finding(
+            ACT,
+            "inbox",
+            f"{show.many(waiting, 'message')} waiting, and nobody reads them",
+            "everstep worker MODULE:GRAPH",
+        )
     else:
-        yield Finding(OK, "inbox", f"{waiting:,} messages wait" if waiting else "empty")
+        yield Finding(OK, "inbox", f"{show.many(waiting, 'message')} waiting" if waiting else "empty")
     if refused:
         last: dict[bytes, bytes] = look.redis.xrevrange(keys.inbox_rejected, count=1)[0][1]
         why = show.clean(last.get(b"reason", b"").decode("utf-8", "replace"))[:120]
         fix = f"redis-cli XREVRANGE '{keys.inbox_rejected}' + - COUNT 5"
-        yield Finding(KNOW, "inbox", f"{refused:,} messages were refused, the last one: {why}", fix)
+        yield Finding(KNOW, "inbox", f"{show.many(refused, 'message')} refused, the last one: {why}", fix)
 
 
 def places(look: Look) -> Iterator[Finding]:
@@ -325,16 +346,18 @@ def places(look: Look) -> Iterator[Finding]:
 
     report = look_at_places(look.site)
     if report.problems:
-        said = f"{len(report.problems)} of {report.tasks:,} open tasks are not in exactly one place: {'; '.join(report.problems[:NAMES_MAX])}"
+        named = "; ".join(report.problems[:NAMES_MAX])
+        said = f"{len(report.problems)} of {report.tasks:,} open tasks are not in exactly one place: {named}"
         yield Finding(ACT, "places", said, "everstep recover")
     else:
         more = f" (the first {report.tasks:,})" if report.cut else ""
-        said = f"{report.tasks:,} open tasks of {report.threads:,} running threads: each in exactly one place{more}"
+        found = f"{show.many(report.tasks, 'open task')} of {show.many(report.threads, 'running thread')}"
+        said = f"{found}, each in exactly one place{more}"
         yield Finding(OK, "places", said)
 
 
 CHECKS: tuple[tuple[str, Check], ...] = (
-    ("server", server), ("fsync", durability), ("memory", memory), ("speed", speed), ("clients", clients),
+    ("server", _told), ("speed", speed),
     ("indexes", sentinels), ("workers", workers), ("queues", queues), ("parked", parked), ("failed", failures),
     ("inbox", inbox), ("places", places),
 )  # fmt: skip

@@ -24,7 +24,7 @@ Raw = Mapping[Any, Any]
 
 @dataclass(frozen=True)
 class Shown:
-    """One entry. `fields`: plain ones as text, binary ones as their size or their value. `problem`: why it is unreadable."""
+    """One entry. `fields`: plain ones as text, binary ones as size or value. `problem`: why it is unreadable."""
 
     id: str
     kind: str
@@ -41,7 +41,8 @@ class Shown:
         """For people: one line."""
         names = [*(name for name in FIRST if name in self.fields), *(name for name in self.fields if name not in FIRST)]
         words = [f"{name}={_said(name, self.fields[name])}" for name in names if self.fields[name] != ""]
-        said = f"{self.id:>8}  {show.moment(self.at)}  {show.paint(f'{self.kind:<14}', _word(self.kind))}  {' '.join(words)}"
+        kind = show.paint(f"{show.clean(self.kind):<14}", _word(self.kind))
+        said = f"{self.id:>8}  {show.moment(self.at)}  {kind}  {' '.join(words)}"
         return said + (f"  {show.paint('NOT READABLE: ' + self.problem, 'x')}" if self.problem else "")
 
 
@@ -76,11 +77,8 @@ def _decoded(entry: e.Entry, name: str) -> Any:
         case "delta":
             return {channel: _op(op) for channel, op in decode_delta(stored).items()}
         case "state":
-            return (
-                dict(_each(decode_state(stored).items()))
-                if "parts" not in entry.raw and entry.is_checkpoint
-                else len(stored)
-            )
+            # in a part it is a piece of one
+            return dict(_each(decode_state(stored).items())) if entry.is_checkpoint else len(stored)
         case "writes":
             return dict(_each(entry.writes()))
         case "input":
@@ -98,25 +96,22 @@ def _each(pairs: Any) -> Iterator[tuple[str, Any]]:
 
 def _op(op: list[Any]) -> list[Any]:
     """An op of a delta with its values decoded where they are values."""
-    word = OPS[op[0]]
-    match word:
-        case "set":
-            return [word, PLAIN.decode(op[1])]
-        case "append":
-            return [word, PLAIN.decode(array_header(op[1]) + op[2])]
-        case "merge":
-            return [word, {str(key): _op(each) for key, each in op[1]}]
-        case "splice":
-            return [word, op[1], op[2], PLAIN.decode(array_header(op[3]) + op[4])]
-        case _:
-            return [word, *op[1:]]
+    word = OPS[int(op[0])]
+    if word == "set":
+        return [word, PLAIN.decode(op[1])]
+    if word == "append":
+        return [word, PLAIN.decode(array_header(op[1]) + op[2])]
+    if word == "merge":
+        return [word, {str(key): _op(each) for key, each in op[1]}]
+    if word == "splice":
+        return [word, op[1], op[2], PLAIN.decode(array_header(op[3]) + op[4])]
+    return [word, *op[1:]]
 
 
 def _said(name: str, value: Any) -> str:
-    if isinstance(value, dict):
+    if not isinstance(value, str):
         return show.size(value["bytes"]).replace(" ", "") if "bytes" in value else show.value(value["value"], 400)
-    text = str(value)
-    text = text.removeprefix(SHORT.get(name, ""))
+    text = value.removeprefix(SHORT.get(name, ""))
     if name in LONG:
         return show.clean(text[:8])
     if name == "error" and text.startswith("{"):

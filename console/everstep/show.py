@@ -47,7 +47,7 @@ def jsonable(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else str(value)
         case Mapping():
-            return {str(key): jsonable(each) for key, each in value.items()  # pyright: ignore}
+            return {str(key): jsonable(each) for key, each in _items(value)}
         case list() | tuple():
             return [jsonable(each) for each in cast("Sequence[Any]", value)]
         case set() | frozenset():
@@ -56,6 +56,10 @@ def jsonable(value: Any) -> Any:
             return base64.b64encode(value).decode()
         case _:
             return _scalar(value)
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    return value.items()  # type: ignore[no-any-return]
 
 
 def _scalar(value: Any) -> Any:
@@ -90,11 +94,10 @@ def _rich_table(headers: Row, rows: Sequence[Row], numbers: set[int]) -> None:
 
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for i, name in enumerate(headers):
-        made.add_column(
-            name, justify="right" if i in numbers else "left", no_wrap=i < len(headers) - 1, overflow="fold"
-        )
+        made.add_column(name, justify="right" if i in numbers else "left", no_wrap=i < len(headers) - 1)
     for row in rows:
-        made.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
+        # cells never wrap: a row is a line, and what the last column has no room for is cut
+        made.add_row(*(Text(cell, COLOURS.get(cell, ""), no_wrap=True, overflow="ellipsis") for cell in row))
     Console(highlight=False).print(made)
 
 
@@ -110,8 +113,12 @@ def _plain_table(headers: Row, rows: Sequence[Row], numbers: set[int]) -> None:
 
 def fitted(line: str) -> str:
     """The line as it fits a terminal; whole where nobody watches."""
-    width = shutil.get_terminal_size().columns
-    return line if not watched() or len(line) <= width else line[: width - 1] + "…"
+    return line if not watched() or len(line) <= width() else line[: width() - 1] + "…"
+
+
+def width() -> int:
+    """Columns of the terminal."""
+    return shutil.get_terminal_size().columns
 
 
 def watched() -> bool:
@@ -167,6 +174,11 @@ def size(count: int) -> str:
         if count < 10 * 2**20
         else f"{count / 2**20:,.0f} MB"
     )
+
+
+def many(count: int, thing: str) -> str:
+    """`1 task`, `2,000 tasks`."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def span(ms: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cached_property
@@ -59,21 +60,19 @@ class Site:
     def client(self) -> Client:
         from everstep_scheduler.client import Client
 
-        return Client(self.url, self.keys, self.redis)
+        return Client(self.shown, self.keys, self.redis)  # it connects by `redis`, and names the URL in errors
 
     @property
     def shown(self) -> str:
-        """The URL for people: never with its password."""
-        from everstep_scheduler.connection import redacted
-
-        return redacted(self.url)
+        """The URL for people: never with its password, wherever in it that stands."""
+        return re.sub(r"//([^:@/]*):[^/]*@", r"//\1:***@", self.url.partition("?")[0])
 
     @contextmanager
     def open(self) -> Generator[Site]:
         """For as long as a command talks to Redis: its errors become ours, which say what to do."""
         from everstep_scheduler.connection import translated
 
-        with translated(self.url):
+        with translated(self.shown):
             yield self
 
     def say(self, text: str) -> None:

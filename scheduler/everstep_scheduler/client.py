@@ -65,11 +65,11 @@ class ThreadInfo(NamedTuple):
 
 
 def connect(url: str | None = None, *, namespace: str = "everstep", partition: str = "0") -> Client:
-    """A client of the fleet at `url` (default: the environment's REDIS_URL, else redis://127.0.0.1:6379/0).
+    """A client of the fleet at `url` (default: the environment's EVERSTEP_URL or REDIS_URL, else redis://127.0.0.1:6379/0).
 
     Nothing is sent before the first use; that raises ServerUnavailable if nobody answers.
     """
-    where = url or os.environ.get("REDIS_URL") or DEFAULT_URL
+    where = url or os.environ.get("EVERSTEP_URL") or os.environ.get("REDIS_URL") or DEFAULT_URL
     return Client(where, Keys(namespace, partition, rq_prefix(partition)))
 
 

@@ -59,8 +59,9 @@ def connect(url: str, *, block_s: float = 0.0, connections: int = 512) -> Client
 
 
 def redacted(url: str) -> str:
-    """The URL without its password, for people."""
-    return re.sub(r"//([^:@/]*):[^@]*@", r"//\1:***@", url)
+    """The URL without its password, wherever it stands in it, for people."""
+    shown = re.sub(r"//([^:/]*):.*@", r"//\1:***@", url)
+    return re.sub(r"([?&](?:password|ssl_password)=)[^&]*", r"\1***", shown)
 
 
 def error_code(error: redis.RedisError) -> str:
@@ -79,13 +80,9 @@ def server_error(error: redis.RedisError, url: str = "") -> ServerError:
             fix="free memory or raise maxmemory; runs go on by themselves",
         )
     if isinstance(error, redis.AuthenticationError) or code in ("NOAUTH", "WRONGPASS", "NOPERM"):
-        return ServerUnavailable(
-            f"Redis{where} refuses the login: {text}", fix="check user and password in the URL"
-        )
+        return ServerUnavailable(f"Redis{where} refuses the login: {text}", fix="check user and password in the URL")
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return ServerUnavailable(
-            f"Redis{where} does not answer: {text}", fix="check that it runs: `redis-cli ping`"
-        )
+        return ServerUnavailable(f"Redis{where} does not answer: {text}", fix="check that it runs: `redis-cli ping`")
     return ServerUnavailable(
         f"Redis{where} refused a command: {text}", fix="`everstep doctor` shows the server's state"
     )

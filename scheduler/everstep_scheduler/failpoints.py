@@ -1,8 +1,8 @@
 """Named places where a process can be made to die, for the tests that kill it there. Off, `reach` is one comparison.
 
-    EVERSTEP_FAILPOINT=called          dies where it first has a node's result in hand
-    EVERSTEP_FAILPOINT=called:3        the third time
-    EVERSTEP_FAILPOINT=called:3:FILE   and only the one process that can make FILE: pools replace their dead
+EVERSTEP_FAILPOINT=called          dies where it first has a node's result in hand
+EVERSTEP_FAILPOINT=called:3        the third time
+EVERSTEP_FAILPOINT=called:3:FILE   and only the one process that can make FILE: pools replace their dead
 """
 
 from __future__ import annotations

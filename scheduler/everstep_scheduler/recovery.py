@@ -87,7 +87,8 @@ class Recovery:
         known = not force and self.keys.alive not in missing
         waits = 0.0 if known else self.lease_ms / 3000 + MARGIN_S
         report = Rebuild(self.client, self.keys, mine, self.said, waits).run()
-        self.said(f"rebuilt {report.threads} threads, {report.open_tasks} open tasks, {report.kept} leases live on")
+        if report.threads:  # on a server that is new there was nothing to rebuild
+            self.said(f"rebuilt {report.threads} threads, {report.open_tasks} open tasks, {report.kept} leases live on")
         return report
 
     # logs that came without indexes

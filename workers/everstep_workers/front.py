@@ -17,6 +17,7 @@ from everstep_checkpoint.errors import ServerError
 
 from .patience import Hopeless
 from .slots import OFFER_MAX
+from .tempo import MOMENT_S
 from .work import Work, log
 
 BLOCK_S = 1
@@ -53,7 +54,11 @@ class Front(threading.Thread):
 
     def _turn(self) -> None:
         work = self._work
-        tokens = () if work.patience.troubled else work.slots.take(OFFER_MAX)
+        if not (room := work.tempo.room()):
+            work.hungry = time.monotonic() - self._claimed > CLAIM_EVERY_S
+            work.draining.wait(MOMENT_S)
+            return
+        tokens = () if work.patience.troubled else work.slots.take(min(OFFER_MAX, room))
         if not tokens:
             work.hungry = time.monotonic() - self._claimed > CLAIM_EVERY_S
             work.slots.wait(CLAIM_EVERY_S / 4) if not work.patience.troubled else work.draining.wait(PAUSE_S)

@@ -95,7 +95,9 @@ class Hand(threading.Thread):
             return None
         if attempt.timeout_s:
             work.watch(held)
+        work.tempo.begins(held)
         result = attempt.call()
+        work.tempo.ended(result.ms / 1000)
         reach("called")
         if not held.take_right():
             work.slots.give_new()

@@ -29,6 +29,7 @@ from everstep_scheduler.redismoves import RedisMoves, Scripts
 from .line import Line
 from .patience import Hopeless, Patience
 from .slots import OFFER_MAX, Done, Held, Slots, Tally
+from .tempo import Tempo
 
 log = logging.getLogger("everstep.worker")
 
@@ -72,6 +73,7 @@ class Work:
         self.slots = Slots(setup.concurrency)
         self.held: dict[str, Held] = {}
         self.tally = Tally()
+        self.tempo = Tempo()
         self.round = 0  # of renewals
         self.draining = threading.Event()
         self.cold = threading.Event()
@@ -229,10 +231,14 @@ class Work:
         return self.insist(lambda: self.performer.settle(attempt, done.result))
 
     def _refill(self, own: bool, first: bool) -> Offer:
-        """One token for the slot that becomes free, and one for each idle one. A hungry front gets the slot instead."""
-        if self.draining.is_set() or self.hungry:
+        """One token for the slot that becomes free, and one for each idle one, as far as there is room.
+
+        A hungry front gets the slot instead.
+        """
+        room = self.tempo.room()
+        if self.draining.is_set() or self.hungry or not room:
             return self.offer()
-        idle = self.slots.take(OFFER_MAX - 1) if first else ()
+        idle = self.slots.take(min(OFFER_MAX, room) - own) if first else ()
         return self.offer((new_id(), *idle) if own else idle)
 
     def _settled(self, done: Done, commit: Commit, answer: Answer) -> None:

@@ -27,7 +27,7 @@ def graphs(site: Site, as_json: bool) -> None:
         for each in found:
             show.emit(each.model_dump())
     elif found:
-        show.table(("graph", "version", "queues", "nodes", "input", "published"), [_row(each) for each in found])
+        show.table(("graph", "version", "queues", "nodes", "input"), [_row(each) for each in found])
     else:
         site.say("no graph is published; everstep worker MODULE:GRAPH does it")
 
@@ -35,7 +35,7 @@ def graphs(site: Site, as_json: bool) -> None:
 def _row(manifest: Manifest) -> list[str]:
     keys = ", ".join(manifest.input_schema.get("properties", {}))
     version = manifest.version.partition("@")[2]
-    return [manifest.name, version, ", ".join(manifest.queues), ", ".join(manifest.nodes), keys, manifest.published_at]
+    return [manifest.name, version, ", ".join(manifest.queues), ", ".join(manifest.nodes), keys]
 
 
 @click.command()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PAGE = 256
 TROUBLES_MAX = 12
+BY = 5  # the column
 STATUSES = ("running", "done", "failed", "interrupted", "cancelled")
 as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON with stable keys.")
 
@@ -86,13 +87,22 @@ def history(site: Site, thread: str, most: int, as_json: bool) -> None:
         return show.emit(
             {"thread": thread, "status": status, "checkpoints": [_document(x) for x in closed], "open": _document(now)}
         )
-    heads = ("step", "checkpoint", "source", "node", "next", "by", "try", "took", "what changed")
+    heads = ("step", "checkpoint", "source", "node", "next", "by", "try", "took", "changed")
     rows = [row for line in closed for row in (*map(_trouble_row, line.troubles[-TROUBLES_MAX:]), _row(line))]
     rows += [*map(_trouble_row, now.troubles[-TROUBLES_MAX:])]
     rows += [_row(now)] if status in ("running", "") and now.next else []
-    show.table(heads, rows, right=("step", "try", "took"))
+    show.table(heads, _without_host(rows), right=("step", "try", "took"))
     site.say(_summary(thread, status, now))
     return None
+
+
+def _without_host(rows: list[list[str]]) -> list[list[str]]:
+    """Workers named without their host where all are on one."""
+    hosts = {row[BY].rpartition(".")[0].rpartition(".")[0] for row in rows if "." in row[BY]}
+    if len(hosts) == 1:
+        for row in rows:
+            row[BY] = row[BY].removeprefix(f"{min(hosts)}.")
+    return rows
 
 
 def _row(line: Line) -> list[str]:
@@ -119,20 +129,27 @@ def worker(name: str) -> str:
 
 def _document(line: Line) -> dict[str, Any]:
     return {
-        "checkpoint_id": line.id or None, "step": line.step, "source": line.source, "run": line.run, "nodes": line.nodes,
-        "next": line.next, "by": line.by, "attempt": line.attempt, "ms": line.ms, "at_ms": line.at or None,
+        "checkpoint_id": line.id or None, "step": line.step, "source": line.source, "run": line.run,
+        "nodes": line.nodes, "next": line.next, "by": line.by, "attempt": line.attempt, "ms": line.ms,
+        "at_ms": line.at or None,
         "changed": line.changed if line.id else {}, "values": line.values if line.id else None,
         "attempts": [vars(trouble) for trouble in line.troubles],
     }  # fmt: skip
 
 
 def _summary(thread: str, status: str, now: Line) -> str:
-    said = f"thread {show.clean(thread)}: {show.paint(status or 'no index; a worker or `everstep recover` rebuilds it', status)}"
+    word = status or "no index; a worker or `everstep recover` rebuilds it"
+    said = f"thread {show.clean(thread)}: {show.paint(word, status)}"
     match status:
         case "failed":
-            return f"{said}; mend the cause, then: everstep retry {show.clean(thread)}"
+            errors = [
+                f"\n  {show.clean(x.node)}: {show.clean(x.error)}"
+                for x in now.troubles
+                if x.what == "failed" and x.node
+            ]
+            return f"{said}{''.join(errors[-3:])}\n  fix: mend the cause, then: everstep retry {show.clean(thread)}"
         case "interrupted" | "cancelled":
-            return f"{said}; to go on: everstep retry {show.clean(thread)}"
+            return f"{said}\n  fix: everstep retry {show.clean(thread)} lets it go on"
         case _:
             return said
 
@@ -186,8 +203,8 @@ def _tail(site: Site, key: str, most: int) -> list[Any]:
 def _all(site: Site, key: str) -> Iterator[Any]:
     start = "-"
     while page := site.redis.xrange(key, start, "+", PAGE):
-        yield from page  # type: ignore[misc]
-        start = f"({page[-1][0].decode()}"  # type: ignore[index]
+        yield from page
+        start = f"({page[-1][0].decode()}"
 
 
 def _verify(site: Site, thread: str, as_json: bool) -> int:
@@ -197,8 +214,7 @@ def _verify(site: Site, thread: str, as_json: bool) -> int:
 
     report = verify(site.log, thread)
     if as_json:
-        show.emit({"thread": thread, "sound": report.sound, "entries": report.entries, "checkpoints": report.checkpoints,
-                   "problems": report.problems})  # fmt: skip
+        show.emit(vars(report) | {"sound": report.sound})
         return OK if report.sound else INTEGRITY
     for problem in report.problems:
         click.echo(f"{show.paint('x')} {show.clean(problem)}")

@@ -145,7 +145,6 @@ def _waiting(site: Site, said: dict[str, Any], why: str, as_json: bool) -> int:
         show.emit({**said, "waiting_for": why})
     else:
         site.say(f"not yet: {show.clean(why)}")
-        site.say(
-            f"  fix: everstep result {show.clean(said['thread'])} goes on waiting; everstep doctor says whether workers are there"
-        )
+        again = f"everstep result {show.clean(said['thread'])}"
+        site.say(f"  fix: {again} goes on waiting; everstep doctor says whether workers are there")
     return WAITING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +14,9 @@ from ..site import Site
 
 if TYPE_CHECKING:
     from ..doctor import Finding
+
+
+MARGIN = 17
 
 
 @click.command()
@@ -122,6 +126,16 @@ def doctor(site: Site, as_json: bool) -> int:
 
 def _show(found: Finding) -> None:
     mark = show.paint(f"{found.mark:<2}", found.mark)
-    click.echo(f"{mark} {found.about:<12}  {show.clean(found.said)}")
+    click.echo(f"{mark} {found.about:<12}  {_wrapped(show.clean(found.said), '')}")
     if found.fix:
-        click.echo(f"{'':17}-> {found.fix}")
+        click.echo(f"{'':{MARGIN}}{_wrapped(found.fix, '-> ')}")
+
+
+def _wrapped(text: str, begin: str) -> str:
+    """The text behind the margin, on as many lines as a terminal needs; on one where nobody watches."""
+    if not show.watched():
+        return begin + text
+    room = max(show.width() - MARGIN, 40)
+    return f"\n{'':{MARGIN}}".join(
+        textwrap.wrap(begin + text, room, subsequent_indent=" " * len(begin), break_on_hyphens=False)
+    )

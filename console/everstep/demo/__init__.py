@@ -15,7 +15,10 @@ from .stage import Stage
 
 
 def run(folder: Path | None, workers: int, keep: bool) -> int:
-    """The whole tour. 0 if every promise was kept, 1 if one was not; it says which. Raises InputError for a folder with too little to read."""
+    """The whole tour. 0 if every promise was kept, 1 if one was not; it says which.
+
+    Raises InputError for a folder with too little to read.
+    """
     takeover.check(folder or takeover.default_folder())
     with Stage(workers) as stage:
         kept = [counting.show(stage), takeover.show(stage, folder)]

@@ -1,4 +1,4 @@
-"""A progress bar: rich's where it is installed and somebody watches, a plain one on a terminal, else a line a quarter."""
+"""A progress bar: rich's where it is installed and somebody watches, a plain one on a terminal, else a few lines."""
 
 from __future__ import annotations
 

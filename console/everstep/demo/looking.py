@@ -38,9 +38,9 @@ def _run(stage: Stage, said: str, command: list[str]) -> None:
     stage.say(f"\n   {click.style('$ ' + said, bold=True) if shown.watched() else '$ ' + said}")
     env = {**os.environ, "EVERSTEP_URL": stage.server.url, "NO_COLOR": "1"}
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603  # our own words
             command, env=env, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False
-        )  # noqa: S603
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         stage.say(f"     (did not run: {error})")
         return

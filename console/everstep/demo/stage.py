@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import click
 
@@ -45,9 +45,9 @@ class Stage:
             )
             self.crew.start()
             ending.callback(self.crew.stop)
-            self.crew.await_workers(self.site.redis, self.site.keys.rq_workers, self.workers)
+            self.crew.await_ready(self.site, self.workers, len(TARGETS))
             self._ending = ending.pop_all()
-        info: Any = self.site.redis.info("server")
+        info = self.site.redis.info("server")
         name = info.get("server_name", "redis")
         self.head(f"everstep demo: {name} {info[f'{name}_version']} of its own, {self.workers} worker processes")
         self.line("ready after", show.span((time.monotonic() - began) * 1000))

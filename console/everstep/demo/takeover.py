@@ -93,9 +93,7 @@ def check(folder: Path) -> None:
 def show(stage: Stage, folder: Path | None) -> bool:
     """Run it with a killing and without. Was every promise kept?"""
     folder = folder or default_folder()
-    stage.part(
-        2, "A pipeline that reads many files, and loses a worker:  list -> analyse, a task for each file -> report"
-    )
+    stage.part(2, "Reading many files, and losing a worker:  list -> analyse (one task a file) -> report")
     stage.line("it reads", f"what is text below {folder}")
     given = {"dir": str(folder.resolve())}
     began = time.perf_counter()
@@ -138,7 +136,7 @@ def _tail(stage: Stage, watched: Watched) -> Iterator[e.Entry]:
 
 def _kill_one(stage: Stage) -> Kill | None:
     """Stop a worker, so that nothing moves; kill it if it holds a task, else let it go on and try the next."""
-    redis, keys = _redis(stage), stage.site.keys
+    redis, keys = stage.site.redis, stage.site.keys
     for key in sorted(redis.smembers(keys.rq_workers)):
         name, pid = key.decode().removeprefix(keys.rq_worker("")), int(redis.hget(key, "pid") or 0)
         if not pid:
@@ -150,11 +148,6 @@ def _kill_one(stage: Stage) -> Kill | None:
             return Kill(name, pid, seconds * 1000 + micros // 1000)
         os.kill(pid, signal.SIGCONT)
     return None
-
-
-def _redis(stage: Stage) -> Any:
-    """The connection; redis-py's answers are typed as sync-or-async."""
-    return stage.site.redis
 
 
 def _judge(stage: Stage, watched: Watched, kill: Kill | None) -> bool:

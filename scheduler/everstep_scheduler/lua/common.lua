@@ -7,7 +7,7 @@ local S, H, call = KEYS[1], cjson.decode(ARGV[1]), redis.call
 local R = H.rq .. ':'
 local clock = call('TIME')
 local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local MOVE_MAX, WAKES_MAX, LOSSES_ALONE_MAX = 250, 100, 3
+local MOVE_MAX, WAKES_MAX, REOPEN_PAGE, LOSSES_ALONE_MAX = 250, 100, 100, 3
 local FUNCTION = 'everstep.run_node'
 local YEAR_S, HOUR_S = 31536000, 3600
 local threads, stored, fresh, pushed, moved = {}, {}, {}, {}, 0
@@ -236,7 +236,11 @@ local function make(thread, T, more, give)
     if not element then return end
     local e = cjson.decode(element)
     if e.reopen then
-      local page = call('HSCAN', S .. 'open:' .. thread, e.reopen, 'COUNT', 100)
+      if moved + REOPEN_PAGE > MOVE_MAX then -- a page is moved whole: the next call goes on
+        call('LPUSH', key, element)
+        return
+      end
+      local page = call('HSCAN', S .. 'open:' .. thread, e.reopen, 'COUNT', REOPEN_PAGE)
       if page[1] ~= '0' then call('LPUSH', key, cjson.encode({ reopen = page[1] })) end
       for i = 1, #page[2], 2 do
         local rec = cjson.decode(page[2][i + 1])
@@ -519,7 +523,7 @@ local function refill()
     while id and #tokens > 0 and moved < 2 * MOVE_MAX do
       id = call('LPOP', R .. 'queue:' .. q)
       if id then
-        if pushed[q] then pushed[q] = pushed[q] - 1 end
+        pushed[q] = (pushed[q] or 0) - 1 -- what is left behind rings, not what is merely exchanged
         if accept(id, q, tokens[1]) then table.remove(tokens, 1) end
       end
     end
