@@ -114,7 +114,14 @@ def counted(place: Place, sizes: Sizes) -> list[Row]:
                 note=_background(load),
             )
         )
-        rows.append(row(f"commands a step inside them, {name}", "calls", trips.commands - trips.scripts))
+        rows.append(
+            row(
+                f"other commands a step, {name}",
+                "calls",
+                trips.commands - trips.scripts,
+                note="start, claim and the bench's own polling included",
+            )
+        )
     place.clear()
     for name, us in workloads.script_us(place, sizes.runs).items():
         if name in ("start", "claim", "commit"):
@@ -181,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name} ...", file=sys.stderr)
             rows += PARTS[name](place, QUICK if said.quick else FULL)
     print(table(rows))
+    document["load_after"] = round(os.getloadavg()[0], 1)
     document["rows"] = [each.document() for each in rows]
     title = f"everstep {document['versions']['everstep']}: targets at the dashed line"
     if not said.quick and not said.only:

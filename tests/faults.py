@@ -79,8 +79,12 @@ class Process:
         self.popen.send_signal(number)
 
     def stop(self) -> None:
-        """SIGSTOP: a process that has stalled; not yet here when this returns, so wait for it."""
+        """SIGSTOP: a process that has stalled."""
         self.signal(signal.SIGSTOP)
+        self.stalls()
+
+    def stalls(self) -> None:
+        """Wait until it is stopped: a signal takes its time."""
         wait_for(lambda: Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T", what="a stop")
 
     def go_on(self) -> None:
@@ -207,8 +211,9 @@ class Fleet:
         spec = getattr(graphs_for_faults, graph).spec
         return self.moves.start(start_of(spec, thread, new_id(), None, Config.of({}), "continue")).status
 
-    def open_gate(self) -> None:
-        self._gate.touch()
+    def open_gate(self, node: str = "") -> None:
+        """Let all gated nodes end, or all executions of one."""
+        (self.folder / f"gate-{node}" if node else self._gate).touch()
 
     # what ran
 
@@ -262,7 +267,15 @@ class Fleet:
             assert verify(self.log, thread).problems == []
             done = done_tasks(self.log, thread)
             assert done and set(done.values()) == {1}, f"{thread}: a task is done exactly once, but {done}"
+            self.saw_the_past(thread)
         assert_at_rest(self.redis)
+
+    def saw_the_past(self, thread: str) -> None:
+        """Each node of a chain saw what the log says was before it, and nothing that a worker only remembered."""
+        graph = (self.redis.hget(KEYS.thread(thread), "graph") or b"").decode()
+        if graph in ("chain", "achain"):
+            state = self.state(graph, thread)
+            assert state["saw"] == ["", *state["marks"][:-1]]
 
 
 def done_tasks(log: RedisLog, thread: str) -> Counter[str]:

@@ -24,13 +24,17 @@ LOOK_S = 0.01
 
 
 class State(TypedDict, total=False):
-    """`journal`: the file of lines; `gate`: the file that `gated` waits for; `naps`: node -> seconds."""
+    """`journal`: the file of lines. `gated`: nodes (`b`, or `b/2`: its second attempt) that wait for the file `gate`,
+    or for `gate-<node>`. `naps`: node -> seconds. Each node marks what it wrote, and says whose mark it saw."""
 
     journal: str
     gate: str
     gated: str
     naps: dict[str, float]
     seen: Annotated[list[str], operator.add]
+    mark: str
+    marks: Annotated[list[str], operator.add]
+    saw: Annotated[list[str], operator.add]
     width: int
     item: int
     killer: int
@@ -55,18 +59,25 @@ def _nap(state: State, node: str) -> float:
     return state.get("naps", {}).get(node, 0.0)
 
 
-def _closed(state: State, node: str) -> bool:
-    return state.get("gated") == node and not Path(state["gate"]).exists()
+def _closed(state: State, runtime: Runtime[Any], node: str) -> bool:
+    gated = state.get("gated", "").split()
+    named = node in gated or f"{node}/{runtime.execution_info.node_attempt}" in gated
+    return named and not (Path(state["gate"]).exists() or Path(f"{state['gate']}-{node}").exists())
+
+
+def _wrote(state: State, node: str) -> State:
+    mark = f"{node} {os.getpid()} {time.monotonic_ns()}"
+    return {"seen": [node], "mark": mark, "marks": [mark], "saw": [state.get("mark", "")]}
 
 
 def step(node: str) -> Callable[..., State]:
     def work(state: State, runtime: Runtime[Any]) -> State:
         note(state, runtime, node, "in")
         time.sleep(_nap(state, node))
-        while _closed(state, node):
+        while _closed(state, runtime, node):
             time.sleep(LOOK_S)
         note(state, runtime, node, "out")
-        return {"seen": [node]}
+        return _wrote(state, node)
 
     return work
 
@@ -75,10 +86,10 @@ def astep(node: str) -> Callable[..., Any]:
     async def work(state: State, runtime: Runtime[Any]) -> State:
         note(state, runtime, node, "in")
         await asyncio.sleep(_nap(state, node))
-        while _closed(state, node):
+        while _closed(state, runtime, node):
             await asyncio.sleep(LOOK_S)
         note(state, runtime, node, "out")
-        return {"seen": [node]}
+        return _wrote(state, node)
 
     return work
 
@@ -92,7 +103,7 @@ def _chain(made: Callable[[str], Callable[..., Any]]) -> StateGraph:
 
 
 def _spread(state: State) -> list[Send]:
-    own = {key: value for key, value in state.items() if key not in ("seen", "results", "width")}
+    own = {key: value for key, value in state.items() if key not in ("seen", "results", "width", "marks", "saw")}
     return [Send("work", {**own, "item": i}) for i in range(state["width"])]
 
 
@@ -101,7 +112,7 @@ def _work(state: State, runtime: Runtime[Any]) -> State:
     if state["item"] == state.get("killer") and not Path(state["mended"]).exists():
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(_nap(state, "work"))
-    while _closed(state, f"work/{state['item']}"):
+    while _closed(state, runtime, f"work/{state['item']}"):
         time.sleep(LOOK_S)
     note(state, runtime, f"work/{state['item']}", "out")
     return {"results": [state["item"]]}

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from everstep.embedded import EmbeddedServer
+from everstep_scheduler.connection import server_run_id
 from faults import KEYS, LONG_MS, Fleet, assert_at_rest
 from proxy import FaultProxy
 from servers import StartServer, plain_client, wait_for
@@ -34,6 +35,8 @@ def outage(fleet: Fleet, proxy: FaultProxy, away_s: float, nap_s: float) -> None
     wait_for(lambda: len(fleet.lines()) == FLOCK, 20, "all nodes to run")
     proxy.refuse()
     time.sleep(away_s)
+    first = fleet.moves.sweep(server_run_id(fleet.redis), LONG_MS)  # whoever is back first sweeps at once
+    assert (first["lost"], first["held"] > LONG_MS) == (0, True), "after a gap nothing expires for a while"
     proxy.accept()
     fleet.settled(*threads, timeout_s=nap_s + 10)
     assert fleet.executions().total() == FLOCK, "none was run a second time"

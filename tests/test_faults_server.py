@@ -106,6 +106,32 @@ def test_after_a_rewind_runs_go_on_from_whole_steps_under_workers_that_remember_
         assert fleet.state(graph, thread)["seen"] == ["a", "b", "c"]
     again = fleet.executions() - ahead
     assert max(fleet.executions().values()) <= 2 and again, "what was rewound runs once more, and no more than that"
+    assert not any(fleet.kinds(thread)["task_lost"] for thread in threads), "leases that nobody knows go back uncounted"
+
+
+@pytest.mark.parametrize("graph", ["chain", "achain"])
+def test_a_step_that_was_done_again_after_a_rewind_is_not_mistaken_for_the_one_remembered(
+    fleet: Fleet, durable: EmbeddedServer, tmp_path: Path, graph: str
+) -> None:
+    """The worker has checkpoint 4 in its cache; the server comes back at 3, and another worker makes another 4."""
+    thread = fleet.submit(graph, gated="b c")
+    zombie = fleet.worker(graph, concurrency=2, lease_ms=SHORT_MS)
+    fleet.began(thread, "b")
+    aside = put_aside(durable, tmp_path)
+    fleet.open_gate("b")
+    fleet.began(thread, "c")
+    zombie.stop()
+    remembered = logs(fleet)[thread]
+    rewind(fleet, durable, aside)
+    with fleet.sweeping():
+        fleet.worker(graph, lease_ms=SHORT_MS, failpoint="committed:1").dies()
+        zombie.go_on()
+        fleet.began(thread, "c", 2)
+        fleet.open_gate()
+        fleet.settled(thread)
+    (ours,), (theirs,) = ([said for at, said in told if at == "4-0"] for told in (logs(fleet)[thread], remembered))
+    assert ours != theirs
+    assert fleet.executions(thread) == {"a": 1, "b": 2, "c": 2}
 
 
 def test_a_log_cut_anywhere_in_its_last_bytes_is_read_up_to_a_whole_step(

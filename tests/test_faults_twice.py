@@ -19,6 +19,7 @@ from proxy import FaultProxy
 from servers import wait_for
 
 ONCE = {"a": 1, "b": 1, "c": 1}
+HOUR_MS = 3_600_000  # nothing is found again by a renewal or a sweep
 GRAPHS = pytest.mark.parametrize("graph", ["chain", "achain"])
 
 
@@ -57,11 +58,12 @@ def queue_is_empty(fleet: Fleet, graph: str) -> None:
 
 @GRAPHS
 def test_a_claim_whose_reply_is_lost_gets_the_same_leases_again(fleet: Fleet, proxy: FaultProxy, graph: str) -> None:
-    thread = fleet.submit(graph)
+    threads = [fleet.submit(graph) for _ in range(8)]
     lost = proxy.drop_next_reply(sha("claim").encode())
-    with fleet.heir(graph, via=proxy.url, concurrency=4):
+    with fleet.heir(graph, via=proxy.url, concurrency=4, lease_ms=HOUR_MS):
         assert lost.wait(10)
-        once(fleet, graph, thread)
+        for thread in threads:
+            once(fleet, graph, thread)
 
 
 @GRAPHS
@@ -70,7 +72,7 @@ def test_a_commit_whose_reply_is_lost_is_told_already_and_goes_on(
     fleet: Fleet, proxy: FaultProxy, graph: str, node: str
 ) -> None:
     thread = fleet.submit(graph, gated=node)
-    with fleet.heir(graph, via=proxy.url):
+    with fleet.heir(graph, via=proxy.url, lease_ms=HOUR_MS):
         fleet.began(thread, node)
         lost = proxy.drop_next_reply(sha("commit").encode())
         fleet.open_gate()
@@ -81,7 +83,7 @@ def test_a_commit_whose_reply_is_lost_is_told_already_and_goes_on(
 @GRAPHS
 def test_a_commit_that_never_arrives_is_sent_again(fleet: Fleet, proxy: FaultProxy, graph: str) -> None:
     thread = fleet.submit(graph, gated="b")
-    with fleet.heir(graph, via=proxy.url):
+    with fleet.heir(graph, via=proxy.url, lease_ms=HOUR_MS):
         fleet.began(thread, "b")
         lost = proxy.drop_next_request(sha("commit").encode())
         fleet.open_gate()

@@ -100,3 +100,24 @@ def test_a_thread_made_again_under_a_zombie_knows_nothing_of_it(fleet: Fleet, gr
     assert {entry.text("run") for entry in fleet.log.pages(thread)} == {"second"}
     assert fleet.executions(thread)["b"] == 2
     assert fleet.state(graph, thread)["seen"] == ["a", "b", "c"]
+
+
+@GRAPHS
+@pytest.mark.parametrize("point", ["called", "settled"])
+def test_a_commit_from_before_the_stall_is_fenced_while_the_heir_holds_the_task(
+    fleet: Fleet, graph: str, point: str
+) -> None:
+    thread = fleet.submit(graph, gated="b/2")
+    with fleet.sweeping():
+        zombie = fleet.worker(graph, lease_ms=SHORT_MS, failpoint=f"stop@{point}:3")
+        zombie.stalls()
+        (token,) = fleet.redis.hkeys(KEYS.lease)
+        with fleet.heir(graph):
+            fleet.began(thread, "b", 2)
+            zombie.go_on()
+            learns_that_it_is_late(fleet, zombie)
+            assert fleet.redis.hget(KEYS.stats, "fenced") == b"1" or point == "called"
+            fleet.open_gate()
+            fleet.settled(thread)
+    assert tokens(fleet, thread)[token.decode()] == ["task_lost"]
+    assert fleet.executions(thread) == {"a": 1, "b": 2, "c": 1}

@@ -329,7 +329,12 @@ def test_what_a_node_mutates_never_reaches_the_state(saver: Saver) -> None:
 
 def test_a_run_id_makes_an_invoke_idempotent(saver: Saver) -> None:
     calls: list[int] = []
-    graph = chain(lambda state: calls.append(1) or {"count": state["count"] + 1}).compile(checkpointer=saver, name="g")
+
+    def node(state: State) -> State:
+        calls.append(1)
+        return {"count": state["count"] + 1}
+
+    graph = chain(node).compile(checkpointer=saver, name="g")
     assert graph.invoke({"count": 1}, on(), run_id="r1")["count"] == 2
     assert graph.invoke({"count": 1}, on(), run_id="r1")["count"] == 2
     assert calls == [1]
@@ -338,7 +343,11 @@ def test_a_run_id_makes_an_invoke_idempotent(saver: Saver) -> None:
 
 
 def test_two_invokes_on_one_thread_lose_nothing(saver: Saver) -> None:
-    graph = chain(lambda state: time.sleep(0.01) or {"log": [state["count"]]}).compile(checkpointer=saver, name="g")
+    def node(state: State) -> State:
+        time.sleep(0.01)
+        return {"log": [state["count"]]}
+
+    graph = chain(node).compile(checkpointer=saver, name="g")
     threads = [threading.Thread(target=graph.invoke, args=({"count": i}, on())) for i in range(4)]
     for thread in threads:
         thread.start()

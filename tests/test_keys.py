@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from importlib.resources import files
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pytest
 import redis
@@ -82,12 +82,13 @@ def test_rq_spells_its_keys_as_we_do() -> None:
     from rq.worker import Worker
 
     client = redis.Redis()
-    queue = Queue("q", connection=client)
+    queue: Any = Queue("q", connection=client)
+    scheduled: Any = ScheduledJobRegistry  # untyped in RQ
     assert KEYS.rq_queue("q") == queue.key
     assert KEYS.rq_queues == Queue.redis_queues_keys
     assert KEYS.rq_job("j") == Job.redis_job_namespace_prefix + "j"
     assert KEYS.rq_started("q") == StartedJobRegistry(queue=queue).key
-    assert KEYS.rq_scheduled("q") == ScheduledJobRegistry(queue=queue).key
+    assert KEYS.rq_scheduled("q") == scheduled(queue=queue).key
     assert KEYS.rq_failed("q") == FailedJobRegistry(queue=queue).key
     assert KEYS.rq_workers == Worker.redis_workers_keys
     assert KEYS.rq_worker("w") == Worker.redis_worker_namespace_prefix + "w"

@@ -363,7 +363,8 @@ def test_jobs_that_an_operator_emptied_from_a_queue_come_back(shop: Shop) -> Non
         suspend(shop.redis)
         wait_for(lambda: worker.work.suspended, what="the worker to see it")
         threads = [shop.submit(spec) for _ in range(3)]
-        assert rq.Queue("gate", connection=shop.redis, serializer=JSONSerializer).empty() == 3
+        queue: Any = rq.Queue("gate", connection=shop.redis, serializer=JSONSerializer)
+        assert queue.empty() == 3
         shop.redis.rpush(KEYS.rq_queue("gate"), "a-ghost")
         wait_for(lambda: shop.counts("gate") == (3, 0, 0, 0), what="the audit")
         resume(shop.redis)

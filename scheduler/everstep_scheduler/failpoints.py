@@ -1,8 +1,9 @@
-"""Named places where a process can be made to die, for the tests that kill it there. Off, `reach` is one comparison.
+"""Named places where a process can be made to die or stall, for tests. Off, `reach` is one comparison.
 
 EVERSTEP_FAILPOINT=called          dies where it first has a node's result in hand
 EVERSTEP_FAILPOINT=called:3        the third time
 EVERSTEP_FAILPOINT=called:3:FILE   and only the one process that can make FILE: pools replace their dead
+EVERSTEP_FAILPOINT=stop@called:3   stalls there instead, until SIGCONT
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import signal
 import threading
 
 VARIABLE = "EVERSTEP_FAILPOINT"
+STOP = "stop@"
 NAMES = ("claimed", "loaded", "called", "settled", "committed", "renewed")
 
 
 class Failpoint:
-    """One armed place; the `count`-th thread that comes by ends the process as kill -9 does."""
+    """One armed place; the `count`-th thread that comes by ends the process as kill -9 does, or stops it."""
 
-    def __init__(self, name: str, count: int = 1, once: str = "") -> None:
+    def __init__(self, name: str, count: int = 1, once: str = "", how: signal.Signals = signal.SIGKILL) -> None:
         if name not in NAMES:
             raise ValueError(f"{VARIABLE} names no failpoint: {name!r}; there are {', '.join(NAMES)}")
         self.name = name
         self._left = count
         self._once = once
+        self._how = how
         self._lock = threading.Lock()
 
     @classmethod
@@ -31,9 +34,10 @@ class Failpoint:
         """From the variable's text; None where it says nothing. Raises ValueError for what is not of its form."""
         if not text:
             return None
-        name, _, rest = text.partition(":")
+        how = signal.SIGSTOP if text.startswith(STOP) else signal.SIGKILL
+        name, _, rest = text.removeprefix(STOP).partition(":")
         count, _, once = rest.partition(":")
-        return cls(name, int(count or 1), once)
+        return cls(name, int(count or 1), once, how)
 
     def reached(self, name: str) -> None:
         """A thread comes by."""
@@ -42,7 +46,7 @@ class Failpoint:
         with self._lock:
             self._left -= 1
             if self._left == 0 and self._is_first():
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self._how)
 
     def _is_first(self) -> bool:
         if not self._once:
@@ -58,6 +62,6 @@ _armed = Failpoint.read(os.environ.get(VARIABLE, ""))
 
 
 def reach(name: str) -> None:
-    """Die here, if this process was told to."""
+    """Die or stall here, if this process was told to."""
     if _armed is not None:
         _armed.reached(name)
