@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.runtime import END, START, Send
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.runtime import END, START, Send
+from everstep_scheduler.graph.spec import GraphSpec
 
 PAYLOAD = 1024
 JOURNAL: list[tuple[int, int]] = []

@@ -28,12 +28,12 @@ from everstep_checkpoint.entries import Entry
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.connection import connect
-from everstep_scheduler.moves import Offer
-from everstep_scheduler.record import Config, start_of
-from everstep_scheduler.recovery import Recovery
-from everstep_scheduler.redismoves import RedisMoves, Scripts, sha
+from everstep_scheduler.graph.spec import GraphSpec
+from everstep_scheduler.moves.connection import connect
+from everstep_scheduler.moves.contract import Offer
+from everstep_scheduler.moves.record import Config, start_of
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts, sha
+from everstep_scheduler.recovery.recovery import Recovery
 
 ROOT = Path(__file__).parent.parent
 KEYS = Keys()

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.entries import Entry
 from everstep_checkpoint.log import new_id
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.moves import Commit, Lease, Offer
-from everstep_scheduler.perform import Performer
+from everstep_scheduler.graph.spec import GraphSpec
+from everstep_scheduler.moves.contract import Commit, Lease, Offer
+from everstep_scheduler.steps.perform import Performer
 
 from .floor import async_chain, sync_chain
 from .graphs import PAYLOAD, chain, fan

@@ -30,12 +30,12 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import State, state_at, step_of, verify
-from everstep_scheduler.connection import connect, server_run_id
-from everstep_scheduler.inline import CompiledGraph
-from everstep_scheduler.rebuild import STATUSES
-from everstep_scheduler.record import Config, start_of
-from everstep_scheduler.recovery import Recovery
-from everstep_scheduler.redismoves import RedisMoves, Scripts, source
+from everstep_scheduler.inline.compiled import CompiledGraph
+from everstep_scheduler.moves.connection import connect, server_run_id
+from everstep_scheduler.moves.record import Config, start_of
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts, source
+from everstep_scheduler.recovery.rebuild import STATUSES
+from everstep_scheduler.recovery.recovery import Recovery
 from everstep_workers.worker import Worker
 from servers import plain_client, wait_for
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.runtime import END, START, Runtime, Send
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.runtime import END, START, Runtime, Send
 
 LOOK_S = 0.01
 

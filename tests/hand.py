@@ -10,14 +10,14 @@ from typing import Any
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
-from everstep_scheduler.client import publish
-from everstep_scheduler.connection import connect
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.moves import Lease, Offer
-from everstep_scheduler.perform import Performer
-from everstep_scheduler.record import Config, start_of
-from everstep_scheduler.recovery import Recovery
-from everstep_scheduler.redismoves import RedisMoves, Scripts
+from everstep_scheduler.client.client import publish
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.moves.connection import connect
+from everstep_scheduler.moves.contract import Lease, Offer
+from everstep_scheduler.moves.record import Config, start_of
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
+from everstep_scheduler.recovery.recovery import Recovery
+from everstep_scheduler.steps.perform import Performer
 
 KEYS = Keys(rq="rq")
 LEASE_MS = 300

@@ -193,9 +193,7 @@ class FaultProxy:
     async def _replies(self, link: Link) -> None:
         while data := await link.server[0].read(_CHUNK):
             link.answers.feed(data)
-            link.answered += sum(
-                not isinstance(each, hiredis.PushNotification) for each in _whole(link.answers)
-            )
+            link.answered += sum(not isinstance(each, hiredis.PushNotification) for each in _whole(link.answers))
             if link.losing is None:
                 await self._flowing.wait()
                 link.client[1].write(data)

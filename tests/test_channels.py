@@ -19,12 +19,12 @@ from langgraph.graph.state import _get_channels  # pyright: ignore[reportPrivate
 from pydantic import BaseModel, Field
 
 from everstep_checkpoint.errors import GraphError, InvalidUpdateError, UnknownType
-from everstep_scheduler.channels import apply, channel_of
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.messages import REMOVE_ALL_MESSAGES, MessagesState, add_messages
-from everstep_scheduler.runtime import START
-from everstep_scheduler.schema import Schema
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.channels import apply, channel_of
+from everstep_scheduler.graph.messages import REMOVE_ALL_MESSAGES, MessagesState, add_messages
+from everstep_scheduler.graph.runtime import START
+from everstep_scheduler.graph.schema import Schema
+from everstep_scheduler.graph.spec import GraphSpec
 
 their_add_messages: Any = their_message.add_messages
 ABSENT = object()

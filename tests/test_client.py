@@ -33,12 +33,12 @@ from everstep_checkpoint.errors import (
     UnknownRun,
     UnknownThread,
 )
-from everstep_scheduler.client import Client, connect, publish
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.manifest import Manifest, check_input
-from everstep_scheduler.record import Config, RunRecord, looks_secret
-from everstep_scheduler.runtime import END, START, Send
-from everstep_scheduler.savers import InMemorySaver
+from everstep_scheduler.client.client import Client, connect, publish
+from everstep_scheduler.client.manifest import Manifest, check_input
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.runtime import END, START, Send
+from everstep_scheduler.inline.savers import InMemorySaver
+from everstep_scheduler.moves.record import Config, RunRecord, looks_secret
 from hand import KEYS, Hand, working
 from servers import wait_for
 

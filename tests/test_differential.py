@@ -9,7 +9,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 
 from everstep_checkpoint.replay import verify
-from everstep_scheduler.savers import InMemorySaver, RedisSaver, Saver
+from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from servers import run_seed
 from test_plan import OURS, THEIRS, random_graph
 

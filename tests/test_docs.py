@@ -148,7 +148,7 @@ def test_every_key_stands_in_the_page_on_redis_cli() -> None:
 
 
 def test_every_script_stands_in_the_page_on_moves() -> None:
-    scripts = {path.stem for package in ("everstep_scheduler", "everstep_checkpoint") for path in _lua(package)}
+    scripts = {path.stem for package in ("everstep_scheduler.moves", "everstep_checkpoint") for path in _lua(package)}
     text = page("moves.md")
     assert "`common.lua`" in text
     assert {name for name in scripts - {"common"} if f"| `{name}` |" not in text} == set()
@@ -159,7 +159,7 @@ def _lua(package: str) -> list[Path]:
 
 
 def test_every_place_of_a_task_stands_in_the_page_on_moves() -> None:
-    text = "".join(path.read_text() for path in _lua("everstep_scheduler"))
+    text = "".join(path.read_text() for path in _lua("everstep_scheduler.moves"))
     places = set(re.findall(r"\bp = '([a-z]+)'", text)) | set(re.findall(r"\.p = '([a-z]+)'", text)) | {"unmade"}
     places |= set(re.findall(r"rec\.p, [^=]*= '([a-z]+)'", text))
     assert len(places) >= 8

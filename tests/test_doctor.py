@@ -15,8 +15,8 @@ from everstep.embedded import EmbeddedServer
 from everstep.places import look_at_places
 from everstep.site import Site
 from everstep_checkpoint.log import new_id
-from everstep_scheduler.client import publish
-from everstep_scheduler.moves import Offer
+from everstep_scheduler.client.client import publish
+from everstep_scheduler.moves.contract import Offer
 from servers import StartServer
 
 

@@ -9,10 +9,10 @@ from typing import Any, TypedDict
 
 import pytest
 
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.draw import arrows, mermaid, svg
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.runtime import END, START
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.draw import arrows, mermaid, svg
+from everstep_scheduler.graph.runtime import END, START
+from everstep_scheduler.graph.spec import GraphSpec
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -164,9 +164,7 @@ def test_a_given_folder_keeps_its_data(binary: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_second_server_is_kept_off_the_data(
-    binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_server_is_kept_off_the_data(binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_LOCK_S", 0.1)
     with EmbeddedServer(binary=binary, folder=tmp_path) as first:
         with pytest.raises(NoServer, match="another server is running on"):
@@ -215,9 +213,7 @@ def test_a_long_temporary_folder_does_not_break_the_socket(
         assert client.ping()
 
 
-def test_a_path_with_odd_characters_is_a_url(
-    binary: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_with_odd_characters_is_a_url(binary: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = temporary / "a b#c?é%20"
     odd.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(odd))
@@ -270,12 +266,8 @@ def test_ctrl_c_is_not_for_the_server(binary: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has died")
-def test_it_ends_when_its_parent_is_killed_and_the_next_start_tidies_up(
-    binary: Path, temporary: Path
-) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(binary)], stdout=subprocess.PIPE, text=True
-    ) as parent:
+def test_it_ends_when_its_parent_is_killed_and_the_next_start_tidies_up(binary: Path, temporary: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(binary)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid, socket = parent.stdout.readline().split()
         parent.send_signal(signal.SIGKILL)

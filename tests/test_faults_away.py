@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from everstep.embedded import EmbeddedServer
-from everstep_scheduler.connection import server_run_id
+from everstep_scheduler.moves.connection import server_run_id
 from faults import KEYS, LONG_MS, Fleet, assert_at_rest
 from proxy import FaultProxy
 from servers import StartServer, plain_client, wait_for

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from everstep.embedded import EmbeddedServer
-from everstep_scheduler.failpoints import NAMES, Failpoint
+from everstep_scheduler.steps.failpoints import NAMES, Failpoint
 from faults import SHORT_MS, Fleet
 from servers import wait_for
 

@@ -12,8 +12,8 @@ import pytest
 
 from everstep.embedded import EmbeddedServer
 from everstep_checkpoint.errors import ServerUnavailable
-from everstep_scheduler.recovery import Recovery
-from everstep_scheduler.redismoves import sha
+from everstep_scheduler.moves.redismoves import sha
+from everstep_scheduler.recovery.recovery import Recovery
 from faults import HERE, KEYS, LONG_MS, Fleet, assert_at_rest
 from proxy import FaultProxy
 from servers import wait_for

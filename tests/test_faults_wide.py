@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from everstep.embedded import EmbeddedServer
-from everstep_scheduler.moves import MOVE_MAX
+from everstep_scheduler.moves.contract import MOVE_MAX
 from everstep_workers.slots import OFFER_MAX
 from faults import KEYS, LONG_MS, Fleet, assert_at_rest, left_over, our_indexes
 from servers import plain_client, wait_for

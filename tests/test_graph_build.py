@@ -18,9 +18,9 @@ import pytest
 from pydantic import BaseModel
 
 from everstep_checkpoint.errors import GraphError, UnknownNode
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.retry import RetryPolicy
-from everstep_scheduler.runtime import END, START, Runtime, Send
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.retry import RetryPolicy
+from everstep_scheduler.graph.runtime import END, START, Runtime, Send
 
 
 class State(TypedDict):
@@ -293,7 +293,7 @@ def test_the_order_of_building_does_not_matter() -> None:
 SCRIPT = """
 import sys; sys.path.insert(0, sys.argv[1])
 import test_graph_build as t
-from everstep_scheduler.draw import mermaid, svg
+from everstep_scheduler.graph.draw import mermaid, svg
 for name, each in t.variants().items():
     spec = each.spec()
     print(name, spec.fingerprint, spec.initial(), mermaid(spec), svg(spec))
@@ -311,8 +311,8 @@ def test_fingerprints_are_the_same_in_every_process() -> None:
 
 
 def test_compile_hands_the_checked_graph_to_what_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    inline = types.ModuleType("everstep_scheduler.inline")
+    inline = types.ModuleType("everstep_scheduler.inline.compiled")
     inline.CompiledGraph = lambda spec, checkpointer: (spec.name, checkpointer)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "everstep_scheduler.inline", inline)
+    monkeypatch.setitem(sys.modules, "everstep_scheduler.inline.compiled", inline)
     found: list[Any] = [graph().compile("saver", name="counter"), graph().compile()]
     assert found == [("counter", "saver"), ("graph", None)]

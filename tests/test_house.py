@@ -56,9 +56,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def sources() -> list[Path]:
-    return [
-        path for folder in PACKAGES for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts
-    ]
+    return [path for folder in PACKAGES for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
 
 
 def seconds(text: str) -> int:
@@ -87,9 +85,7 @@ def test_the_version_is_in_one_place(project: dict[str, Any]) -> None:
     assert metadata.version("everstep") == version, "run `make dev` after a change of version"
     for path in sources():
         if path.suffix == ".py":
-            assert not re.search(r"^\s*(__version__|VERSION)\b.*=\s*[\"']", path.read_text(), re.MULTILINE), (
-                path
-            )
+            assert not re.search(r"^\s*(__version__|VERSION)\b.*=\s*[\"']", path.read_text(), re.MULTILINE), path
     assert version not in (ROOT / "Dockerfile").read_text()
 
 
@@ -247,9 +243,7 @@ def test_every_deciding_module_is_under_contract(project: dict[str, Any]) -> Non
     (contract,) = [each for each in project["tool"]["importlinter"]["contracts"] if each["id"] == "deciding"]
     assert {"redis", "rq", "time", "random", "secrets"} <= set(contract["forbidden_modules"])
     named = set(contract["source_modules"])
-    assert {module for module in DECIDING if module_file(module).exists()} - named == set(), (
-        "add to pyproject.toml"
-    )
+    assert {module for module in DECIDING if module_file(module).exists()} - named == set(), "add to pyproject.toml"
 
 
 @pytest.mark.parametrize("module", DECIDING)

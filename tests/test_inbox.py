@@ -15,11 +15,11 @@ import redis
 
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
-from everstep_scheduler.client import Client, connect, publish
-from everstep_scheduler.connection import connect as connected
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.inbox import InboxReader
-from everstep_scheduler.runtime import START
+from everstep_scheduler.client.client import Client, connect, publish
+from everstep_scheduler.client.inbox import InboxReader
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.runtime import START
+from everstep_scheduler.moves.connection import connect as connected
 from servers import wait_for
 
 KEYS = Keys(rq="rq")
@@ -186,8 +186,8 @@ def _dies(*_: Any) -> None:
 def test_the_rejected_ones_are_bounded(
     fleet: Client, client: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everstep_scheduler.inbox.REJECTED_MAX", 10)
-    monkeypatch.setattr("everstep_scheduler.inbox.BATCH_MAX", 500)
+    monkeypatch.setattr("everstep_scheduler.client.inbox.REJECTED_MAX", 10)
+    monkeypatch.setattr("everstep_scheduler.client.inbox.BATCH_MAX", 500)
     client.config_set("stream-node-max-entries", 5)
     for _ in range(60):
         send(client, graph="nobody")

@@ -9,9 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
+from langgraph.graph import StateGraph as OracleGraph
+from langgraph.types import Send as OracleSend
+
 from everstep_checkpoint.errors import (
     EmptyInputError,
     GraphRecursionError,
@@ -24,14 +29,11 @@ from everstep_checkpoint.errors import (
     UnknownType,
 )
 from everstep_checkpoint.replay import verify
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.inline import CompiledGraph
-from everstep_scheduler.retry import RetryPolicy
-from everstep_scheduler.runtime import END, START, Runtime, Send
-from everstep_scheduler.savers import InMemorySaver, RedisSaver, Saver
-from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
-from langgraph.graph import StateGraph as OracleGraph
-from langgraph.types import Send as OracleSend
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.retry import RetryPolicy
+from everstep_scheduler.graph.runtime import END, START, Runtime, Send
+from everstep_scheduler.inline.compiled import CompiledGraph
+from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from servers import wait_for
 
 
@@ -146,7 +148,7 @@ def chain(*nodes: Any, **options: Any) -> StateGraph:
     for name, node in zip(names, nodes, strict=True):
         builder.add_node(name, node, **options)
     builder.add_edge(START, names[0])
-    for a, b in zip(names, names[1:], strict=False):
+    for a, b in pairwise(names):
         builder.add_edge(a, b)
     return builder
 
@@ -308,7 +310,11 @@ def test_update_state_acts_as_a_node_and_waits(saver: Saver) -> None:
     graph = chain(*[lambda state: {"count": state["count"] + 1}] * 3).compile(checkpointer=saver, name="g")
     graph.update_state(on(), {"count": 10}, as_node="n0")
     state = graph.get_state(on())
-    assert (state.values["count"], state.next, state.metadata) == (10, ("n1",), {"source": "update", "step": 0, "parents": {}})
+    assert (state.values["count"], state.next, state.metadata) == (
+        10,
+        ("n1",),
+        {"source": "update", "step": 0, "parents": {}},
+    )
     assert graph.invoke(None, on())["count"] == 12
 
 
@@ -379,9 +385,16 @@ def test_bad_input_is_refused_before_anything_is_written(saver: Saver) -> None:
 
 @pytest.mark.parametrize(
     ("returned", "error"),
-    [([1], InvalidUpdateError), ({"cuont": 1}, InvalidUpdateError), ({"count": object()}, UnknownType), ({"count": "x" * 9_000_000}, TooLarge)],
+    [
+        ([1], InvalidUpdateError),
+        ({"cuont": 1}, InvalidUpdateError),
+        ({"count": object()}, UnknownType),
+        ({"count": "x" * 9_000_000}, TooLarge),
+    ],
 )
-def test_what_a_node_may_not_return_fails_with_its_name_and_the_thread_stays_usable(returned: Any, error: Any, saver: Saver) -> None:
+def test_what_a_node_may_not_return_fails_with_its_name_and_the_thread_stays_usable(
+    returned: Any, error: Any, saver: Saver
+) -> None:
     answers = [returned, {"count": 3}]
     graph = chain(lambda state: answers.pop(0)).compile(checkpointer=saver, name="g")
     with pytest.raises(error) as raised:
@@ -419,7 +432,7 @@ def test_a_snapshot_comes_by_size_and_large_ones_in_parts(saver: Saver) -> None:
     for i in range(5):
         graph.invoke({"count": i}, on())
         graph.update_state(on(), {"log": [os.urandom(1000)] * 4, "done": True}, as_node="n0")
-    for i in range(6):
+    for _ in range(6):
         graph.update_state(on(), {"note": os.urandom(200_000)}, as_node="n0")
     for thread in ("small", "t"):
         found = [x for x in saver.log.read(thread) if x.is_checkpoint and "floor" in x.raw]

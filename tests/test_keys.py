@@ -14,9 +14,9 @@ from everstep_checkpoint.errors import InvalidThreadId
 from everstep_checkpoint.keys import Keys, rq_prefix, thread_id_text
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import verify
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.runtime import END, START
-from everstep_scheduler.savers import RedisSaver
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.runtime import END, START
+from everstep_scheduler.inline.savers import RedisSaver
 from servers import StartServer, wait_for
 
 KEYS = Keys(rq="rq")
@@ -65,9 +65,9 @@ def rq_spelled() -> set[str]:
     return {name.removeprefix("rq:").split(":")[0] for name in names}
 
 
-@pytest.mark.parametrize("script", sorted(p.name for p in (files("everstep_scheduler") / "lua").iterdir()))
+@pytest.mark.parametrize("script", sorted(p.name for p in (files("everstep_scheduler.moves") / "lua").iterdir()))
 def test_scripts_spell_no_key_that_keys_py_does_not(script: str) -> None:
-    text = (files("everstep_scheduler") / "lua" / script).read_text()
+    text = (files("everstep_scheduler.moves") / "lua" / script).read_text()
     ours = set(re.findall(r"\bS \.\. '([a-z_]+)", text))
     theirs = set(re.findall(r"\bR \.\. '([a-z_]+)", text))
     assert ours <= spelled()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.delta import encode_delta
 from everstep_checkpoint.errors import Conflict, CorruptEntry, NewerVersion, ThreadBusy, Trimmed, UnknownThread
@@ -130,8 +131,27 @@ def test_a_fork_begins_with_a_snapshot_that_names_its_parent(log: Log) -> None:
 
 def test_a_fork_takes_the_sends_of_its_step_along(log: Log) -> None:
     begin(log)
-    part = e.summed(e.fact("part", "r", task="start", token="k", tasks='[["w","g",0,2]]', sends=e.pack_sends([("w", b"\x01"), ("w", b"\x02")])))
-    made = e.checkpoint(BIRTH, 1, [str(part["sum"])], source="loop", step=0, graph="g", run="r", next='[["0-2",2]]', delta=e.wrap(b"\x80"))
+    part = e.summed(
+        e.fact(
+            "part",
+            "r",
+            task="start",
+            token="k",
+            tasks='[["w","g",0,2]]',
+            sends=e.pack_sends([("w", b"\x01"), ("w", b"\x02")]),
+        )
+    )
+    made = e.checkpoint(
+        BIRTH,
+        1,
+        [str(part["sum"])],
+        source="loop",
+        step=0,
+        graph="g",
+        run="r",
+        next='[["0-2",2]]',
+        delta=e.wrap(b"\x80"),
+    )
     log.append("t", [part, made], (0, BIRTH))
     log.fork("t", 1, "copy")
     opened = log.read("copy", "1-0", "1-0")[0]

@@ -13,13 +13,14 @@ from typing import Any
 import fakeredis
 import pytest
 import redis
+
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
-from everstep_scheduler.logmoves import LogMoves
-from everstep_scheduler.moves import Commit, Lease, Moves, Offer, RunKind, Start, Started
-from everstep_scheduler.redismoves import RedisMoves, Scripts
+from everstep_scheduler.inline.logmoves import LogMoves
+from everstep_scheduler.moves.contract import Commit, Lease, Moves, Offer, RunKind, Start, Started
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 
 THREAD = "t"
 
@@ -36,10 +37,21 @@ class Stage:
     def offer(self, count: int = 1) -> Offer:
         return Offer(self.owner, tuple(new_id() for _ in range(count)), lease_ms=60_000, thread=THREAD)
 
-    def start(self, run: str = "r1", kind: RunKind = "input", sum: str = "s", tokens: int = 1, mode: Any = "enqueue") -> Started:
-        fields: e.Fields = {"run": run, "kind_of_run": kind, "task": "start", "node": "__start__", "graph": "g", "queue": "g"}
+    def start(
+        self, run: str = "r1", kind: RunKind = "input", sum: str = "s", tokens: int = 1, mode: Any = "enqueue"
+    ) -> Started:
+        fields: e.Fields = {
+            "run": run,
+            "kind_of_run": kind,
+            "task": "start",
+            "node": "__start__",
+            "graph": "g",
+            "queue": "g",
+        }
         task = "update" if kind == "update" else "start"
-        started = self.moves.start(Start(THREAD, run, kind, "g", "g", sum, fields, task=task, mode=mode), self.offer(tokens))
+        started = self.moves.start(
+            Start(THREAD, run, kind, "g", "g", sum, fields, task=task, mode=mode), self.offer(tokens)
+        )
         self.held.extend(started.leases)
         return started
 
@@ -57,17 +69,30 @@ class Stage:
         """Commit the next checkpoint with these PULL tasks."""
         rows = tuple((f"p{i}", node, "g", 0) for i, node in enumerate(tasks))
         made = e.checkpoint(
-            lease.digest, lease.n + 1, source="loop", step=step, graph="g@1", run=lease.run, task=lease.task, token=lease.token,
-            next=json.dumps(rows), delta=e.wrap(b"\x80"),
+            lease.digest, lease.n + 1, source="loop", step=step, graph="g@1", run=lease.run, task=lease.task,
+            token=lease.token, next=json.dumps(rows), delta=e.wrap(b"\x80"),
         )  # fmt: skip
-        return self.commit(Commit(lease, "next", (made,), (lease.n + 1, str(made["digest"]), step), rows, stop=stop), count)
+        return self.commit(
+            Commit(lease, "next", (made,), (lease.n + 1, str(made["digest"]), step), rows, stop=stop), count
+        )
 
     def done(self, lease: Lease, count: int = 1) -> tuple[str, list[str]]:
-        fact = e.summed(e.fact("task_done", lease.run, task=lease.task, token=lease.token, node=lease.node, writes=e.pack_writes([])))
+        fact = e.summed(
+            e.fact(
+                "task_done", lease.run, task=lease.task, token=lease.token, node=lease.node, writes=e.pack_writes([])
+            )
+        )
         return self.commit(Commit(lease, "done", (fact,)), count)
 
     def fail(self, lease: Lease, delay_ms: int = 0) -> tuple[str, list[str]]:
-        fact = e.fact("task_failed", lease.run, task=lease.task, token=lease.token, node=lease.node, error='{"type":"E","text":"x"}')
+        fact = e.fact(
+            "task_failed",
+            lease.run,
+            task=lease.task,
+            token=lease.token,
+            node=lease.node,
+            error='{"type":"E","text":"x"}',
+        )
         outcome: Any = "retry" if delay_ms else "failed"
         return self.commit(Commit(lease, outcome, (fact,), reason="E: x", delay_ms=delay_ms), 1)
 
@@ -124,7 +149,9 @@ def test_a_commit_sent_twice_is_told_already_and_gets_the_same_leases(stage: Sta
     stage.start()
     lease, offer = stage.take("start"), stage.offer()
     rows = (("p0", "a", "g", 0),)
-    made = e.checkpoint(lease.digest, 1, source="loop", step=0, graph="g@1", run="r1", token=lease.token, next=json.dumps(rows))
+    made = e.checkpoint(
+        lease.digest, 1, source="loop", step=0, graph="g@1", run="r1", token=lease.token, next=json.dumps(rows)
+    )
     commit = Commit(lease, "next", (made,), (1, str(made["digest"]), 0), rows)
     first, second = (stage.moves.commit([(commit, offer)])[0] for _ in range(2))
     assert (first.status, second.status) == ("ok", "already")
@@ -245,10 +272,29 @@ def test_nothing_to_continue_is_said(stage: Stage) -> None:
 def test_sends_are_named_before_they_mean_anything(stage: Stage) -> None:
     stage.start()
     lease = stage.take("start")
-    part = e.summed(e.fact("part", "r1", task="start", token=lease.token, tasks='[["w","g",0,3]]', sends=e.pack_sends([("w", b"\xc0")] * 3)))
+    part = e.summed(
+        e.fact(
+            "part",
+            "r1",
+            task="start",
+            token=lease.token,
+            tasks='[["w","g",0,3]]',
+            sends=e.pack_sends([("w", b"\xc0")] * 3),
+        )
+    )
     [ref] = stage.moves.part(lease, [part])
     assert ref == "0-2"
-    made = e.checkpoint(lease.digest, 1, [str(part["sum"])], source="loop", step=0, graph="g@1", run="r1", token=lease.token, next=f'[["{ref}",3]]')
+    made = e.checkpoint(
+        lease.digest,
+        1,
+        [str(part["sum"])],
+        source="loop",
+        step=0,
+        graph="g@1",
+        run="r1",
+        token=lease.token,
+        next=f'[["{ref}",3]]',
+    )
     commit = Commit(lease, "next", (made,), (1, str(made["digest"]), 0), ((ref, 3),), {ref: '[["w","g",0,3]]'})
     assert stage.commit(commit, 2) == ("ok", ["s2_0", "s2_1"])
     assert stage.done(stage.take("s2_1")) == ("ok", ["s2_2"])

@@ -19,12 +19,12 @@ from langgraph.types import Send as TheirSend
 from pydantic import BaseModel
 
 from everstep_checkpoint.errors import InvalidUpdateError
-from everstep_scheduler import runtime
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.outcome import raised, returned
-from everstep_scheduler.plan import Done, adestinations, destinations, plan
-from everstep_scheduler.runtime import END, START, Send
+from everstep_scheduler.graph import runtime
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.runtime import END, START, Send
+from everstep_scheduler.graph.spec import GraphSpec
+from everstep_scheduler.steps.outcome import raised, returned
+from everstep_scheduler.steps.plan import Done, adestinations, destinations, plan
 
 OURS = SimpleNamespace(StateGraph=StateGraph, Send=Send)
 THEIRS = SimpleNamespace(StateGraph=TheirStateGraph, Send=TheirSend)

@@ -19,11 +19,11 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.connection import connect
-from everstep_scheduler.record import Config, start_of
-from everstep_scheduler.recovery import Recovery
-from everstep_scheduler.redismoves import RedisMoves, Scripts
+from everstep_scheduler.graph.spec import GraphSpec
+from everstep_scheduler.moves.connection import connect
+from everstep_scheduler.moves.record import Config, start_of
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
+from everstep_scheduler.recovery.recovery import Recovery
 from everstep_workers.targets import load_target
 from servers import wait_for
 
@@ -33,8 +33,8 @@ import operator, os, signal, time
 from pathlib import Path
 from typing import Any
 from typing import Annotated, TypedDict
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.runtime import END, START
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.runtime import END, START
 
 HERE = Path(__file__).parent
 

@@ -82,9 +82,7 @@ def test_a_fault_strikes_only_the_connection_that_asked(proxy: FaultProxy) -> No
         assert proxy.connections == connections, "the other one did not have to reconnect"
 
 
-def test_a_black_hole_holds_everything_and_heals(
-    through: redis.Redis, proxy: FaultProxy, client: redis.Redis
-) -> None:
+def test_a_black_hole_holds_everything_and_heals(through: redis.Redis, proxy: FaultProxy, client: redis.Redis) -> None:
     through.ping()
     proxy.black_hole()
     answers: list[object] = []

@@ -13,14 +13,14 @@ import pytest
 
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at, verify
-from everstep_scheduler import recovery
-from everstep_scheduler.derive import derive
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.rebuild import LockLost, Rebuild
-from everstep_scheduler.record import Config, start_of
-from everstep_scheduler.recovery import audit, recover
-from everstep_scheduler.retry import RetryPolicy
-from everstep_scheduler.runtime import END, START, Send
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.retry import RetryPolicy
+from everstep_scheduler.graph.runtime import END, START, Send
+from everstep_scheduler.moves.record import Config, start_of
+from everstep_scheduler.reading.derive import derive
+from everstep_scheduler.recovery import recovery
+from everstep_scheduler.recovery.rebuild import LockLost, Rebuild
+from everstep_scheduler.recovery.recovery import audit, recover
 from hand import KEYS, LEASE_MS, THREAD, Hand
 
 

@@ -11,7 +11,7 @@ import requests
 from langgraph.types import RetryPolicy as TheirRetryPolicy
 
 from everstep_checkpoint.errors import GraphError, InvalidUpdateError, NodeTimeoutError
-from everstep_scheduler.retry import RetryPolicy, default_retry_on, next_delay
+from everstep_scheduler.graph.retry import RetryPolicy, default_retry_on, next_delay
 
 their_default_retry_on: Any = TheirRetryPolicy().retry_on
 

@@ -21,10 +21,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from everstep_checkpoint.errors import EmptyInputError, InvalidInput, InvalidUpdateError, UnknownType
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.messages import add_messages
-from everstep_scheduler.runtime import START
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.messages import add_messages
+from everstep_scheduler.graph.runtime import START
+from everstep_scheduler.graph.spec import GraphSpec
 
 
 class Colour(Enum):

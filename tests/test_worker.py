@@ -20,14 +20,14 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.connection import connect
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.record import Config, start_of
-from everstep_scheduler.recovery import Recovery
-from everstep_scheduler.redismoves import RedisMoves, Scripts, sha
-from everstep_scheduler.retry import RetryPolicy
-from everstep_scheduler.runtime import END, START, Send
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.retry import RetryPolicy
+from everstep_scheduler.graph.runtime import END, START, Send
+from everstep_scheduler.graph.spec import GraphSpec
+from everstep_scheduler.moves.connection import connect
+from everstep_scheduler.moves.record import Config, start_of
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts, sha
+from everstep_scheduler.recovery.recovery import Recovery
 from everstep_workers.worker import Worker
 from proxy import FaultProxy
 from servers import StartServer, wait_for

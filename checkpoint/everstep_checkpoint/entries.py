@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-
 from .codec import MALFORMED, pack, unpack
 from .errors import CorruptEntry, NewerVersion
 

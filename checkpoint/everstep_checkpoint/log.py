@@ -109,16 +109,14 @@ class Log(ABC):
         return "0-1"
 
     def fork(self, thread: str, n: int, target: str) -> Head:
-        """Begin the new thread `target` with the state of checkpoint n of `thread`, as a snapshot that names its parent.
+        """Begin the new thread `target` with the state of checkpoint n of `thread`: a snapshot that names its parent.
 
         Works at any time. Raises UnknownThread, Trimmed, and ThreadBusy if `target` has a log already.
         """
         from .replay import state_at, step_of
 
         if self.head(target) is not None:
-            raise ThreadBusy(
-                "the target of a fork already has a log", thread=target, fix="give a new thread id"
-            )
+            raise ThreadBusy("the target of a fork already has a log", thread=target, fix="give a new thread id")
         state = state_at(self, thread, n)
         birth = new_id()
         moved = step_of(self, thread, state).next_for(target_n=0)
@@ -224,9 +222,7 @@ def conflict(thread: str, found: tuple[int, str] | None, after: tuple[int, str] 
     def say(head: tuple[int, str] | None) -> str:
         return "no log" if head is None else f"checkpoint {head[0]} {head[1][:8]}"
 
-    return Conflict(
-        f"the thread stands at {say(found)}, not at {say(after)}", thread=thread, fix="load it again"
-    )
+    return Conflict(f"the thread stands at {say(found)}, not at {say(after)}", thread=thread, fix="load it again")
 
 
 def unknown_thread(thread: str) -> UnknownThread:

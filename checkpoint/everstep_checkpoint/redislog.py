@@ -56,10 +56,7 @@ class RedisLog(Log):
     ) -> list[e.Entry]:
         key = self.keys.log(thread)
         rows: Any
-        if reverse:
-            rows = self.client.xrevrange(key, end, start, count)
-        else:
-            rows = self.client.xrange(key, start, end, count)
+        rows = self.client.xrevrange(key, end, start, count) if reverse else self.client.xrange(key, start, end, count)
         return [e.read_entry(entry_id, fields) for entry_id, fields in rows]
 
     def head(self, thread: str) -> Head | None:

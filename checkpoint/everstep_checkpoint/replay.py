@@ -217,9 +217,7 @@ def state_at(log: Log, thread: str, n: int | None = None) -> State:
             continue
         state = folder.feed(entry) or state
     if state is None or state.n != wanted or not (folder.birth or state.birth):
-        raise Trimmed(
-            f"checkpoint {wanted} can't be read", thread=thread, fix="`everstep history` lists what is there"
-        )
+        raise Trimmed(f"checkpoint {wanted} can't be read", thread=thread, fix="`everstep history` lists what is there")
     return state
 
 
@@ -273,9 +271,7 @@ class Step:
     @cached_property
     def ended(self) -> dict[str, e.Entry]:
         """task -> the last outcome that is not `done`: failed for good, or to be tried again."""
-        return {
-            x.text("task"): x for x in self.facts if x.kind in ("task_failed", "task_lost", "task_parked")
-        }
+        return {x.text("task"): x for x in self.facts if x.kind in ("task_failed", "task_lost", "task_parked")}
 
     def next_for(self, target_n: int) -> MovedNext:
         """`next` as it reads in a log that starts behind `target_n`, with copies of the parts it names."""
@@ -384,12 +380,14 @@ def _check_sum(entry: e.Entry, report: Report) -> None:
 def sums_of(entry: e.Entry, folder: Fold) -> list[str]:
     """The sums that a checkpoint's digest covers: facts its delta takes, parts its `next` and `parts` name."""
     delta = decode_delta(entry.value("delta") or b"\x80")
-    named: list[int | str] = [*refs(delta), *(row[0] for row in entry.next if len(row) == 2), *(entry.json("parts") or [])]
+    named: list[int | str] = [
+        *refs(delta),
+        *(row[0] for row in entry.next if len(row) == 2),
+        *(entry.json("parts") or []),
+    ]
     return [folder.fact(entry, ref).text("sum") for ref in named]
 
 
 def _check_digest(entry: e.Entry, parent: str, folder: Fold, report: Report) -> None:
     if e.digest_of(parent, entry.n, entry.fields(), sums_of(entry, folder)) != entry.digest:
-        report.problems.append(
-            f"checkpoint {entry.n}: its digest does not match what it stores and builds on"
-        )
+        report.problems.append(f"checkpoint {entry.n}: its digest does not match what it stores and builds on")

@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from everstep_checkpoint.errors import NodeTimeoutError as NodeTimeoutError
     from everstep_checkpoint.errors import RunCancelled as RunCancelled
     from everstep_checkpoint.errors import RunFailed as RunFailed
-    from everstep_scheduler.client import Client as Client
-    from everstep_scheduler.client import connect as connect
-    from everstep_scheduler.graph import StateGraph as StateGraph
-    from everstep_scheduler.inline import CompiledGraph as CompiledGraph
-    from everstep_scheduler.messages import add_messages as add_messages
-    from everstep_scheduler.retry import RetryPolicy as RetryPolicy
-    from everstep_scheduler.runtime import END as END
-    from everstep_scheduler.runtime import START as START
-    from everstep_scheduler.runtime import Runtime as Runtime
-    from everstep_scheduler.runtime import Send as Send
-    from everstep_scheduler.savers import InMemorySaver as InMemorySaver
-    from everstep_scheduler.savers import RedisSaver as RedisSaver
-    from everstep_scheduler.snapshot import StateSnapshot as StateSnapshot
+    from everstep_scheduler.client.client import Client as Client
+    from everstep_scheduler.client.client import connect as connect
+    from everstep_scheduler.graph.builder import StateGraph as StateGraph
+    from everstep_scheduler.graph.messages import add_messages as add_messages
+    from everstep_scheduler.graph.retry import RetryPolicy as RetryPolicy
+    from everstep_scheduler.graph.runtime import END as END
+    from everstep_scheduler.graph.runtime import START as START
+    from everstep_scheduler.graph.runtime import Runtime as Runtime
+    from everstep_scheduler.graph.runtime import Send as Send
+    from everstep_scheduler.inline.compiled import CompiledGraph as CompiledGraph
+    from everstep_scheduler.inline.savers import InMemorySaver as InMemorySaver
+    from everstep_scheduler.inline.savers import RedisSaver as RedisSaver
+    from everstep_scheduler.reading.snapshot import StateSnapshot as StateSnapshot
     from everstep_workers.rqjob import RQJob as RQJob
 
 _HOMES = {
     "everstep_checkpoint.errors": (
         "EverstepError", "GraphRecursionError", "InvalidUpdateError", "NodeTimeoutError", "RunCancelled", "RunFailed",
     ),
-    "everstep_scheduler.client": ("Client", "connect"),
-    "everstep_scheduler.graph": ("StateGraph",),
-    "everstep_scheduler.inline": ("CompiledGraph",),
-    "everstep_scheduler.messages": ("add_messages",),
-    "everstep_scheduler.retry": ("RetryPolicy",),
-    "everstep_scheduler.runtime": ("END", "START", "Runtime", "Send"),
-    "everstep_scheduler.savers": ("InMemorySaver", "RedisSaver"),
-    "everstep_scheduler.snapshot": ("StateSnapshot",),
+    "everstep_scheduler.client.client": ("Client", "connect"),
+    "everstep_scheduler.graph.builder": ("StateGraph",),
+    "everstep_scheduler.inline.compiled": ("CompiledGraph",),
+    "everstep_scheduler.graph.messages": ("add_messages",),
+    "everstep_scheduler.graph.retry": ("RetryPolicy",),
+    "everstep_scheduler.graph.runtime": ("END", "START", "Runtime", "Send"),
+    "everstep_scheduler.inline.savers": ("InMemorySaver", "RedisSaver"),
+    "everstep_scheduler.reading.snapshot": ("StateSnapshot",),
     "everstep_workers.rqjob": ("RQJob",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

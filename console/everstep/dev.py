@@ -22,8 +22,8 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.delta import APPEND, SET, decode_delta
 from everstep_checkpoint.errors import EverstepError
-from everstep_scheduler.ending import error_of
-from everstep_scheduler.rebuild import STATUSES
+from everstep_scheduler.reading.ending import error_of
+from everstep_scheduler.recovery.rebuild import STATUSES
 
 from . import show
 from .crew import Crew

@@ -71,9 +71,7 @@ def find_server() -> Path:
         if version is not None and version >= OLDEST:
             return binary
         refused.append(f"{binary} is {'.'.join(map(str, version)) if version else 'not usable'}")
-    raise NoServer(
-        "no Redis 7.0 or newer was found" + "".join(f"; {each}" for each in refused), fix=_three_ways()
-    )
+    raise NoServer("no Redis 7.0 or newer was found" + "".join(f"; {each}" for each in refused), fix=_three_ways())
 
 
 def path_servers() -> list[Path]:

@@ -15,8 +15,8 @@ from typing import Any
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.log import Log, unknown_thread
-from everstep_scheduler.ending import error_of
-from everstep_scheduler.frames import Frame, frames
+from everstep_scheduler.reading.ending import error_of
+from everstep_scheduler.reading.frames import Frame, frames
 
 HIDDEN = "join:"
 TROUBLES = {"task_failed": "failed", "task_lost": "lost", "task_parked": "parked"}

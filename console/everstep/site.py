@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from everstep_checkpoint.keys import Keys
     from everstep_checkpoint.redislog import RedisLog
-    from everstep_scheduler.client import Client
+    from everstep_scheduler.client.client import Client
 
 
 class Site:
@@ -41,7 +41,7 @@ class Site:
         Any: redis-py types its answers for decoding and asynchronous clients too.
         """
         from everstep_checkpoint.errors import InputError
-        from everstep_scheduler.connection import connect
+        from everstep_scheduler.moves.connection import connect
 
         try:
             return connect(self.url, block_s=5.0)
@@ -58,7 +58,7 @@ class Site:
 
     @cached_property
     def client(self) -> Client:
-        from everstep_scheduler.client import Client
+        from everstep_scheduler.client.client import Client
 
         return Client(self.shown, self.keys, self.redis)  # it connects by `redis`, and names the URL in errors
 
@@ -70,7 +70,7 @@ class Site:
     @contextmanager
     def open(self) -> Generator[Site]:
         """For as long as a command talks to Redis: its errors become ours, which say what to do."""
-        from everstep_scheduler.connection import translated
+        from everstep_scheduler.moves.connection import translated
 
         with translated(self.shown):
             yield self

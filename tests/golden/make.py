@@ -23,7 +23,7 @@ from everstep_checkpoint import entries as e  # noqa: E402
 from everstep_checkpoint.codec import PLAIN  # noqa: E402
 from everstep_checkpoint.log import Log  # noqa: E402
 from everstep_checkpoint.replay import states, step_of, verify  # noqa: E402
-from everstep_scheduler import inline  # noqa: E402
+from everstep_scheduler.inline import driver as inline  # noqa: E402
 from golden.dump import FOLDER, to_line  # noqa: E402
 from golden.stories import STORIES  # noqa: E402
 

@@ -25,16 +25,16 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
-from everstep_scheduler import settling
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.graph import StateGraph
-from everstep_scheduler.moves import Lease, Offer, RunKind
-from everstep_scheduler.perform import Performer
-from everstep_scheduler.record import Config, start_of
-from everstep_scheduler.redismoves import RedisMoves, Scripts
-from everstep_scheduler.retry import RetryPolicy
-from everstep_scheduler.runtime import END, START, Send
-from everstep_scheduler.savers import InMemorySaver
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.retry import RetryPolicy
+from everstep_scheduler.graph.runtime import END, START, Send
+from everstep_scheduler.graph.spec import GraphSpec
+from everstep_scheduler.inline.savers import InMemorySaver
+from everstep_scheduler.moves.contract import Lease, Offer, RunKind
+from everstep_scheduler.moves.record import Config, start_of
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
+from everstep_scheduler.steps import settling
+from everstep_scheduler.steps.perform import Performer
 
 THREAD = "golden"
 WORKER = "everstep.host-1234.56789.0a1b2c"

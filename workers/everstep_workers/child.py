@@ -14,7 +14,7 @@ from typing import Any
 
 from everstep_checkpoint.errors import EverstepError, ServerUnavailable
 from everstep_checkpoint.keys import Keys
-from everstep_scheduler.moves import LEASE_MS
+from everstep_scheduler.moves.contract import LEASE_MS
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

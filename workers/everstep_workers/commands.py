@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import redis
 
-from everstep_scheduler.perform import Attempt, Result
+from everstep_scheduler.steps.perform import Attempt, Result
 
 from .slots import Held
 from .work import Work, log

@@ -20,7 +20,7 @@ from typing import Any
 
 from everstep_checkpoint.errors import ServerUnsuitable
 from everstep_checkpoint.keys import Keys
-from everstep_scheduler.connection import Client
+from everstep_scheduler.moves.connection import Client
 
 from .slots import Tally
 

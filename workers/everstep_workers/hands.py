@@ -11,8 +11,8 @@ import threading
 from queue import SimpleQueue
 
 from everstep_checkpoint.errors import ServerError
-from everstep_scheduler.failpoints import reach
-from everstep_scheduler.perform import Result
+from everstep_scheduler.steps.failpoints import reach
+from everstep_scheduler.steps.perform import Result
 
 from .patience import Hopeless
 from .slots import Done, Held

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from everstep_checkpoint.errors import ServerError
-from everstep_scheduler.connection import BACKOFF_MAX_S, server_run_id, translated
-from everstep_scheduler.recovery import audit, differing
-from everstep_scheduler.failpoints import reach
+from everstep_scheduler.moves.connection import BACKOFF_MAX_S, server_run_id, translated
+from everstep_scheduler.recovery.recovery import audit, differing
+from everstep_scheduler.steps.failpoints import reach
 
 from .face import Face
 from .work import Work, log
@@ -104,7 +104,7 @@ class Keeper(threading.Thread):
         self._moves.sweep(server, self._work.setup.lease_ms)
 
     def _audit(self) -> None:
-        """A queue that differs from our count for a whole lease: ids that stand there wrongly go, lost jobs come back."""
+        """A queue that differs from our count for a whole lease: ids that are wrong there go, lost jobs come back."""
         setup, client = self._work.setup, self._client
         differ = frozenset(differing(client, setup.keys, setup.queues))
         lasting, self._differed = differ & self._differed, differ

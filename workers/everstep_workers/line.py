@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from everstep_scheduler.connection import connect
+from everstep_scheduler.moves.connection import connect
 
 
 class Line(redis.Redis):

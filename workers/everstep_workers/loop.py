@@ -11,9 +11,9 @@ import threading
 from queue import Empty, SimpleQueue
 
 from everstep_checkpoint.errors import ServerError
-from everstep_scheduler.failpoints import reach
-from everstep_scheduler.perform import Attempt, Result
-from everstep_scheduler.redismoves import RedisMoves
+from everstep_scheduler.moves.redismoves import RedisMoves
+from everstep_scheduler.steps.failpoints import reach
+from everstep_scheduler.steps.perform import Attempt, Result
 
 from .patience import Hopeless
 from .slots import OFFER_MAX, Done, Held

@@ -11,7 +11,7 @@ from typing import TypeVar
 import redis
 
 from everstep_checkpoint.errors import ServerError
-from everstep_scheduler.connection import error_code, patiently, server_error, translated
+from everstep_scheduler.moves.connection import error_code, patiently, server_error, translated
 
 SAY_EVERY_S = 5.0
 TRIES_MAX = 3

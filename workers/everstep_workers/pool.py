@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from everstep_checkpoint.errors import ServerError
 from everstep_checkpoint.keys import Keys
-from everstep_scheduler.connection import Client, connect, translated
-from everstep_scheduler.moves import LEASE_MS
-from everstep_scheduler.redismoves import RedisMoves, Scripts
+from everstep_scheduler.moves.connection import Client, connect, translated
+from everstep_scheduler.moves.contract import LEASE_MS
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 
 from .child import EXIT_USAGE, Order, fork
 from .face import Face, name_ending, worker_name

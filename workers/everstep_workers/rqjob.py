@@ -31,12 +31,12 @@ from everstep_checkpoint.errors import GraphError, ServerError
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.connection import patiently, server_run_id, translated
-from everstep_scheduler.moves import LEASE_MS, Lease, Offer
-from everstep_scheduler.perform import Attempt, Performer, Result, Unserved
-from everstep_scheduler.recovery import Recovery
-from everstep_scheduler.redismoves import RedisMoves, Scripts
+from everstep_scheduler.graph.spec import GraphSpec
+from everstep_scheduler.moves.connection import patiently, server_run_id, translated
+from everstep_scheduler.moves.contract import LEASE_MS, Lease, Offer
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
+from everstep_scheduler.recovery.recovery import Recovery
+from everstep_scheduler.steps.perform import Attempt, Performer, Result, Unserved
 
 from .targets import load_targets
 from .worker import specs_of

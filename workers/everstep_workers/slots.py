@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from everstep_checkpoint.log import new_id
-from everstep_scheduler.moves import Lease
-from everstep_scheduler.perform import Attempt, Result
+from everstep_scheduler.moves.contract import Lease
+from everstep_scheduler.steps.perform import Attempt, Result
 
 OFFER_MAX = 64
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from everstep_checkpoint.errors import GraphError
 
 if TYPE_CHECKING:
-    from everstep_scheduler.inline import CompiledGraph
+    from everstep_scheduler.inline.compiled import CompiledGraph
 
 
 def load_targets(targets: Iterable[str]) -> list[CompiledGraph]:
@@ -55,9 +55,9 @@ def _module(target: str, name: str) -> ModuleType:
 
 
 def _compiled(target: str, found: dict[str, object], attribute: str) -> CompiledGraph:
-    from everstep_scheduler.compiled import UNNAMED
-    from everstep_scheduler.graph import StateGraph
-    from everstep_scheduler.inline import CompiledGraph
+    from everstep_scheduler.graph.builder import StateGraph
+    from everstep_scheduler.graph.spec import UNNAMED
+    from everstep_scheduler.inline.compiled import CompiledGraph
 
     if attribute not in found:
         near = get_close_matches(attribute, found, 1)

@@ -18,13 +18,13 @@ from everstep_checkpoint.errors import ServerError
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.connection import Client, connect
-from everstep_scheduler.failpoints import reach
-from everstep_scheduler.moves import JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
-from everstep_scheduler.perform import Attempt, Performer, Result, Unserved
-from everstep_scheduler.recovery import Recovery
-from everstep_scheduler.redismoves import RedisMoves, Scripts
+from everstep_scheduler.graph.spec import GraphSpec
+from everstep_scheduler.moves.connection import Client, connect
+from everstep_scheduler.moves.contract import JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
+from everstep_scheduler.recovery.recovery import Recovery
+from everstep_scheduler.steps.failpoints import reach
+from everstep_scheduler.steps.perform import Attempt, Performer, Result, Unserved
 
 from .line import Line
 from .patience import Hopeless, Patience

@@ -24,12 +24,12 @@ from typing import Any, Protocol
 
 from everstep_checkpoint.errors import GraphError, ServerError
 from everstep_checkpoint.keys import Keys
-from everstep_scheduler.client import publish
-from everstep_scheduler.compiled import GraphSpec
-from everstep_scheduler.connection import redacted, translated
-from everstep_scheduler.inbox import InboxReader
-from everstep_scheduler.moves import LEASE_MS
-from everstep_scheduler.perform import Result
+from everstep_scheduler.client.client import publish
+from everstep_scheduler.client.inbox import InboxReader
+from everstep_scheduler.graph.spec import GraphSpec
+from everstep_scheduler.moves.connection import redacted, translated
+from everstep_scheduler.moves.contract import LEASE_MS
+from everstep_scheduler.steps.perform import Result
 
 from .commands import Commands
 from .face import Face, name_ending, pin_rq_prefix, worker_name

@@ -11,7 +11,7 @@ from .. import show
 from ..site import Site
 
 if TYPE_CHECKING:
-    from everstep_scheduler.manifest import Manifest
+    from everstep_scheduler.client.manifest import Manifest
 
 
 @click.command()

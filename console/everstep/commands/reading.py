@@ -29,7 +29,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JS
 def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> None:
     """Where THREAD stands: its values, what comes next, what failed."""
     from everstep_checkpoint.log import unknown_thread
-    from everstep_scheduler.snapshot import snapshot
+    from everstep_scheduler.reading.snapshot import snapshot
 
     with site.open():
         if site.log.head(thread) is None:

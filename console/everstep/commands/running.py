@@ -13,7 +13,7 @@ from .. import show
 from ..site import Site
 
 if TYPE_CHECKING:
-    from everstep_scheduler.client import Run
+    from everstep_scheduler.client.client import Run
 
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="For programs: one JSON document with thread, run, status, output, error."

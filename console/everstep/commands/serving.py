@@ -91,7 +91,7 @@ def recover(site: Site, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from everstep_scheduler.recovery import recover as rebuild
+    from everstep_scheduler.recovery.recovery import recover as rebuild
 
     with site.open():
         report = rebuild(site.redis, site.keys, said=site.say)

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from everstep_scheduler.savers import InMemorySaver
-from everstep_scheduler.snapshot import StateSnapshot, snapshots
+from everstep_scheduler.inline.savers import InMemorySaver
+from everstep_scheduler.reading.snapshot import StateSnapshot, snapshots
 
 from .. import show as shown
 from .graphs import counting

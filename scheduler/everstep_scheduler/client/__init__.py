@@ -1,0 +1,1 @@
+"""The front door for producers: submit, results, the inbox, manifests."""

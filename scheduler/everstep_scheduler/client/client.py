@@ -1,0 +1,342 @@
+"""Client: a fleet as its users see it: submit runs, wait for them, look at threads, stop them. Needs no graph's code.
+
+    client = connect("redis://...")            client.submit("counter", {"count": 0}).result(timeout=10)
+    client.graph("counter").invoke({...})      client.threads(), client.state("t"), client.cancel("t")
+
+It writes by the same scripts as the workers, and reads logs and indexes. Safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.errors import (
+    EmptyInputError,
+    RunConflict,
+    ServerUnavailable,
+    Superseded,
+    ThreadBusy,
+    UnknownRun,
+)
+from everstep_checkpoint.keys import Keys, rq_prefix, thread_id_text
+from everstep_checkpoint.log import Log, new_id, unknown_thread
+from everstep_checkpoint.redislog import RedisLog
+
+from ..moves.connection import DEFAULT_URL, translated
+from ..moves.connection import connect as connected
+from ..moves.contract import Start
+from ..moves.record import Config, Mode, check_run_id, start_of, start_with
+from ..moves.redismoves import RedisMoves, Scripts
+from ..reading.snapshot import StateSnapshot, snapshot, snapshots
+from ..recovery.rebuild import STATUSES
+from ..recovery.recovery import Recovery
+from . import manifest as manifests
+from .following import Reading
+from .intake import take
+from .manifest import Manifest, publish
+from .runhandle import BLOCK_MS, Run
+
+if TYPE_CHECKING:
+    from ..graph.spec import GraphSpec
+    from ..inline.compiled import CompiledGraph
+    from .remote import RemoteGraph
+
+MANIFEST_KEPT_S = 5.0
+QUEUED_MAX = 10_000
+
+__all__ = ["Client", "Run", "ThreadInfo", "connect", "publish"]
+
+
+class ThreadInfo(NamedTuple):
+    """A thread in a list. `since_ms`: when it came to its status; `n`, `step`: its last checkpoint."""
+
+    thread_id: str
+    status: str
+    run_id: str
+    graph: str
+    n: int
+    step: int
+    open_tasks: int
+    since_ms: int
+
+
+def connect(url: str | None = None, *, namespace: str = "everstep", partition: str = "0") -> Client:
+    """A client of the fleet at `url` (default: the environment's EVERSTEP_URL or REDIS_URL, else redis://127.0.0.1:6379/0).
+
+    Nothing is sent before the first use; that raises ServerUnavailable if nobody answers.
+    """
+    where = url or os.environ.get("EVERSTEP_URL") or os.environ.get("REDIS_URL") or DEFAULT_URL
+    return Client(where, Keys(namespace, partition, rq_prefix(partition)))
+
+
+class Client:
+    """One connection pool, and what one can ask a fleet. Use it as a context manager, or `close()` it."""
+
+    def __init__(self, url: str, keys: Keys, redis: Any = None) -> None:
+        self.url = url
+        self.keys = keys
+        self._own = redis is None
+        self.redis: Any = connected(url, block_s=BLOCK_MS / 1000) if redis is None else redis
+        self.log_store: Log = RedisLog(self.redis, keys)
+        self.recovery = Recovery(self.redis, keys)
+        self.moves = RedisMoves(Scripts(self.redis, keys, self.recovery, url))
+        self._manifests: dict[str, tuple[float, Manifest]] = {}
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        if self._own:
+            self.redis.close()
+
+    # graphs
+
+    def graphs(self) -> list[Manifest]:
+        """The published graphs, by name."""
+        with translated(self.url):
+            return [self.manifest(name) for name in manifests.names(self.redis, self.keys)]
+
+    def manifest(self, name: str) -> Manifest:
+        """What a graph says of itself, at most five seconds old. Raises UnknownGraph."""
+        known = self._manifests.get(name)
+        if known is not None and time.monotonic() - known[0] < MANIFEST_KEPT_S:
+            return known[1]
+        with translated(self.url):
+            found = manifests.read(self.redis, self.keys, name)
+        self._manifests[name] = (time.monotonic(), found)
+        return found
+
+    def graph(self, name: str, compiled: CompiledGraph | None = None) -> RemoteGraph:
+        """A graph whose runs the workers do. With the `compiled` graph at hand, values are typed."""
+        from .remote import RemoteGraph
+
+        return RemoteGraph(self, name, compiled.spec.named(name) if compiled is not None else None)
+
+    # runs
+
+    def submit(
+        self,
+        graph: str,
+        input: object,
+        *,
+        thread_id: object = None,
+        run_id: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        context: Any = None,
+        tags: Sequence[str] = (),
+        mode: Mode = "enqueue",
+        actor: str = "",
+    ) -> Run:
+        """Record a run, for the workers to do. When this returns, no death of any process loses it.
+
+        `input`: a dict that fits the graph's input schema. `thread_id`: str, int or UUID; without one the thread's id
+        is the run's. `run_id`: makes it idempotent: the same input attaches to the known run. `mode` says what happens
+        on a busy thread: "enqueue" (after the run under way) or "reject" (ThreadBusy).
+
+        Raises UnknownGraph, InvalidInput, EmptyInputError, InvalidThreadId, RunConflict, ThreadBusy, TooLarge.
+        """
+        said = Config.of(config, context=context, metadata=metadata, tags=tags, actor=actor)
+        return self.begin(graph, input, said, thread_id=thread_id, run_id=run_id, mode=mode)
+
+    def begin(
+        self,
+        graph: str,
+        input: object,
+        said: Config,
+        *,
+        thread_id: object = None,
+        run_id: str | None = None,
+        mode: Mode = "enqueue",
+        spec: GraphSpec | None = None,
+    ) -> Run:
+        """`submit` with a config that is read already, and with the graph's types where they are known."""
+        run = _run_id(run_id, said)
+        given = said.thread_id if thread_id is None else thread_id
+        thread = thread_id_text(run if given is None else given)
+        if spec is not None:
+            return self.started(start_of(spec, thread, run, input, said, "input", mode=mode), Reading(spec))
+        known = self.manifest(graph)
+        form, writes = take(known, input)
+        start = start_with(
+            said.record("input", form), writes, thread=thread, run=run, graph=known.name, queue=known.queue, mode=mode
+        )
+        return self.started(start, Reading(None, known.outputs))
+
+    def started(self, start: Start, reading: Reading) -> Run:
+        """Record a run that is made already. Raises RunConflict, ThreadBusy, EmptyInputError, LogError."""
+        thread, answer = start.thread, self.moves.start(start)
+        match answer.status:
+            case "started" | "queued" | "attached":
+                return Run(self, thread, start.run, answer.entry, reading)
+            case "conflict":
+                what = f"the run id {start.run!r} was used with another input"
+                raise RunConflict(what, thread=thread, fix="give a new run_id, or leave it out")
+            case "busy":
+                raise ThreadBusy("a run is under way on the thread", thread=thread, fix="wait for it, or cancel it")
+            case "nothing":
+                raise EmptyInputError("nothing to continue on the thread", thread=thread, fix="submit an input")
+            case _:
+                raise self._unreadable(thread)
+
+    def _unreadable(self, thread: str) -> Exception:
+        """A thread that no rebuild could adopt: reading it says why."""
+        from ..reading.derive import derive
+
+        derive(self.log_store, thread)
+        return ServerUnavailable("the indexes could not be rebuilt", thread=thread, fix="see `everstep doctor`")
+
+    def run(self, thread_id: object, run_id: str | None = None) -> Run:
+        """A run that is known already; without a `run_id` the thread's last one. Raises UnknownThread, UnknownRun."""
+        thread = thread_id_text(thread_id)
+        with translated(self.url):
+            run, graph = self._thread(thread, "run", "graph")
+            wanted = run_id or run
+            _, entry = self.run_status(thread, wanted)
+            return Run(self, thread, wanted, entry, self.reading(graph))
+
+    def run_status(self, thread: str, run: str) -> tuple[str, str]:
+        """(status, entry it began with) of a run. Raises UnknownThread, UnknownRun."""
+        with translated(self.url):
+            found = self.redis.hget(self.keys.runs(thread), run)
+            if found is None:
+                self._thread(thread, "run")
+                found = self.redis.hget(self.keys.runs(thread), run)
+        if found is None:
+            raise UnknownRun(f"no run {run!r}", thread=thread, fix="`everstep log` shows the runs of a thread")
+        status, entry, *_ = found.decode().split(" ")
+        return status, entry
+
+    def reading(self, graph: str) -> Reading:
+        """How the values of a graph's threads are read without its code."""
+        known = self.redis.exists(self.keys.graph(graph))
+        return Reading(None, self.manifest(graph).outputs if known else None)
+
+    def retry(self, thread_id: object, run_id: str | None = None) -> Run:
+        """Continue what failed, was cancelled or reached its limit, as a new run; done tasks are not done again.
+
+        `run_id`: the run that is meant; Superseded if the thread has gone on with another one since. Raises
+        ThreadBusy while a run is under way, EmptyInputError if nothing is left to do, UnknownThread.
+        """
+        thread = thread_id_text(thread_id)
+        with translated(self.url):
+            last, graph, queue, status = self._thread(thread, "run", "graph", "queue", "status")
+            if run_id is not None and run_id != last:
+                self.run_status(thread, run_id)
+                what = f"the run {run_id!r} has been replaced by {last!r}"
+                raise Superseded(what, thread=thread, fix="submit its input again, or retry without a run id")
+            if status == "done":
+                raise EmptyInputError("nothing to retry: the last run is done", thread=thread, fix="submit an input")
+            return self.proceed(thread, graph, queue, Config())
+
+    def proceed(
+        self,
+        thread: str,
+        graph: str,
+        queue: str,
+        said: Config,
+        run_id: str | None = None,
+        reading: Reading | None = None,
+    ) -> Run:
+        """A run that continues what is open on a thread at rest."""
+        run = _run_id(run_id, said)
+        start = start_with(said.record("continue"), (), thread=thread, run=run, graph=graph, queue=queue)
+        return self.started(start, reading or self.reading(graph))
+
+    def cancel(self, thread_id: object, run_id: str | None = None, *, actor: str = "") -> bool:
+        """Revoke a run, by default the one under way; nothing of it is committed after this. False: it was at rest.
+
+        Raises UnknownThread, UnknownRun.
+        """
+        thread = thread_id_text(thread_id)
+        status = self.moves.cancel(thread, run_id or "", actor)
+        if status == "unknown":
+            with translated(self.url):
+                self._thread(thread, "run")
+            raise UnknownRun(f"no run {run_id!r}", thread=thread, fix="`everstep log` shows the runs of a thread")
+        return status == "cancelled"
+
+    def delete(self, thread_id: object, cancel: bool = False) -> None:
+        """Forget a thread, its log included. Raises ThreadBusy unless `cancel`, UnknownThread."""
+        thread = thread_id_text(thread_id)
+        for _ in range(QUEUED_MAX):
+            status = self.moves.delete(thread)
+            if status == "unknown":
+                raise unknown_thread(thread)
+            if status != "busy":
+                return
+            if not cancel:
+                raise ThreadBusy(
+                    "a run is under way on the thread", thread=thread, fix="cancel it, or delete(cancel=True)"
+                )
+            self.moves.cancel(thread)  # a queued input may begin then: it is cancelled in the next round
+        raise ThreadBusy("inputs come faster than they can be cancelled", thread=thread, fix="stop its producers first")
+
+    # threads
+
+    def threads(self, status: str | None = None, limit: int = 50) -> list[ThreadInfo]:
+        """Threads of one status, or of all: those that changed last come first."""
+        found: list[tuple[float, str, str]] = []
+        with translated(self.url):
+            for word in (status,) if status else STATUSES:
+                rows = self.redis.zrevrange(self.keys.threads(word), 0, limit - 1, withscores=True)
+                found += [(score, member.decode("utf-8", "surrogatepass"), word) for member, score in rows]
+            return self._infos(sorted(found, reverse=True)[:limit])
+
+    def _infos(self, found: Sequence[tuple[float, str, str]]) -> list[ThreadInfo]:
+        pipe = self.redis.pipeline(transaction=False)
+        for _, thread, _ in found:
+            pipe.hmget(self.keys.thread(thread), "run", "graph", "n", "step", "left", "failed")
+        infos: list[ThreadInfo] = []
+        for (score, thread, status), row in zip(found, pipe.execute(), strict=True):
+            run, graph, *numbers = ((x or b"").decode() for x in row)
+            n, step, left, failed = (int(x or 0) for x in numbers)
+            infos.append(ThreadInfo(thread, status, run, graph, n, step, left + failed, int(score)))
+        return infos
+
+    def _thread(self, thread: str, *names: str) -> list[str]:
+        """Fields of a thread's hash. If our indexes were lost they are rebuilt first. Raises UnknownThread."""
+        values = self.redis.hmget(self.keys.thread(thread), *names)
+        if values[0] is None and self.redis.exists(self.keys.log(thread)):
+            self.recovery()
+            values = self.redis.hmget(self.keys.thread(thread), *names)
+        if values[0] is None:
+            raise unknown_thread(thread)
+        return [(value or b"").decode() for value in values]
+
+    def state(self, thread_id: object, checkpoint_id: str | None = None) -> StateSnapshot:
+        """A thread as it stands, or at a checkpoint, as plain data. Raises UnknownThread, NotFound."""
+        thread = thread_id_text(thread_id)
+        with translated(self.url):
+            if not self.redis.exists(self.keys.log(thread)):
+                raise unknown_thread(thread)
+            return snapshot(self.log_store, thread, checkpoint_id)
+
+    def history(self, thread_id: object, limit: int | None = None) -> Iterator[StateSnapshot]:
+        """The checkpoints of a thread, newest first, as plain data. Raises UnknownThread."""
+        thread = thread_id_text(thread_id)
+        with translated(self.url):
+            if not self.redis.exists(self.keys.log(thread)):
+                raise unknown_thread(thread)
+        return snapshots(self.log_store, thread, limit)
+
+    def log(self, thread_id: object) -> Iterator[e.Entry]:
+        """All entries of a thread's log, oldest first. Raises UnknownThread."""
+        thread = thread_id_text(thread_id)
+        with translated(self.url):
+            if not self.redis.exists(self.keys.log(thread)):
+                raise unknown_thread(thread)
+        return self.log_store.pages(thread)
+
+
+def _run_id(given: str | None, said: Config) -> str:
+    """The run id that was given, or a new one. Raises InvalidInput."""
+    return check_run_id(given if given is not None else said.run_id or new_id())

@@ -1,0 +1,61 @@
+"""Intake: a producer's input, checked against a graph's manifest and encoded for the log. Pure.
+
+data ──check_input──► fits ──┬─ JSON as it is            ──► form "json": the graph reads it by its types
+                             ├─ dates, sets, bytes, ...  ──► form "typed": values keep the types they have
+                             └─ models, dataclasses      ──► form "json": their JSON form travels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from everstep_checkpoint.codec import Codec
+from everstep_checkpoint.errors import InvalidInput, UnknownType
+
+from ..graph.schema import updates_of
+from ..moves.record import Form, Writes
+from .manifest import Manifest, check_input, check_keys, is_json, json_form
+
+_CODEC = Codec()  # no registered types; capped like the workers' own
+
+
+def take(manifest: Manifest, data: object) -> tuple[Form, Writes]:
+    """An input as it travels. Raises InvalidInput, EmptyInputError, TooLarge; nothing was written then."""
+    fields = updates_of(data)
+    given: object = data if fields is None else fields
+    typed = _typed(given)  # first: what is too large is not worth a check
+    checked = check_input(manifest, given)
+    if typed is None:
+        return "json", _encoded(checked)
+    return ("json" if is_json(given) else "typed"), typed
+
+
+def _typed(given: object) -> Writes | None:
+    """The values with the types that they have; None if the codec alone does not know all of them."""
+    try:
+        return _encoded(cast("Mapping[str, Any]", given)) if isinstance(given, Mapping) else None
+    except UnknownType:
+        return None
+
+
+def take_update(manifest: Manifest, values: Mapping[str, Any] | None) -> Writes:
+    """The values of an update as they travel. Raises InvalidInput, TooLarge."""
+    given = dict(values or {})
+    check_keys(manifest, given, "the update")
+    try:
+        return _encoded(given)
+    except UnknownType:
+        return _encoded(cast("Mapping[str, Any]", json_form(given)))
+
+
+def node_of(manifest: Manifest, as_node: str, thread: str) -> str:
+    """The node that an update stands for. Raises InvalidInput if there is none of this name."""
+    if as_node in manifest.nodes or as_node == "__start__":
+        return as_node
+    known = ", ".join(manifest.nodes)
+    raise InvalidInput(f"{manifest.name!r} has no node {as_node!r}", thread=thread, fix=f"as_node is one of {known}")
+
+
+def _encoded(data: Mapping[str, Any]) -> list[tuple[str, bytes]]:
+    return [(name, _CODEC.encode(value, f"input key {name!r}")) for name, value in data.items()]

@@ -1,0 +1,1 @@
+"""The graph: its builder, its pure half, its channels and schemas. Decides; touches nothing."""

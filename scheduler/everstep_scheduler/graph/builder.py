@@ -1,0 +1,394 @@
+"""`StateGraph`: the builder. Names, arguments and results are LangGraph's; a mistake is told while building.
+
+It collects nodes, edges and routers, checks them, and makes a `GraphSpec`. `compile` adds what runs it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
+
+from everstep_checkpoint.errors import GraphError
+
+from .channels import Channel, channel_of
+from .retry import RetryPolicy
+from .runtime import END, RESERVED, START
+from .schema import Schema, did_you_mean, is_schema
+from .spec import UNNAMED, Branch, GraphSpec, Join, NodeSpec, registry_of
+
+if TYPE_CHECKING:
+    from ..inline.compiled import CompiledGraph
+
+Node = Callable[..., Any]
+Router = Callable[..., Any] | Callable[..., Awaitable[Any]]
+PathMap = Mapping[Hashable, str] | Sequence[str]
+
+INJECTED = ("config", "runtime")
+NAME_MAX = 200
+
+
+class StateGraph:
+    """A graph whose nodes read and write a shared state. Build, then `compile()`.
+
+    `state_schema` is a TypedDict, dataclass or pydantic model: each key is a channel, with a reducer where it
+    is `Annotated[type, reducer]`. `input_schema` and `output_schema` narrow what goes in and comes out;
+    `context_schema` is the type of `runtime.context`.
+    """
+
+    def __init__(
+        self,
+        state_schema: type[Any],
+        context_schema: type[Any] | None = None,
+        *,
+        input_schema: type[Any] | None = None,
+        output_schema: type[Any] | None = None,
+    ) -> None:
+        self._schemas: dict[type[Any], Schema] = {}
+        self._channels: dict[str, Channel] = {}
+        self._nodes: dict[str, NodeSpec] = {}
+        self._edges: dict[tuple[str, str], None] = {}
+        self._branches: dict[tuple[str, str], Branch] = {}
+        self._joins: dict[Join, None] = {}
+        self._context_schema = context_schema
+        self._state = self._add_schema(state_schema)
+        self._input = self._add_schema(input_schema or state_schema)
+        self._output = self._add_schema(output_schema or state_schema)
+
+    # -- nodes
+
+    def add_node(
+        self,
+        node: str | Node,
+        action: Node | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        input_schema: type[Any] | None = None,
+        retry_policy: RetryPolicy | Sequence[RetryPolicy] | None = None,
+        timeout: float | timedelta | None = None,
+        queue: str | None = None,
+    ) -> Self:
+        """Adds a node: a sync or async function of (state), (state, config), (state, runtime) or both.
+
+        The name is the function's if not given. The node sees the state as `input_schema`, else as the schema
+        that annotates its first parameter, else as the graph's. `retry_policy`: the first that matches
+        decides. `timeout`: seconds for one attempt, also of a sync node. `queue`: where its jobs go.
+        """
+        name, fn = _named(node, action)
+        self._check_name(name)
+        seen_as = input_schema or _first_hint(fn)
+        self._nodes[name] = NodeSpec(
+            name=name,
+            fn=fn,
+            is_async=_is_async(fn),
+            retry=_policies(name, retry_policy),
+            timeout_s=_seconds(name, timeout),
+            queue=_queue(name, queue),
+            metadata=dict(metadata or {}),
+            input_schema=self._add_schema(seen_as) if seen_as else self._state,
+            form=_form(fn, f"The node {name!r}"),
+        )
+        return self
+
+    def add_sequence(self, nodes: Sequence[Node | tuple[str, Node]]) -> Self:
+        """Adds nodes, given as functions or (name, function), with an edge from each to the next."""
+        if not nodes:
+            raise GraphError("A sequence needs at least one node", fix="Pass functions or (name, function) pairs.")
+        names: list[str] = []
+        for each in nodes:
+            name, fn = _pair(each)
+            self.add_node(name, fn)
+            names.append(name)
+        for before, after in pairwise(names):
+            self.add_edge(before, after)
+        return self
+
+    # -- edges
+
+    def add_edge(self, start_key: str | Sequence[str], end_key: str) -> Self:
+        """After `start_key`, run `end_key`. With a list of starts: once all of them have run (a join)."""
+        starts = [start_key] if isinstance(start_key, str) else list(start_key)
+        if END in starts:
+            raise GraphError(f"END can't be the start of an edge (to {end_key!r})", fix="Swap its ends.")
+        if end_key == START:
+            raise GraphError(f"START can't be the end of an edge (from {starts})", fix="Swap its ends.")
+        if isinstance(start_key, str):
+            self._edges[start_key, end_key] = None
+        else:
+            self._joins[_join(starts, end_key)] = None
+        return self
+
+    def add_conditional_edges(self, source: str, path: Router, path_map: PathMap | None = None) -> Self:
+        """After `source`, ask the router `path` where to go: a node's name, END, a Send, or a list of these.
+
+        `path_map` maps its answers to nodes, or lists the nodes; without it the answers are nodes, and a
+        `Literal[...]` return annotation lists them. The router sees the state with the writes of `source`.
+        """
+        if not callable(path):
+            raise GraphError(f"The router after {source!r} is no function", node=source, fix=f"Got {path!r}.")
+        name = _router_name(path)
+        if (source, name) in self._branches:
+            raise GraphError(
+                f"The node {source!r} has a router {name!r} already",
+                node=source,
+                fix="Give the second one a name of its own (def instead of lambda).",
+            )
+        seen_as = _first_hint(path)
+        self._branches[source, name] = Branch(
+            source=source,
+            name=name,
+            fn=path,
+            is_async=_is_async(path),
+            form=_form(path, f"The router {name!r} after {source!r}"),
+            ends=_ends(path, path_map),
+            input_schema=self._add_schema(seen_as) if seen_as else None,
+        )
+        return self
+
+    def set_entry_point(self, key: str) -> Self:
+        """The same as `add_edge(START, key)`."""
+        return self.add_edge(START, key)
+
+    def set_conditional_entry_point(self, path: Router, path_map: PathMap | None = None) -> Self:
+        """The same as `add_conditional_edges(START, path, path_map)`."""
+        return self.add_conditional_edges(START, path, path_map)
+
+    def set_finish_point(self, key: str) -> Self:
+        """The same as `add_edge(key, END)`."""
+        return self.add_edge(key, END)
+
+    # -- the whole
+
+    def validate(self) -> Self:
+        """Raises GraphError if an edge has an unknown end, nothing begins, or a node can't be reached."""
+        for where, start, end in self._ends_of_edges():
+            self._check_known(start, where, START)
+            self._check_known(end, where, END)
+        if not any(start == START for _, start, _ in self._ends_of_edges()):
+            raise GraphError(
+                "The graph has no entry: nothing follows START",
+                fix=f"add_edge(START, {next(iter(self._nodes), 'a node')!r})",
+            )
+        self._check_reachable()
+        return self
+
+    def spec(self, name: str | None = None) -> GraphSpec:
+        """The graph, checked, as the pure value that plans and runs are made from."""
+        self.validate()
+        return GraphSpec(
+            name=_graph_name(name),
+            nodes=dict(self._nodes),
+            edges=tuple(sorted(self._edges)),
+            branches=tuple(self._branches.values()),
+            joins=tuple(sorted(self._joins, key=lambda join: join.channel)),
+            channels=dict(self._channels),
+            state_schema=self._state,
+            input_schema=self._input,
+            output_schema=self._output,
+            context_schema=self._context_schema,
+            registry=registry_of([*self._schemas, self._context_schema]),
+        )
+
+    def compile(self, checkpointer: Any = None, *, name: str | None = None) -> CompiledGraph:
+        """A graph that runs. `checkpointer` keeps its threads; `name` is the graph's, and its queue's."""
+        from ..inline.compiled import CompiledGraph  # late: what runs graphs imports what builds them
+
+        return CompiledGraph(self.spec(name), checkpointer)
+
+    # -- inside
+
+    def _add_schema(self, cls: type[Any]) -> Schema:
+        if cls not in self._schemas:
+            schema = Schema(cls)
+            for field in schema.fields.values():
+                self._add_channel(channel_of(field), cls)
+            self._schemas[cls] = schema
+        return self._schemas[cls]
+
+    def _add_channel(self, channel: Channel, cls: type[Any]) -> None:
+        """A key of several schemas is one channel. Only one of them needs to name the reducer: the first."""
+        if channel.name.startswith("join:"):
+            raise GraphError(f"The key {channel.name!r} is reserved", fix="Keys can't begin with 'join:'.")
+        known = self._channels.setdefault(channel.name, channel)
+        if channel.reducer is not None and not known.same_as(channel):
+            raise GraphError(
+                f"{cls.__name__} gives the key {channel.name!r} another reducer than an earlier schema",
+                fix=f"Use one reducer for the key: {known.reducer_name or 'none'} or {channel.reducer_name}.",
+            )
+
+    def _check_name(self, name: str) -> None:
+        if not name or len(name) > NAME_MAX or "|" in name or ":" in name or not name.isprintable():
+            raise GraphError(
+                f"{name!r} can't be a node's name",
+                fix=f"1 to {NAME_MAX} printable characters without '|' and ':'.",
+            )
+        if name in RESERVED:
+            raise GraphError(f"The node name {name!r} is reserved", fix="Use START and END in edges only.")
+        if name in self._nodes:
+            raise GraphError(
+                f"There is a node {name!r} already",
+                node=name,
+                fix='Name this one: add_node("other", function).',
+            )
+
+    def _ends_of_edges(self) -> Iterable[tuple[str, str, str]]:
+        """(what it is, start, end) of all edges. A router that can say anything leads to END here."""
+        for start, end in self._edges:
+            yield f"The edge from {start!r} to {end!r}", start, end
+        for join in self._joins:
+            for start in join.starts:
+                yield f"The edge from {list(join.starts)} to {join.target!r}", start, join.target
+        for (source, name), branch in self._branches.items():
+            for end in branch.ends.values() if branch.ends is not None else [END]:
+                yield f"The router {name!r} after {source!r}", source, end
+
+    def _check_known(self, name: str, where: str, allowed: str) -> None:
+        if name not in self._nodes and name != allowed:
+            raise GraphError(f"{where} names {name!r}, which is no node", fix=did_you_mean(name, self._nodes))
+
+    def _check_reachable(self) -> None:
+        follows: dict[str, set[str]] = {}
+        for _, start, end in self._ends_of_edges():
+            follows.setdefault(start, set()).add(end)
+        for source, _ in (key for key, branch in self._branches.items() if branch.ends is None):
+            follows[source].update(self._nodes)
+        reached, waiting = {START}, [START]
+        while waiting:
+            fresh = follows.get(waiting.pop(), set()) - reached
+            reached |= fresh
+            waiting.extend(fresh)
+        if lost := [name for name in self._nodes if name not in reached]:
+            raise GraphError(
+                f"No path from START reaches the node {lost[0]!r}",
+                node=lost[0],
+                fix="Add an edge to it, or name it in the path_map of the router that sends to it.",
+            )
+
+
+def _named(node: str | Node, action: Node | None) -> tuple[str, Node]:
+    """Name and function from `add_node`'s two ways to say them."""
+    fn = action if isinstance(node, str) else node
+    if not callable(fn):
+        raise GraphError(
+            f"The node {node!r} has no function to run",
+            fix='Pass one, as in add_node("name", function); wrap other objects in a lambda.',
+        )
+    return (node if isinstance(node, str) else str(getattr(fn, "__name__", type(fn).__name__))), fn
+
+
+def _pair(node: Any) -> tuple[str, Node]:
+    """Name and function of one of a sequence's nodes."""
+    return node if isinstance(node, tuple) else _named(node, None)  # pyright: ignore[reportUnknownVariableType]
+
+
+def _join(starts: Sequence[str], target: str) -> Join:
+    if not starts or START in starts:
+        raise GraphError(f"A join waits for nodes, not for {list(starts)}", fix="Name the nodes to wait for.")
+    if odd := [name for name in starts if "+" in name]:
+        raise GraphError(f"The node {odd[0]!r} can't be waited for", node=odd[0], fix="Rename it without '+'.")
+    return Join(tuple(sorted(set(starts))), target)
+
+
+def _router_name(path: Router) -> str:
+    """The function's name; 'condition' for what has none (LangGraph's word)."""
+    name = str(getattr(path, "__name__", "<lambda>"))
+    return "condition" if name == "<lambda>" else name
+
+
+def _ends(path: Router, path_map: PathMap | None) -> dict[Any, str] | None:
+    """What the router may say -> node. None: anything."""
+    if isinstance(path_map, Mapping):
+        return dict(path_map)
+    if path_map is not None:
+        return {name: name for name in path_map}
+    said = _hints(path).get("return")
+    return {name: name for name in get_args(said)} if get_origin(said) is Literal else None
+
+
+def _function(fn: Any) -> Any:
+    """What carries the hints: the function itself, under partials, or an object's `__call__`."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    return fn if inspect.isroutine(fn) or isinstance(fn, type) else fn.__call__
+
+
+def _is_async(fn: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(_function(fn))
+
+
+def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
+    """The callable's type hints; none if they can't be read, for they are only a convenience here."""
+    try:
+        return typing.get_type_hints(_function(fn))
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """The parameters, without self; None for a builtin that does not tell."""
+    try:
+        return list(inspect.signature(fn).parameters.values())
+    except ValueError:
+        return None
+
+
+def _first_hint(fn: Callable[..., Any]) -> type[Any] | None:
+    """The schema that annotates the first parameter, if it is one (LangGraph's inference)."""
+    parameters = _parameters(fn)
+    hint = _hints(fn).get(parameters[0].name) if parameters else None
+    return hint if is_schema(hint) else None
+
+
+def _form(fn: Callable[..., Any], who: str) -> tuple[str, ...]:
+    """Which of config and runtime it takes, by parameter name as LangGraph does. Others need a default."""
+    parameters = _parameters(fn)
+    if parameters is None:
+        return ()
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if not parameters or parameters[0].kind in (
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
+    ):
+        raise GraphError(f"{who} takes no state", fix="Its first parameter is the state.")
+    for each in parameters[1:]:
+        by_name = each.name in INJECTED and each.kind is not inspect.Parameter.POSITIONAL_ONLY
+        if not by_name and each.default is inspect.Parameter.empty and each.kind not in variable:
+            raise GraphError(
+                f"{who} takes a parameter {each.name!r} that nobody gives it",
+                fix="After the state it may take `config` and `runtime`; give others a default.",
+            )
+    return tuple(each.name for each in parameters[1:] if each.name in INJECTED and each.kind not in variable)
+
+
+def _policies(name: str, given: RetryPolicy | Sequence[RetryPolicy] | None) -> tuple[RetryPolicy, ...]:
+    policies = (given,) if isinstance(given, RetryPolicy) else tuple(given or ())
+    if wrong := [each for each in policies if not isinstance(each, RetryPolicy)]:  # pyright: ignore
+        raise GraphError(f"{wrong[0]!r} is no RetryPolicy", node=name, fix="Use everstep's RetryPolicy.")
+    return policies
+
+
+def _seconds(name: str, timeout: float | timedelta | None) -> float | None:
+    if timeout is None:
+        return None
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
+    if not 0 < seconds < float("inf"):
+        raise GraphError(f"A timeout of {timeout} can't be kept", node=name, fix="Seconds, more than 0.")
+    return seconds
+
+
+def _queue(name: str, queue: str | None) -> str | None:
+    if queue is not None and not (queue and queue.isprintable()):
+        raise GraphError(f"{queue!r} can't be a queue's name", node=name, fix="Use a printable name.")
+    return queue
+
+
+def _graph_name(name: str | None) -> str:
+    if name is None:
+        return UNNAMED
+    if not name or not name.isprintable() or len(name) > NAME_MAX:
+        raise GraphError(f"{name!r} can't be a graph's name", fix=f"1 to {NAME_MAX} printable characters.")
+    return name

@@ -1,0 +1,152 @@
+"""Channels: one per key of the state, and what a superstep's writes make of them. Pure.
+
+A channel without a reducer takes one value a step (LangGraph's LastValue). One with a reducer folds the
+values in task order (BinaryOperatorAggregate). Values are decoded freshly for every fold, so nothing that a
+reducer or a node mutates can reach another step.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import BuiltinFunctionType
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required, get_args, get_origin
+
+from everstep_checkpoint.errors import GraphError, InvalidUpdateError
+
+from .schema import Field, bare, did_you_mean
+
+if TYPE_CHECKING:
+    from everstep_checkpoint.codec import Codec
+
+    from .spec import GraphSpec
+
+Reducer = Callable[[Any, Any], Any]
+Write = tuple[str, bytes]
+
+# Abstract types that a reducer channel may name, and what it then starts as (LangGraph's table).
+CONCRETE: dict[Any, Callable[[], Any]] = {
+    collections.abc.Sequence: list,
+    collections.abc.MutableSequence: list,
+    collections.abc.Set: set,
+    collections.abc.MutableSet: set,
+    collections.abc.Mapping: dict,
+    collections.abc.MutableMapping: dict,
+}
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One key of the state. `reducer` None: it holds the last value."""
+
+    name: str
+    typ: Any
+    reducer: Reducer | None = None
+
+    @property
+    def reducer_name(self) -> str:
+        """The reducer's name for people and for the fingerprint; empty for a last value."""
+        return "" if self.reducer is None else name_of(self.reducer)
+
+    def same_as(self, other: Channel) -> bool:
+        """Whether two schemas agree on the key. Lambdas can't be told apart: they agree with any reducer."""
+        mine, theirs = self.reducer, other.reducer
+        if mine is None or theirs is None:
+            return mine is theirs
+        return mine is theirs or "<lambda>" in (self.reducer_name, other.reducer_name)
+
+    def empty(self) -> Any:
+        """What a reducer channel starts as: its type without arguments. TypeError if it has no such value."""
+        typ = get_origin(self.typ) or self.typ
+        make = CONCRETE.get(typ, typ)
+        if self.reducer is None or not isinstance(make, type):
+            raise TypeError(f"{self.typ} has no empty value")
+        return make()
+
+
+def channel_of(field: Field) -> Channel:
+    """The channel that a schema's key declares: with a reducer if the last metadata of Annotated is callable.
+
+    LangGraph's rule (`_is_field_binop`): two positional parameters, else the declaration is refused.
+    """
+    hint = field.annotation
+    while get_origin(hint) in (Required, NotRequired):
+        hint = get_args(hint)[0]
+    last = get_args(hint)[-1] if get_origin(hint) is Annotated else None
+    typ = bare(field.typ)
+    if not callable(last):
+        return Channel(field.name, typ)
+    if not _takes_two(last):
+        raise GraphError(
+            f"The reducer of {field.name!r} must take two positional parameters, (old, new) -> value",
+            fix=f"Change {name_of(last)}, or keep other metadata before the reducer.",
+        )
+    return Channel(field.name, typ, last)
+
+
+def apply(spec: GraphSpec, channels: Mapping[str, bytes], writes: Iterable[Write]) -> dict[str, bytes]:
+    """All channels after one superstep. `writes` come in task order. What nobody wrote stays as it is.
+
+    Raises InvalidUpdateError if a channel without a reducer gets two values, or if a reducer raises.
+    """
+    grouped: dict[str, list[bytes]] = {}
+    for name, value in writes:
+        grouped.setdefault(name, []).append(value)
+    after = dict(channels)
+    for name, values in grouped.items():
+        after[name] = _update(spec, name, channels.get(name), values)
+    return after
+
+
+def _update(spec: GraphSpec, name: str, before: bytes | None, values: Sequence[bytes]) -> bytes:
+    channel = spec.channels.get(name)
+    if channel is None:
+        raise InvalidUpdateError(f"The graph {spec.name!r} has no key {name!r}", fix=did_you_mean(name, spec.channels))
+    if channel.reducer is not None:
+        return _fold(spec.codec, channel, before, values)
+    if len(values) != 1:
+        raise InvalidUpdateError(
+            f"At key {name!r}: can take only one value per step, and got {len(values)}",
+            fix="Annotate the key with a reducer, such as Annotated[list, operator.add], to combine several.",
+        )
+    return values[0]
+
+
+def _fold(codec: Codec, channel: Channel, before: bytes | None, values: Sequence[bytes]) -> bytes:
+    """Left fold, one write at a time; the first value is taken as it is where the channel is empty."""
+    where = f"channel {channel.name!r}"
+    first, *rest = values if before is None else (before, *values)
+    value = codec.decode(first, where)
+    for each in rest:
+        value = _reduce(channel, value, codec.decode(each, where))
+    return codec.encode(value, where)
+
+
+def _reduce(channel: Channel, old: Any, new: Any) -> Any:
+    assert channel.reducer is not None
+    try:
+        return channel.reducer(old, new)
+    except Exception as error:  # the user's code, like a node: it fails the run, never the worker
+        raise InvalidUpdateError(
+            f"At key {channel.name!r}: {channel.reducer_name} raised {type(error).__name__}: {error}",
+            fix="Mend the reducer, or what the nodes write to this key. The last checkpoint is kept.",
+        ) from error
+
+
+def name_of(reducer: Callable[..., Any]) -> str:
+    """A callable's name, the same in every process."""
+    if isinstance(reducer, partial):
+        return f"partial({name_of(reducer.func)})"
+    return str(getattr(reducer, "__qualname__", type(reducer).__qualname__))
+
+
+def _takes_two(reducer: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(reducer).parameters.values()
+    except ValueError:  # some builtins, `max` among them, don't tell
+        return isinstance(reducer, BuiltinFunctionType)
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.kind in positional for each in parameters) == 2

@@ -1,0 +1,378 @@
+"""The moves over any `Log` in one process: the rules of the scripts, without queues and without leases that expire.
+
+Whoever asks for work of a thread gets it; tokens and (n, digest) fence all the same. One table of cases
+(`tests/test_moves.py`) runs on this and on `RedisMoves`, and the logs must be equal.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.log import Head, Log, new_id
+
+from ..moves.contract import JOIN_NODE, JOIN_TASK, Answer, Commit, Lease, Offer, Start, Started
+
+
+@dataclass
+class Task:
+    """An open task: the record that the scripts keep in `open:<thread>`."""
+
+    node: str
+    queue: str
+    timeout_s: float = 0
+    place: str = "unmade"
+    attempt: int = 0
+    lost: int = 0
+    token: str = ""
+    owner: str = ""
+    due: float = 0.0
+
+
+@dataclass
+class Thread:
+    """What the scripts keep in `thread:<thread>` and the keys beside it."""
+
+    birth: str
+    n: int = 0
+    digest: str = ""
+    step: int = -2
+    status: str = ""
+    run: str = ""
+    rec: str = ""
+    base: int = -2
+    graph: str = ""
+    queue: str = ""
+    left: int = 0
+    width: int = 0
+    failed: int = 0
+    open: dict[str, Task] = field(default_factory=dict[str, Task])
+    queued: deque[tuple[Start, str]] = field(default_factory=deque[tuple[Start, str]])
+    runs: dict[str, tuple[str, str, str]] = field(default_factory=dict[str, tuple[str, str, str]])
+
+    @property
+    def after(self) -> tuple[int, str]:
+        return self.n, self.digest
+
+
+class LogMoves:
+    """`Moves` for one process. Holds its lock while it decides; never while a node runs."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self._threads: dict[str, Thread] = {}
+        self._lock = threading.RLock()
+
+    # start
+
+    def start(self, start: Start, offer: Offer | None = None) -> Started:
+        with self._lock:
+            t = self._load(start.thread)
+            if t is not None and start.run in t.runs:
+                status, entry, known = t.runs[start.run]
+                return Started("attached" if known == start.sum else "conflict", entry, status)
+            busy = t is not None and t.status == "running"
+            if busy and (start.mode == "reject" or start.kind == "continue"):
+                return Started("busy")
+            if start.kind == "continue" and (t is None or t.left + t.failed == 0 or t.status == "done"):
+                return Started("nothing")
+            return self._begin_or_queue(start, t, offer, busy)
+
+    def _begin_or_queue(self, start: Start, t: Thread | None, offer: Offer | None, busy: bool) -> Started:
+        fields = {name: value for name, value in start.fields.items() if name != "run"}
+        after = None if t is None else t.after
+        if t is None:
+            birth = new_id()
+            t = Thread(birth, digest=birth)
+            fields["birth"] = birth
+        if not busy:
+            fields["step"] = t.step
+        if start.kind == "continue":
+            fields["of"] = t.rec
+        entry = self._append(
+            start.thread, [e.fact("run_queued" if busy else "run_started", start.run, **fields)], after
+        )[0]
+        self._threads[start.thread] = t
+        t.runs[start.run] = ("queued" if busy else "running", entry, start.sum)
+        if busy:
+            t.queued.append((start, entry))
+            return Started("queued", entry)
+        if start.kind == "continue":
+            self._reopen(t, start.run)
+        else:
+            t.graph, t.queue = start.graph, start.queue
+            self._begin(t, start, entry)
+        return Started("started", entry, "", self._give(start.thread, t, offer) if offer else ())
+
+    def _begin(self, t: Thread, start: Start, entry: str) -> None:
+        t.run, t.rec, t.base, t.status = start.run, entry, t.step, "running"
+        t.width, t.left, t.failed = 1, 1, 0
+        t.open = {start.task: Task(start.node, t.queue)}
+        t.runs[start.run] = ("running", t.runs[start.run][1], start.sum)
+
+    def _reopen(self, t: Thread, run: str) -> None:
+        t.run, t.base, t.status = run, t.step, "running"
+        t.left, t.failed = t.left + t.failed, 0
+        for task in t.open.values():
+            if task.place in ("failed", "stopped"):
+                task.place = "unmade"
+
+    # claim
+
+    def claim(self, offer: Offer, *, take: str = "", serves: Sequence[str] = ()) -> Answer:
+        with self._lock:
+            t = self._load(offer.thread)
+            if t is None:
+                return Answer("ok")
+            known = [
+                self._row(offer.thread, t, name, x)
+                for name, x in t.open.items()
+                if x.token in offer.tokens and x.place == "lease"
+            ]
+            return Answer("ok", tuple(known) or self._give(offer.thread, t, offer), (), t.status)
+
+    def _give(self, thread: str, t: Thread, offer: Offer) -> tuple[Lease, ...]:
+        """Lease what can run, in task order, as far as the tokens go."""
+        tokens = deque(offer.tokens)
+        given: list[Lease] = []
+        if t.status != "running":
+            return ()
+        for name, task in t.open.items():
+            if not tokens:
+                break
+            if task.place == "unmade" or (task.place == "wake" and task.due <= time.monotonic()):
+                task.place, task.token, task.owner = "lease", tokens.popleft(), offer.owner
+                task.attempt += 1
+                given.append(self._row(thread, t, name, task))
+        return tuple(given)
+
+    def _row(self, thread: str, t: Thread, name: str, x: Task) -> Lease:
+        at = int(time.time() * 1000)
+        return Lease(
+            x.token, thread, t.n, t.digest, name, x.node, x.attempt, x.lost, x.queue, x.timeout_s, t.run, t.graph,
+            t.width, "", t.birth, t.rec, t.base, at, 0,
+        )  # fmt: skip
+
+    def due_in(self, thread: str) -> float | None:
+        """Seconds until the next wake of a thread; None if it has none."""
+        with self._lock:
+            t = self._load(thread)
+            dues = [x.due for x in t.open.values() if x.place == "wake"] if t else []
+            return max(min(dues) - time.monotonic(), 0.0) if dues else None
+
+    # commit
+
+    def commit(self, commits: Sequence[tuple[Commit, Offer]]) -> list[Answer]:
+        return [self._commit(commit, offer) for commit, offer in commits]
+
+    def _commit(self, commit: Commit, offer: Offer) -> Answer:
+        lease = commit.lease
+        with self._lock:
+            t = self._load(lease.thread)
+            task = t.open.get(lease.task) if t else None
+            if t is None or task is None or not self._holds(t, task, lease):
+                return self._settled(t, task, lease, offer)
+            assert commit.outcome != "next" or t.left == 1, "a step was closed with open tasks"
+            self._append(lease.thread, commit.entries, t.after)
+            getattr(self, f"_{commit.outcome}")(lease.thread, t, lease.task, task, commit)
+            leases = self._give(lease.thread, t, offer)
+            return Answer("ok", leases, (), t.status if t.run == lease.run else "rested")
+
+    def _holds(self, t: Thread, task: Task, lease: Lease) -> bool:
+        return (
+            task.place == "lease"
+            and task.token == lease.token
+            and t.after == (lease.n, lease.digest)
+            and t.status == "running"
+        )
+
+    def _settled(self, t: Thread | None, task: Task | None, lease: Lease, offer: Offer) -> Answer:
+        """A commit that holds nothing: did it pass before? A resend gets its leases again."""
+        passed = task is not None and task.token == lease.token and task.place != "lease"
+        for entry in self.log.read(lease.thread, f"{lease.n + 1}-0", f"{lease.n + 2}-0") if t else ():
+            passed = passed or entry.text("token") == lease.token
+        if t is None:
+            return Answer("fenced")
+        again = [
+            self._row(lease.thread, t, n, x)
+            for n, x in t.open.items()
+            if x.token in offer.tokens and x.place == "lease"
+        ]
+        return Answer("already" if passed else "fenced", tuple(again))
+
+    def _next(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
+        assert commit.head is not None
+        t.n, t.digest, t.step = commit.head
+        t.open = {}
+        for row in commit.next:
+            if len(row) == 4:
+                t.open[row[0]] = Task(row[1], row[2], row[3])
+            else:
+                t.open.update(_part_tasks(self.log, thread, row[0]))
+        t.width = t.left = len(t.open)
+        t.failed = 0
+        if not t.open:
+            self._rest(thread, t, "done")
+        elif commit.stop:
+            self._rest(thread, t, commit.stop, **({"error": commit.why} if commit.why else {}))
+
+    def _done(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
+        task.place = "done"
+        self._resolved(thread, t)
+
+    def _failed(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
+        task.place = "failed"
+        t.failed += 1
+        self._resolved(thread, t)
+
+    def _unplanned(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
+        task.place = "done"
+        t.open[JOIN_TASK] = Task(JOIN_NODE, t.queue, place="failed")
+        t.failed += 1
+        self._resolved(thread, t)
+
+    def _retry(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
+        task.place, task.due = "wake", time.monotonic() + commit.delay_ms / 1000
+
+    def _resolved(self, thread: str, t: Thread) -> None:
+        t.left -= 1
+        if t.left:
+            return
+        if t.failed:
+            self._rest(thread, t, "failed")
+        else:
+            t.left = 1
+            t.open[JOIN_TASK] = Task(JOIN_NODE, t.queue)
+
+    def _rest(self, thread: str, t: Thread, status: str, **more: str) -> None:
+        if status != "done":
+            said = {"status": status, **more}
+            self._append(thread, [e.fact("run_rested", t.run, **said)], t.after)
+        t.runs[t.run] = (status, *t.runs[t.run][1:])
+        t.status = status
+        if t.queued:
+            start, entry = t.queued.popleft()
+            t.graph, t.queue = start.graph, start.queue
+            self._append(thread, [e.fact("run_started", start.run, of=entry, step=t.step)], t.after)
+            self._begin(t, start, entry)
+
+    # the rest
+
+    def part(self, lease: Lease, pieces: Sequence[e.Fields]) -> list[str]:
+        with self._lock:
+            t = self._load(lease.thread)
+            task = t.open.get(lease.task) if t else None
+            if t is None or task is None or not self._holds(t, task, lease):
+                return []
+            return self._append(lease.thread, pieces, t.after)
+
+    def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:
+        with self._lock:
+            held = {x.token for t in self._threads.values() for x in t.open.values() if x.place == "lease"}
+            return [token for token in offer.tokens if token not in held]
+
+    def release(
+        self, owner: str, tokens: Sequence[str] | None, to: Literal["job", "parked", "lost"], why: str = ""
+    ) -> int:
+        released = 0
+        with self._lock:
+            for thread, t in self._threads.items():
+                for name, task in t.open.items():
+                    mine = task.owner == owner if tokens is None else task.token in tokens
+                    if task.place == "lease" and mine:
+                        self._give_back(thread, t, name, task, to, why)
+                        released += 1
+        return released
+
+    def _give_back(self, thread: str, t: Thread, name: str, task: Task, to: str, why: str) -> None:
+        token, task.token = task.token, ""
+        task.place = "unmade"
+        if to == "lost":
+            said: e.Fields = {
+                "task": name,
+                "attempt": task.attempt,
+                "token": token,
+                "by": task.owner,
+                "node": task.node,
+            }
+            self._append(thread, [e.fact("task_lost", t.run, **said, error="its process died")], t.after)
+            task.lost += 1
+            return
+        task.attempt -= 1
+        if to == "parked":
+            said = {"task": name, "node": task.node, "by": task.owner, "error": why}
+            self._append(thread, [e.fact("task_parked", t.run, **said)], t.after)
+            task.place = "parked"
+
+    def cancel(self, thread: str, run: str = "", actor: str = "") -> str:
+        with self._lock:
+            t = self._load(thread)
+            if t is None:
+                return "unknown"
+            if run and run != t.run:
+                return self._cancel_queued(thread, t, run, actor)
+            if t.status != "running":
+                return "rested"
+            self._append(thread, [e.fact("run_cancel_asked", t.run, actor=actor)], t.after)
+            for task in t.open.values():
+                if task.place not in ("done", "failed"):
+                    task.place, task.token = "stopped", ""
+            left, t.failed, was = t.left + t.failed, 0, t.run
+            self._rest(thread, t, "cancelled", actor=actor)
+            t.left = left if t.run == was else t.left
+            return "cancelled"
+
+    def _cancel_queued(self, thread: str, t: Thread, run: str, actor: str) -> str:
+        found = next((x for x in t.queued if x[0].run == run), None)
+        if found is None:
+            return "rested" if run in t.runs else "unknown"
+        t.queued.remove(found)
+        self._append(thread, [e.fact("run_rested", run, status="cancelled", actor=actor)], t.after)
+        t.runs[run] = ("cancelled", *t.runs[run][1:])
+        return "cancelled"
+
+    def delete(self, thread: str) -> str:
+        with self._lock:
+            t = self._load(thread)
+            if t is None:
+                return "unknown"
+            if t.status == "running":
+                return "busy"
+            del self._threads[thread]
+            self.log.delete(thread)
+            return "deleted"
+
+    def _append(self, thread: str, new: Sequence[Any], after: tuple[int, str] | None) -> list[str]:
+        return self.log.append(thread, new, after)
+
+    def _load(self, thread: str) -> Thread | None:
+        """A thread this object has not met, as its log says: forked, or written by another process before."""
+        found = self._threads.get(thread)
+        if found is None and (head := self.log.head(thread)) is not None:
+            found = self._threads[thread] = _from_log(self.log, thread, head)
+        return found
+
+
+def _part_tasks(log: Log, thread: str, ref: str) -> dict[str, Task]:
+    from everstep_checkpoint.replay import part_tasks
+
+    part = log.read(thread, ref, ref)[0]
+    return {x.task: Task(x.node, x.queue, x.timeout_s) for x in part_tasks(part)}
+
+
+def _from_log(log: Log, thread: str, head: Head) -> Thread:
+    from ..reading.derive import derive
+
+    told = derive(log, thread)
+    t = Thread(
+        told.birth, head.n, head.digest, told.step, told.status, told.run, told.rec, told.base, told.graph, told.queue
+    )
+    t.width, t.left, t.failed = told.width, told.left, told.failed
+    t.open = {x.task: Task(x.node, x.queue, x.timeout_s, x.place, x.attempt, x.lost) for x in told.tasks}
+    t.runs = {run: (word, entry, insum) for run, (word, entry, insum) in told.runs.items()}
+    return t

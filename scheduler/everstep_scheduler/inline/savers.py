@@ -1,0 +1,100 @@
+"""Where an inline graph keeps its threads. Names and constructors as in LangGraph.
+
+`InMemorySaver` ends with the process. `RedisSaver` shares its threads with the workers: an inline caller leases its own
+thread's tasks, and if it dies, the fleet takes over.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from everstep_checkpoint.keys import Keys, rq_prefix
+from everstep_checkpoint.log import Log, MemoryLog, new_id
+from everstep_checkpoint.redislog import RedisLog
+
+from ..moves.connection import DEFAULT_URL, connect
+from ..moves.contract import LEASE_MS, Lease, Moves
+from ..moves.keeper import LeaseKeeper
+from ..moves.redismoves import RedisMoves, Scripts
+from ..recovery.recovery import Recovery
+from .logmoves import LogMoves
+
+
+def owner_name() -> str:
+    """The name under which this process's inline runs hold their leases."""
+    return f"everstep-inline.{socket.gethostname()}.{os.getpid()}.{new_id()[:6]}"
+
+
+class Saver(Protocol):
+    """What `compile(checkpointer=...)` takes. `keeper` is None where nothing can take a task away."""
+
+    @property
+    def log(self) -> Log: ...
+    @property
+    def moves(self) -> Moves: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def lease_ms(self) -> int: ...
+    @property
+    def keeper(self) -> LeaseKeeper | None: ...
+
+
+class InMemorySaver:
+    """Keeps threads in this process's memory."""
+
+    lease_ms = LEASE_MS
+    keeper: LeaseKeeper | None = None
+
+    def __init__(self) -> None:
+        self.owner = owner_name()
+        self.log: Log = MemoryLog()
+        self.moves: Moves = LogMoves(self.log)
+
+
+MemorySaver = InMemorySaver
+
+
+class RedisSaver:
+    """Keeps threads in Redis, where workers, clients and the CLI see them.
+
+    `redis_url` defaults to redis://127.0.0.1:6379/0. Raises ServerUnavailable at the first use if nobody answers.
+    """
+
+    def __init__(
+        self,
+        redis_url: str = DEFAULT_URL,
+        *,
+        namespace: str = "everstep",
+        partition: str = "0",
+        lease_ms: int = LEASE_MS,
+    ) -> None:
+        self.url = redis_url
+        self.keys = Keys(namespace, partition, rq_prefix(partition))
+        self.client = connect(redis_url)
+        self.log: Log = RedisLog(self.client, self.keys)
+        self.owner = owner_name()
+        self.lease_ms = lease_ms
+        recovery = Recovery(self.client, self.keys, self._held, lease_ms=lease_ms, owner=self.owner)
+        self.moves: Moves = RedisMoves(Scripts(self.client, self.keys, recovery, redis_url))
+        self.keeper: LeaseKeeper | None = LeaseKeeper(self.moves, self.owner, lease_ms)
+
+    def _held(self) -> Sequence[Lease]:
+        return self.keeper.held if self.keeper is not None else ()
+
+    @classmethod
+    @contextmanager
+    def from_conn_string(cls, conn_string: str) -> Generator[RedisSaver]:
+        """A saver that is closed at the end of the block."""
+        saver = cls(conn_string)
+        try:
+            yield saver
+        finally:
+            saver.client.close()
+
+    def setup(self) -> None:
+        """Nothing to set up: no modules, no indexes. There for LangGraph's users."""

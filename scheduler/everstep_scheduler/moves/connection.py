@@ -1,0 +1,130 @@
+"""Every Redis client of everstep is made here, with explicit settings.
+
+redis-py resends commands by itself, stops at 100 connections and times out blocking pops; ours resend nothing, so that
+a lost reply is seen, and each caller decides. Errors of the server become `ServerError`s that say what to do.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from everstep_checkpoint.errors import ServerError, ServerFull, ServerUnavailable
+
+DEFAULT_URL = "redis://127.0.0.1:6379/0"
+CONNECT_S = 5.0
+ANSWER_S = 10.0
+BACKOFF_MAX_S = 1.0
+
+Client = redis.Redis
+T = TypeVar("T")
+# What a server answers while the same command will pass later, without anybody changing our side of it.
+_TRANSIENT = (
+    "LOADING",
+    "READONLY",
+    "BUSY",
+    "MASTERDOWN",
+    "MISCONF",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "OOM",
+    "NOREPLICAS",
+    "UNBLOCKED",
+)
+
+
+def connect(url: str, *, block_s: float = 0.0, connections: int = 512) -> Client:
+    """A client for `url` that never resends. `block_s`: the longest server-side block that it will be used for."""
+    untyped: Any = redis.Redis  # its keyword arguments have no types
+    client: Client = untyped.from_url(
+        url,
+        protocol=2,
+        decode_responses=False,
+        socket_timeout=ANSWER_S + block_s,
+        socket_connect_timeout=CONNECT_S,
+        health_check_interval=0,
+        max_connections=connections,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        **({} if url.startswith("unix") else {"socket_keepalive": True}),
+    )
+    return client
+
+
+def redacted(url: str) -> str:
+    """The URL without its password, wherever it stands in it, for people."""
+    shown = re.sub(r"//([^:/]*):.*@", r"//\1:***@", url)
+    return re.sub(r"([?&](?:password|ssl_password)=)[^&]*", r"\1***", shown)
+
+
+def error_code(error: redis.RedisError) -> str:
+    """The word that an error reply began with: redis-py takes those that it knows out of the text."""
+    code: str | None = getattr(error, "status_code", None)
+    return code or str(error).partition(" ")[0]
+
+
+def server_error(error: redis.RedisError, url: str = "") -> ServerError:
+    """What a redis-py error means for our user, with the way out."""
+    text, code = str(error), error_code(error)
+    where = f" at {redacted(url)}" if url else ""
+    if code == "OOM":
+        return ServerFull(
+            f"Redis{where} has reached maxmemory",
+            fix="free memory or raise maxmemory; runs go on by themselves",
+        )
+    if isinstance(error, redis.AuthenticationError) or code in ("NOAUTH", "WRONGPASS", "NOPERM"):
+        return ServerUnavailable(f"Redis{where} refuses the login: {text}", fix="check user and password in the URL")
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return ServerUnavailable(f"Redis{where} does not answer: {text}", fix="check that it runs: `redis-cli ping`")
+    return ServerUnavailable(
+        f"Redis{where} refused a command: {text}", fix="`everstep doctor` shows the server's state"
+    )
+
+
+@contextmanager
+def translated(url: str = "") -> Generator[None]:
+    """Errors of redis-py leave as ours."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise server_error(error, url) from error
+
+
+def patiently(
+    action: Callable[[], T],
+    stopped: Callable[[], bool],
+    said: Callable[[str], None] | None = None,
+    *,
+    first_s: float = 0.02,
+) -> T:
+    """Do `action` until Redis lets it pass: the reconnect loop.
+
+    Waits out ServerUnavailable and ServerFull; raises them once `stopped()`. Other errors are raised at once.
+    """
+    delay, told = first_s, 0.0
+    while True:
+        try:
+            return action()
+        except (ServerUnavailable, ServerFull) as error:
+            if stopped():
+                raise
+            if said is not None and time.monotonic() - told > 5:
+                told = time.monotonic()
+                said(f"{error.what}; trying again")
+        time.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+        delay = min(delay * 2, BACKOFF_MAX_S)
+
+
+def server_run_id(client: Client) -> str:
+    """The id that a server takes anew at each start."""
+    asked: Any = client
+    info: dict[str, Any] = asked.info("server")
+    return str(info.get("run_id", ""))

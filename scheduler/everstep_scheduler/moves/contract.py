@@ -1,0 +1,166 @@
+"""The moves of a run: start, claim, commit, renew, release, cancel, sweep. The written contract is `docs/moves.md`.
+
+    start ──► job ──claim──► lease ──commit──► done ──(last of its step)──► next checkpoint, its jobs
+               ▲               │ ├──retry──► wake ──due──► job
+               └──release──────┘ └──failed─► failed ──(nothing keeps the run going)──► run_rested
+
+`RedisMoves` is the scripts; `LogMoves` the same rules over any `Log` in one process. One table of cases runs on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from everstep_checkpoint.entries import Fields
+
+START_TASK = "start"
+UPDATE_TASK = "update"
+JOIN_TASK = "join"
+START_NODE = "__start__"
+JOIN_NODE = "__join__"
+LEASE_MS = 10_000
+MOVE_MAX = 250
+
+RunKind = Literal["input", "update", "continue"]
+Outcome = Literal["next", "done", "failed", "retry", "unplanned"]
+
+
+class Lease(NamedTuple):
+    """One attempt at a task: who it is, what it stands on, and the token that fences it."""
+
+    token: str
+    thread: str
+    n: int
+    digest: str
+    task: str
+    node: str
+    attempt: int
+    lost: int
+    queue: str
+    timeout_s: float
+    run: str
+    graph: str
+    width: int
+    job: str
+    birth: str
+    rec: str
+    base: int
+    at_ms: int
+    suspect: int
+
+    @property
+    def plans(self) -> bool:
+        """Closing this task closes its step: it is alone, or it is the join."""
+        return self.width == 1 or self.task == JOIN_TASK
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a process offers for: one fresh token per free slot, the queues it listens to, how long it leases.
+
+    `thread`: an inline caller, which takes tasks of its own thread only and through no list.
+    """
+
+    owner: str
+    tokens: tuple[str, ...] = ()
+    queues: tuple[str, ...] = ()
+    process: str = ""
+    round: int = 0
+    lease_ms: int = LEASE_MS
+    thread: str = ""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run to begin. `fields` are those of its fact (record, input, actor, trace); `sum` tells inputs apart."""
+
+    thread: str
+    run: str
+    kind: RunKind
+    graph: str
+    queue: str
+    sum: str
+    fields: Fields
+    task: str = START_TASK
+    node: str = START_NODE
+    mode: Literal["enqueue", "reject"] = "enqueue"
+
+
+@dataclass(frozen=True)
+class Started:
+    """started, queued, attached (known run id, same input), conflict, busy, nothing (to continue)."""
+
+    status: str
+    entry: str = ""
+    run_status: str = ""
+    leases: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """An attempt's outcome, hashed by the caller. `head` is (n, digest, step) of the last checkpoint among `entries`.
+
+    `wrote`: the keys that the closed step wrote, changed or not; for streams, not stored.
+    """
+
+    lease: Lease
+    outcome: Outcome
+    entries: tuple[Fields, ...] = ()
+    head: tuple[int, str, int] | None = None
+    next: tuple[tuple[Any, ...], ...] = ()
+    parts: dict[str, str] = field(default_factory=dict[str, str])
+    stop: Literal["", "failed", "interrupted"] = ""
+    why: str = ""
+    reason: str = ""
+    delay_ms: int = 0
+    wrote: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """ok; already and fenced settle a commit too; suspended. `run_status`: the run's, `rested` if another began."""
+
+    status: str
+    leases: tuple[Lease, ...] = ()
+    refused: tuple[str, ...] = ()
+    run_status: str = ""
+
+
+class Moves(Protocol):
+    """What `perform`, the drivers and the client speak to."""
+
+    def start(self, start: Start, offer: Offer | None = None) -> Started:
+        """Record a run and open its first task, in one step. With an inline offer its task is leased at once."""
+        ...
+
+    def claim(self, offer: Offer, *, take: str = "", serves: Sequence[str] = ()) -> Answer:
+        """Lease work: from the queues, of one thread (inline), or one RQ job by id. `serves`: `graph:node` names."""
+        ...
+
+    def commit(self, commits: Sequence[tuple[Commit, Offer]]) -> list[Answer]:
+        """Commit outcomes, and refill from each one's offer. Several leave in one pipeline, each stands alone."""
+        ...
+
+    def part(self, lease: Lease, pieces: Sequence[Fields]) -> list[str]:
+        """Write pieces that the coming commit will name. Empty if fenced."""
+        ...
+
+    def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:
+        """Name the tokens that are held; the answer is those that hold nothing any more."""
+        ...
+
+    def release(
+        self, owner: str, tokens: Sequence[str] | None, to: Literal["job", "parked", "lost"], why: str = ""
+    ) -> int:
+        """Give leases back: uncounted, parked, or lost with their process. None: all that the owner holds."""
+        ...
+
+    def cancel(self, thread: str, run: str = "", actor: str = "") -> str:
+        """Revoke a run: cancelled, rested (nothing to cancel) or unknown."""
+        ...
+
+    def delete(self, thread: str) -> str:
+        """Forget a thread at rest: deleted, busy or unknown."""
+        ...

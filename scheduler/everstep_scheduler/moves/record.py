@@ -1,0 +1,293 @@
+"""A run's record: what a run is told when it begins, as it is stored in the run's first fact. Pure.
+
+    config, context, ... ──Config.of──► Config ──record──► RunRecord ──encode──► field `record`
+    input ───────────────────────────────writes──────────────────────────────► field `input`
+                                                        both ──start_of / start_with──► moves.Start
+
+Nodes get exactly these on any worker, any day later. What looks like a secret is not stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.codec import PLAIN, Codec, pack
+from everstep_checkpoint.errors import CorruptEntry, InvalidInput, TooLarge
+
+from .contract import START_NODE, START_TASK, UPDATE_TASK, RunKind, Start
+
+if TYPE_CHECKING:
+    from ..graph.spec import GraphSpec
+
+RECURSION_LIMIT = 10_007  # LangGraph's default
+RUN_ID_MAX = 128
+_RUN_ID = re.compile(rf"[!-~]{{1,{RUN_ID_MAX}}}")
+_CHECKPOINT_ID = re.compile(r"(\d{12,})-[0-9a-f]{8}")
+_PLACES = frozenset({"thread_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map", "run_id"})
+_SECRETS = frozenset(
+    {"password", "passwd", "pwd", "passphrase", "secret", "secrets", "token", "apikey", "credential", "credentials"}
+    | {"authorization", "bearer", "cookie"}
+)
+_SECRET_KEYS = frozenset({"api", "private", "access", "signing", "encryption"})
+
+Writes = Sequence[tuple[str, bytes]]
+Form = Literal["json", "typed"]
+Mode = Literal["enqueue", "reject"]
+
+
+def looks_secret(key: str) -> bool:
+    """Do a key's words say that its value is a secret? `api_key`, `dbPassword`, `access-token` do; `max_tokens` not."""
+    words = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", key).lower()
+    found = re.split(r"[^a-z0-9]+", words)
+    pairs = pairwise(found)
+    return bool(_SECRETS & set(found)) or any(a in _SECRET_KEYS and b == "key" for a, b in pairs)
+
+
+def check_run_id(run_id: object) -> str:
+    """A run id as it is given: 1 to 128 printable ASCII characters without spaces. Raises InvalidInput."""
+    if isinstance(run_id, str) and _RUN_ID.fullmatch(run_id):
+        return run_id
+    raise InvalidInput(
+        f"a run_id has 1 to {RUN_ID_MAX} printable ASCII characters without spaces",
+        fix="shorten it, use a hash of it, or leave it out",
+    )
+
+
+def checkpoint_number(checkpoint_id: str) -> int:
+    """The number that a checkpoint id begins with. Raises InvalidInput."""
+    found = _CHECKPOINT_ID.fullmatch(checkpoint_id)
+    if found is None:
+        raise InvalidInput(
+            f"{checkpoint_id!r} is no checkpoint_id", fix="`everstep history` lists them: 000000000003-5f1c02aa"
+        )
+    return int(found[1])
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run was told. `form`: is its input JSON, to be read by the graph's types, or are its values typed?"""
+
+    kind: RunKind = "input"
+    form: Form = "typed"
+    configurable: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tags: tuple[str, ...] = ()
+    context: Any = None
+    recursion_limit: int = RECURSION_LIMIT
+    durability: str = "sync"
+    actor: str = ""
+    trace: str = ""
+    deadline: int = 0
+    parent: str = ""
+
+    def encode(self, codec: Codec = PLAIN) -> bytes:
+        """The canonical encoding, without envelope. Fields that say what everybody says are left out."""
+        said: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value != getattr(_USUAL, each.name) or each.name == "kind":
+                said[each.name] = list(cast("tuple[str, ...]", value)) if each.name == "tags" else value
+        return codec.encode(said, "the run's config, metadata and context")
+
+    @classmethod
+    def decode(cls, data: bytes, codec: Codec = PLAIN) -> RunRecord:
+        """A record from its encoding. Fields of later versions are passed over. Raises CorruptEntry."""
+        said = codec.decode(data, "the run's record")
+        if not isinstance(said, dict):
+            raise CorruptEntry(
+                "the run's record is not a mapping", fix="the log was left as it is; look at it with `everstep log`"
+            )
+        given = cast("dict[str, Any]", said)
+        known = {each.name: given[each.name] for each in fields(cls) if each.name in given}
+        if "tags" in known:
+            known["tags"] = tuple(known["tags"])
+        return cls(**known)
+
+
+_USUAL = RunRecord()
+
+
+@dataclass(frozen=True)
+class Config:
+    """LangGraph's config, read once: which thread, and what the run is told."""
+
+    thread_id: object = None
+    checkpoint_id: str = ""
+    run_id: str = ""
+    configurable: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tags: tuple[str, ...] = ()
+    recursion_limit: int = RECURSION_LIMIT
+    max_concurrency: int | None = None
+    context: Any = None
+    actor: str = ""
+    trace: str = ""
+
+    @property
+    def has_thread(self) -> bool:
+        """Was a thread_id given? None counts as none."""
+        return self.thread_id is not None
+
+    @property
+    def checkpoint_n(self) -> int | None:
+        """The number of the checkpoint it addresses; None: the last one."""
+        return checkpoint_number(self.checkpoint_id) if self.checkpoint_id else None
+
+    @classmethod
+    def of(
+        cls,
+        config: Mapping[str, Any] | None,
+        *,
+        context: Any = None,
+        metadata: Mapping[str, Any] | None = None,
+        tags: Sequence[str] = (),
+        actor: str = "",
+        trace: str = "",
+    ) -> Config:
+        """From `{"configurable": {"thread_id": ...}, "recursion_limit": ..., "metadata": ..., "tags": ...}`.
+
+        Keyword arguments are added to what the config says. Raises InvalidInput.
+        """
+        said = _mapping(config, "config")
+        configurable = _mapping(said.get("configurable"), "config['configurable']")
+        told = {**_mapping(said.get("metadata"), "config['metadata']"), **_mapping(metadata, "metadata")}
+        return cls(
+            thread_id=configurable.get("thread_id"),
+            checkpoint_id=str(configurable.get("checkpoint_id") or ""),
+            run_id=str(said.get("run_id") or configurable.get("run_id") or ""),
+            configurable=_public(configurable),
+            metadata=_public(told),
+            tags=_tags([*(said.get("tags") or ()), *tags]),
+            recursion_limit=_positive(said.get("recursion_limit", RECURSION_LIMIT), "recursion_limit"),
+            max_concurrency=_positive(said["max_concurrency"], "max_concurrency")
+            if said.get("max_concurrency")
+            else None,
+            context=context,
+            actor=actor,
+            trace=trace,
+        )
+
+    def record(self, kind: RunKind, form: Form = "typed") -> RunRecord:
+        """The record of a run with this config."""
+        return RunRecord(
+            kind,
+            form,
+            self.configurable,
+            self.metadata,
+            self.tags,
+            self.context,
+            self.recursion_limit,
+            actor=self.actor,
+            trace=self.trace,
+        )
+
+
+def input_sum(graph: str, kind: str, writes: Writes) -> str:
+    """22 characters that tell a run's input from any other; the order of its keys says nothing."""
+    packed = pack([graph, kind, sorted(map(list, writes))])
+    return base64.urlsafe_b64encode(hashlib.sha256(packed).digest())[:22].decode()
+
+
+def start_with(
+    record: RunRecord,
+    writes: Writes,
+    *,
+    thread: str,
+    run: str,
+    graph: str,
+    queue: str,
+    task: str = START_TASK,
+    node: str = START_NODE,
+    mode: Mode = "enqueue",
+    codec: Codec = PLAIN,
+) -> Start:
+    """The run to begin, from its record and its encoded input. Raises TooLarge, UnknownType, InvalidInput."""
+    insum = input_sum(graph, record.kind, writes)
+    said: e.Fields = {
+        "run": check_run_id(run), "kind_of_run": record.kind, "task": task, "node": node, "graph": graph,
+        "queue": queue, "record": e.wrap(record.encode(codec)), "input": e.pack_writes(writes), "insum": insum,
+    }  # fmt: skip
+    said["sum"] = e.fact_sum(said)
+    said |= {"actor": record.actor} if record.actor else {}
+    said |= {"trace": record.trace} if record.trace else {}
+    _check_size(thread, said)
+    return Start(thread, run, record.kind, graph, queue, insum, said, task, node, mode)
+
+
+def start_of(
+    spec: GraphSpec,
+    thread: str,
+    run: str,
+    data: object,
+    config: Config,
+    kind: RunKind,
+    node: str = START_NODE,
+    *,
+    mode: Mode = "enqueue",
+) -> Start:
+    """The run to begin where the graph's code is at hand: the input is checked by its types.
+
+    Raises InvalidInput, EmptyInputError, InvalidUpdateError, UnknownType, TooLarge.
+    """
+    match kind:
+        case "continue":
+            task, writes = START_TASK, []
+        case "update":
+            task, writes = UPDATE_TASK, spec.node_writes(node, data)
+        case "input":
+            task, writes = START_TASK, spec.input_writes(data)
+    return start_with(
+        config.record(kind), writes, thread=thread, run=run, graph=spec.name, queue=spec.default_queue,
+        task=task, node=node, mode=mode, codec=spec.codec,
+    )  # fmt: skip
+
+
+def _check_size(thread: str, said: e.Fields) -> None:
+    size = sum(len(value) for value in said.values() if isinstance(value, str | bytes))
+    if size > e.ENTRY_MAX:
+        raise TooLarge(
+            f"the input and the record of the run have {size:,} bytes, the cap is {e.ENTRY_MAX:,}",
+            thread=thread,
+            fix="keep large values elsewhere and a reference in the input",
+        )
+
+
+def _mapping(value: object, what: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidInput(
+            f"{what} must be a dict, not {type(value).__name__}", fix='give {"configurable": {"thread_id": ...}}'
+        )
+    found: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
+    if odd := [key for key in found if not isinstance(key, str)]:
+        raise InvalidInput(f"{what} has a key {odd[0]!r} that is no text", fix="use text keys")
+    return dict(found)
+
+
+def _public(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is stored: no addresses, no internals, nothing that looks like a secret."""
+    return {
+        key: value
+        for key, value in given.items()
+        if key not in _PLACES and not key.startswith("__") and not looks_secret(key)
+    }
+
+
+def _tags(given: Sequence[object]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(tag) for tag in given))
+
+
+def _positive(value: object, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidInput(
+            f"{what} must be a whole number of at least 1, not {value!r}", fix="leave it out for the default"
+        )
+    return value

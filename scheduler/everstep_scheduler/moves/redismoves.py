@@ -1,0 +1,266 @@
+"""The moves on Redis: each is one script, sent as its hash, its source in the package.
+
+Nothing here is resent unless the script answers a resend as it answered the first time; all of them do.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, TypeVar
+
+import redis
+from redis.exceptions import NoScriptError
+
+from everstep_checkpoint.entries import Fields
+from everstep_checkpoint.keys import Keys
+from everstep_checkpoint.log import new_id
+
+from .connection import Client, server_error
+from .contract import LEASE_MS, MOVE_MAX, Answer, Commit, Lease, Offer, Start, Started
+
+T = TypeVar("T")
+Header = dict[str, Any]
+_json = json.JSONEncoder(separators=(",", ":")).encode
+_read = json.JSONDecoder().decode
+
+
+@cache
+def source(name: str) -> str:
+    """The text of a script, what all of them share included."""
+    lua = files("everstep_scheduler.moves") / "lua"
+    return (lua / "common.lua").read_text() + (lua / f"{name}.lua").read_text()
+
+
+@cache
+def sha(name: str) -> str:
+    """The name under which Redis knows a script; it names, it does not protect."""
+    return hashlib.sha1(source(name).encode(), usedforsecurity=False).hexdigest()
+
+
+def salt() -> str:
+    """Four random characters of A-Z a-z 0-9 _ - that make a job id new."""
+    return new_id()[:4]
+
+
+def job_prefix(thread: str, birth: str) -> str:
+    """The first part of a thread's job ids: base32 of 80 bits of SHA-256(thread, birth)."""
+    digest = hashlib.sha256(f"{thread}\0{birth}".encode("utf-8", "surrogatepass")).digest()
+    return base64.b32encode(digest[:10]).decode().lower()
+
+
+class Scripts:
+    """Sends scripts and reads their answers. `on_rebuild` is called when a script finds our or RQ's keys gone."""
+
+    def __init__(self, client: Client, keys: Keys, on_rebuild: Callable[[], None] | None = None, url: str = "") -> None:
+        self.client = client
+        self.keys = keys
+        self.url = url
+        self.on_rebuild = on_rebuild
+
+    def run(self, name: str, header: Header, args: Sequence[Any] = ()) -> Header:
+        """One script, one round trip. Raises ServerError."""
+        return self.run_all([(name, header, args)])[0]
+
+    def run_all(self, calls: Sequence[tuple[str, Header, Sequence[Any]]]) -> list[Header]:
+        """Several scripts in one pipeline, each on its own; those that found a rebuild due are sent again behind it."""
+        answers = self._send(calls)
+        again = [i for i, answer in enumerate(answers) if answer.get("status") == "rebuild"]
+        if again and self.on_rebuild is not None:
+            self.on_rebuild()
+            for i, answer in zip(again, self._send([calls[i] for i in again]), strict=True):
+                answers[i] = answer
+        return answers
+
+    def _send(self, calls: Sequence[tuple[str, Header, Sequence[Any]]]) -> list[Header]:
+        packed = [(name, self._packed(header), args) for name, header, args in calls]
+        try:
+            if len(packed) == 1:
+                return [_answered(self._one(*packed[0]))]
+            return [_answered(raw) for raw in self._many(packed)]
+        except redis.RedisError as error:
+            raise server_error(error, self.url) from error
+
+    def _packed(self, header: Header) -> str:
+        return _json({"rq": self.keys.rq, **header})
+
+    def _one(self, name: str, header: str, args: Sequence[Any]) -> Any:
+        try:
+            return self.client.evalsha(sha(name), 1, self.keys.stem, header, *args)
+        except NoScriptError:
+            return self.client.eval(source(name), 1, self.keys.stem, header, *args)
+
+    def _many(self, packed: Sequence[tuple[str, str, Sequence[Any]]]) -> list[Any]:
+        untyped: Any = self.client
+        pipe = untyped.pipeline(transaction=False)
+        for name, header, args in packed:
+            pipe.execute_command("EVALSHA", sha(name), 1, self.keys.stem, header, *args)
+        raws = list(pipe.execute(raise_on_error=False))
+        for i, raw in enumerate(raws):
+            if isinstance(raw, NoScriptError):
+                raws[i] = self._one(*packed[i])
+            elif isinstance(raw, Exception):
+                raise raw
+        return raws
+
+
+def _entries(new: Sequence[Fields], n: int) -> tuple[list[list[Any]], list[Any]]:
+    """Entries as a script takes them: [id, kind, number of arguments] each, and all arguments flat."""
+    heads: list[list[Any]] = []
+    flat: list[Any] = []
+    for fields in new:
+        kind = str(fields["kind"])
+        n = n + 1 if kind == "checkpoint" else n
+        said = _flat(fields)
+        heads.append([f"{n}-0" if kind == "checkpoint" else f"{n}-*", kind, len(said)])
+        flat += said
+    return heads, flat
+
+
+def _flat(fields: Fields) -> list[Any]:
+    """Names and values in turn, as a script adds them behind `v` and `kind`."""
+    flat: list[Any] = []
+    for name, value in fields.items():
+        if name not in ("v", "kind"):
+            flat += (name, value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
+    return flat
+
+
+def _answered(raw: bytes) -> Header:
+    found: Header = _read(raw.decode("utf-8", "surrogatepass"))
+    return found
+
+
+def _leases(answer: Header) -> tuple[Lease, ...]:
+    return tuple(Lease(*row) for row in answer.get("leases", ()))
+
+
+def _answer(answer: Header) -> Answer:
+    return Answer(
+        answer["status"], _leases(answer), tuple(answer.get("refused", ())), str(answer.get("run_status", ""))
+    )
+
+
+class RedisMoves:
+    """`Moves` on Redis."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self.scripts = scripts
+
+    def start(self, start: Start, offer: Offer | None = None) -> Started:
+        birth = new_id()
+        flat = _flat({name: value for name, value in start.fields.items() if name != "run"})
+        header: Header = {
+            "thread": start.thread, "run": start.run, "sum": start.sum, "kind": start.kind, "graph": start.graph,
+            "queue": start.queue, "task": start.task, "node": start.node, "mode": start.mode, "birth": birth,
+            "jid": job_prefix(start.thread, birth), "salt": salt(), "entries": [["*", "run", len(flat)]],
+        }  # fmt: skip
+        if offer is not None:
+            header |= {"own": 1, **self._offer(offer)}
+        answer = self.scripts.run("start", header, flat)
+        return Started(answer["status"], str(answer.get("entry", "")), str(answer.get("run", "")), _leases(answer))
+
+    def _offer(self, offer: Offer) -> Header:
+        said: Header = {
+            "owner": offer.owner, "tokens": offer.tokens, "round": offer.round, "lease_ms": offer.lease_ms,
+        }  # fmt: skip
+        if offer.queues:
+            said["queues"] = offer.queues
+        if offer.process:
+            said["proc"] = offer.process
+        return said
+
+    def claim(self, offer: Offer, *, take: str = "", serves: Sequence[str] = ()) -> Answer:
+        header: Header = {"salt": salt(), "spare": new_id(), **self._offer(offer)}
+        if take:
+            header["take"] = take
+        if offer.thread:
+            header["thread"] = offer.thread
+        if serves:
+            header["serves"] = list(serves)
+        return _answer(self.scripts.run("claim", header))
+
+    def commit(self, commits: Sequence[tuple[Commit, Offer]]) -> list[Answer]:
+        return [_answer(x) for x in self.scripts.run_all([self._commit(commit, offer) for commit, offer in commits])]
+
+    def _commit(self, commit: Commit, offer: Offer) -> tuple[str, Header, list[Any]]:
+        lease = commit.lease
+        heads, flat = _entries(commit.entries, lease.n)
+        header: Header = {
+            "thread": lease.thread, "n": lease.n, "digest": lease.digest, "task": lease.task, "token": lease.token,
+            "salt": salt(), "outcome": commit.outcome, "entries": heads, **self._offer(offer),
+        }  # fmt: skip
+        if commit.head is not None:
+            header |= {"head": commit.head, "next": commit.next, "stop": commit.stop}
+        if commit.parts:
+            header["parts"] = commit.parts
+        for name in ("why", "reason", "delay_ms"):
+            if value := getattr(commit, name):
+                header[name] = value
+        if offer.thread:
+            header["own"] = 1
+        elif offer.queues:
+            header["spare"] = new_id()
+        if not offer.tokens:
+            del header["tokens"]
+        return "commit", header, flat
+
+    def part(self, lease: Lease, pieces: Sequence[Fields]) -> list[str]:
+        calls: list[tuple[str, Header, Sequence[Any]]] = []
+        for piece in pieces:
+            heads, flat = _entries([piece], lease.n)
+            said = {
+                "thread": lease.thread,
+                "n": lease.n,
+                "digest": lease.digest,
+                "task": lease.task,
+                "token": lease.token,
+            }
+            calls.append(("part", {**said, "entries": heads}, flat))
+        answers = self.scripts.run_all(calls)
+        return [str(x["ids"][0]) for x in answers] if all(x["status"] == "ok" for x in answers) else []
+
+    def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:
+        chunks = [offer.tokens[i : i + MOVE_MAX] for i in range(0, len(offer.tokens), MOVE_MAX)] or [()]
+        calls: list[tuple[str, Header, Sequence[Any]]] = []
+        for i, tokens in enumerate(chunks):
+            header: Header = {
+                "owner": offer.owner, "lease_ms": offer.lease_ms, "round": offer.round, "tokens": tokens,
+                "salt": salt(),
+            }  # fmt: skip
+            header |= {"wip": 1} if registry else {}
+            header |= {"last": 1} if i == len(chunks) - 1 else {}
+            calls.append(("renew", header, ()))
+        return [token for answer in self.scripts.run_all(calls) for token in answer.get("gone", ())]
+
+    def release(
+        self, owner: str, tokens: Sequence[str] | None, to: Literal["job", "parked", "lost"], why: str = ""
+    ) -> int:
+        chunks = [None] if tokens is None else [tokens[i : i + MOVE_MAX] for i in range(0, len(tokens), MOVE_MAX)]
+        released = 0
+        for chunk in chunks:
+            header: Header = {"owner": owner, "to": to, "reason": why}
+            header |= {} if chunk is None else {"tokens": list(chunk)}
+            more = True
+            while more:
+                answer = self.scripts.run("release", {**header, "salt": salt()})
+                released += len(answer.get("released", ()))
+                more = bool(answer.get("more"))
+        return released
+
+    def cancel(self, thread: str, run: str = "", actor: str = "") -> str:
+        first = answer = self.scripts.run("cancel", {"thread": thread, "run": run, "actor": actor, "salt": salt()})
+        while answer.get("more"):
+            answer = self.scripts.run("cancel", {"thread": thread, "run": run, "actor": actor, "salt": salt()})
+        return str(first["status"])
+
+    def delete(self, thread: str) -> str:
+        return str(self.scripts.run("delete", {"thread": thread, "salt": salt()})["status"])
+
+    def sweep(self, server: str, lease_ms: int = LEASE_MS) -> Header:
+        """Expired leases, due wakes, steps given up: lost, woken, held (ms until leases may expire again)."""
+        return self.scripts.run("sweep", {"server": server, "lease_ms": lease_ms, "salt": salt()})

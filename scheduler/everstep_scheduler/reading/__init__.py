@@ -1,0 +1,1 @@
+"""What a log tells: where a thread stands, its state at any checkpoint, how a run ended."""

@@ -1,0 +1,281 @@
+"""What a log says about its thread: the truth that every index is made from. Pure but for reading the log.
+
+    log ──pages──► Reader.feed(entry) ──told()──► Told      derive(log, thread) does both
+
+Only plain fields are looked at; no value is decoded. A run ends in a checkpoint with empty `next`, or in `run_rested`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.errors import CorruptEntry
+from everstep_checkpoint.log import Log, unknown_thread
+from everstep_checkpoint.replay import TaskRef, tasks_of
+
+from ..moves.contract import JOIN_NODE, JOIN_TASK, START_NODE, START_TASK
+from .ending import error_of
+
+Place = Literal["unmade", "wake", "failed", "stopped", "done"]
+REAPED = "its process died"
+EXPIRED_SUSPECT = 2
+FRESH_STEP = -2
+CONTINUE_SUM = "continue"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the open step. `unmade`: it waits for a job, whatever place it had; leases are not in the log."""
+
+    task: str
+    node: str
+    queue: str
+    timeout_s: float = 0
+    place: Place = "unmade"
+    attempt: int = 0
+    lost: int = 0
+    expired: int = 0
+    alone: int = 0
+    suspect: bool = False
+    token: str = ""
+    due_ms: int = 0
+    error: tuple[str, str] = ("", "")
+
+    @property
+    def touched(self) -> bool:
+        """Does the log say anything of it beyond that it is open?"""
+        return bool(self.attempt or self.lost or self.place not in ("unmade", "stopped"))
+
+
+@dataclass(frozen=True)
+class Queued:
+    """An input that waits for the run under way. `entry`: the fact that holds it."""
+
+    run: str
+    entry: str
+    graph: str
+    queue: str
+    task: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """Where a thread stands. `left` and `failed` count as the scripts do: what keeps the run going, and what failed."""
+
+    birth: str
+    n: int
+    digest: str
+    step: int
+    status: str
+    run: str
+    rec: str
+    base: int
+    graph: str
+    queue: str
+    width: int
+    left: int
+    failed: int
+    tasks: tuple[Task, ...]
+    runs: Mapping[str, tuple[str, str, str]]
+    queued: tuple[Queued, ...]
+    since_ms: int
+
+    @property
+    def running(self) -> bool:
+        return self.status == "running"
+
+
+@dataclass
+class Reader:
+    """Feeds on a thread's entries in order; `told()` is where it stands then."""
+
+    birth: str = ""
+    n: int = 0
+    digest: str = ""
+    step: int = FRESH_STEP
+    status: str = ""
+    run: str = ""
+    rec: str = ""
+    base: int = FRESH_STEP
+    graph: str = ""
+    queue: str = ""
+    since_ms: int = 0
+    runs: dict[str, tuple[str, str, str]] = field(default_factory=dict[str, tuple[str, str, str]])
+    queued: dict[str, Queued] = field(default_factory=dict[str, Queued])
+    _head: e.Entry | None = None
+    _begun: tuple[TaskRef, ...] = ()
+    _facts: dict[str, Task] = field(default_factory=dict[str, Task])
+    _parts: dict[str, e.Entry] = field(default_factory=dict[str, e.Entry])
+
+    def feed(self, entry: e.Entry) -> None:
+        """Take the next entry. Kinds that say nothing about where the thread stands are passed over."""
+        self.birth = entry.text("birth") or self.birth
+        match entry.kind:
+            case e.CHECKPOINT:
+                self._checkpoint(entry)
+            case "run_started":
+                self._started(entry)
+            case "run_queued":
+                self.runs[entry.text("run")] = ("queued", entry.id, entry.text("insum"))
+                self.queued[entry.id] = _queued(entry)
+            case "run_rested":
+                self._rested(entry)
+            case "part":
+                self._part(entry)
+            case "task_done" | "task_failed" | "task_lost":
+                self._task(entry)
+            case _:
+                pass
+
+    # runs
+
+    def _started(self, entry: e.Entry) -> None:
+        run, of = entry.text("run"), entry.text("of")
+        waiting = self.queued.get(of)
+        self.run, self.base, self.rec = run, entry.number("step"), of or entry.id
+        self._status("running", entry)
+        if of and (waiting is None or waiting.run != run):
+            self.runs[run] = ("running", entry.id, entry.text("insum") or CONTINUE_SUM)
+            self._facts = {name: _reopened(task) for name, task in self._facts.items()}
+            return
+        if waiting is None:
+            self.runs[run] = ("running", entry.id, entry.text("insum"))
+        else:
+            del self.queued[of]
+            self._ends(run, "running")
+        self._begin(waiting or _queued(entry))
+
+    def _begin(self, new: Queued) -> None:
+        self.graph, self.queue = new.graph, new.queue
+        self._begun = (TaskRef(new.task, new.node, new.queue),)
+        self._facts = {}
+
+    def _rested(self, entry: e.Entry) -> None:
+        run, status = entry.text("run"), entry.text("status")
+        self._ends(run, status)
+        self.queued = {key: each for key, each in self.queued.items() if each.run != run}
+        if run == self.run:
+            self._status(status, entry)
+
+    def _ends(self, run: str, status: str) -> None:
+        if run in self.runs:
+            self.runs[run] = (status, *self.runs[run][1:])
+
+    def _status(self, status: str, entry: e.Entry) -> None:
+        self.status, self.since_ms = status, entry.number("at")
+
+    # steps
+
+    def _checkpoint(self, entry: e.Entry) -> None:
+        self.n, self.digest, self.step = entry.n, entry.digest, entry.number("step")
+        self._head, self._begun, self._facts = entry, (), {}
+        # the two checkpoints of an input are written at once: parts of the step before both may be named
+        self._parts = {ref: part for ref, part in self._parts.items() if part.n >= entry.n - 2}
+        self.run = entry.text("run") or self.run
+        self.rec = self.rec or entry.text("floor")
+        self.graph = self.graph or entry.text("graph").partition("@")[0]
+        if not entry.next:
+            self._ends(self.run, "done")
+            self._status("done", entry)
+        elif not self.status:
+            # a fork, or a log whose beginning was trimmed: what comes next is there, who wanted it is not
+            self._status("interrupted" if entry.text("source") == "fork" else "running", entry)
+
+    def _part(self, entry: e.Entry) -> None:
+        if "tasks" in entry.raw:
+            light = {name: entry.raw[name] for name in ("v", "kind", "tasks")}
+            self._parts[entry.id] = e.Entry(entry.n, entry.k, light)
+
+    def _task(self, entry: e.Entry) -> None:
+        name = entry.text("task")
+        task = self._facts.get(name) or Task(name, entry.text("node"), entry.text("queue"))
+        task = replace(task, attempt=max(task.attempt, entry.number("attempt")), token=entry.text("token"))
+        match entry.kind:
+            case "task_done":
+                self._facts[name] = replace(task, place="done")
+            case "task_failed":
+                self._facts[name] = _failed(task, entry)
+            case _:
+                self._facts[name] = _lost(task, reaped=entry.text("error") == REAPED)
+
+    # where it stands
+
+    def told(self) -> Told:
+        """Raises CorruptEntry if the last checkpoint names a part that is not there."""
+        refs = self._begun or (tuple(self._refs()) if self._head is not None else ())
+        tasks = [self._known(ref) for ref in refs]
+        if tasks and all(task.place == "done" for task in tasks):
+            tasks.append(self._known(TaskRef(JOIN_TASK, JOIN_NODE, self.queue)))
+        failed = sum(task.place == "failed" for task in tasks)
+        left = sum(task.place in ("unmade", "wake") for task in tasks)
+        if self.status != "running":
+            tasks = [replace(task, place="stopped") if task.place in ("unmade", "wake") else task for task in tasks]
+        if self.status == "cancelled":
+            left, failed = left + failed, 0
+        queue = self.queue or (refs[0].queue if refs else self.graph)
+        return Told(
+            self.birth, self.n, self.digest or self.birth, self.step, self.status, self.run, self.rec, self.base,
+            self.graph, queue, len(refs), left, failed, tuple(tasks), dict(self.runs), tuple(self.queued.values()),
+            self.since_ms,
+        )  # fmt: skip
+
+    def _refs(self) -> list[TaskRef]:
+        assert self._head is not None
+        try:
+            return tasks_of(self._head, self._parts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._head.corrupt(f"its field 'next' can't be followed ({error!r})") from None
+
+    def _known(self, ref: TaskRef) -> Task:
+        known = self._facts.get(ref.task) or Task(ref.task, ref.node, ref.queue)
+        return replace(known, node=ref.node, queue=ref.queue, timeout_s=float(ref.timeout_s))
+
+
+def _queued(entry: e.Entry) -> Queued:
+    graph = entry.text("graph")
+    task, node = entry.text("task") or START_TASK, entry.text("node") or START_NODE
+    return Queued(entry.text("run"), entry.id, graph, entry.text("queue") or graph, task, node)
+
+
+def _reopened(task: Task) -> Task:
+    """What failed, or waited for its next attempt, is open again in a run that continues, and shows no stale error."""
+    return replace(task, place="unmade", error=("", ""), due_ms=0) if task.place in ("failed", "wake") else task
+
+
+def _failed(task: Task, entry: e.Entry) -> Task:
+    """A failure clears a suspect. With `retry_at` another attempt is due."""
+    cleared = replace(task, suspect=False, alone=0, error=error_of(entry))
+    if "retry_at" in entry.raw:
+        return replace(cleared, place="wake", due_ms=entry.number("retry_at"))
+    return replace(cleared, place="failed")
+
+
+def _lost(task: Task, *, reaped: bool) -> Task:
+    """As the scripts count: a death that the pool saw makes a suspect, and the second expired lease does."""
+    expired = task.expired + (not reaped)
+    suspect = task.suspect or reaped or expired >= EXPIRED_SUSPECT
+    lost, alone = task.lost + 1, task.alone + task.suspect
+    return replace(task, place="unmade", lost=lost, expired=expired, alone=alone, suspect=suspect, token="", due_ms=0)
+
+
+def derive(log: Log, thread: str, tick: Callable[[], object] = lambda: None) -> Told:
+    """Where a thread stands, by its log alone. `tick` is called at each entry.
+
+    Raises UnknownThread, CorruptEntry, NewerVersion.
+    """
+    reader = Reader()
+    last = None
+    for last in log.pages(thread):
+        reader.feed(last)
+        tick()
+    if last is None:
+        raise unknown_thread(thread)
+    if not reader.birth:
+        raise CorruptEntry(
+            "the log names no birth", thread=thread, fix="`everstep log` shows it; delete it if it is not yours"
+        )
+    return reader.told()

@@ -1,0 +1,284 @@
+"""Snapshots: a thread as its user sees it, now or at any checkpoint, read from its log alone.
+
+    snapshot(log, thread)        the live view: what comes next, what failed, finished tasks' writes applied
+    snapshot(log, thread, 3)     the record of one checkpoint, with what its tasks came to
+    snapshots(log, thread)       the history, newest first
+
+One implementation for graphs that run inline, for clients of a fleet and for the CLI. With a graph's `spec` values are
+typed; without it they are plain data (`Tagged` for registered classes). Names and meaning are LangGraph's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.codec import PLAIN, Codec
+from everstep_checkpoint.errors import InvalidUpdateError, NotFound
+from everstep_checkpoint.log import Log
+from everstep_checkpoint.replay import Channels, State, input_writes
+
+from ..graph.channels import apply
+from ..moves.contract import JOIN_TASK, START_NODE, START_TASK
+from ..moves.record import RunRecord, checkpoint_number
+from .derive import Reader, Told
+from .derive import Task as Known
+from .frames import Frame, frame_at, frames, run_fact, until_new_input
+
+if TYPE_CHECKING:
+    from ..graph.spec import GraphSpec
+
+HIDDEN = "join:"
+OWN = ("source", "step", "parents")  # keys of the metadata that no run can set
+Config = dict[str, Any]
+
+
+class Task(NamedTuple):
+    """One task of a checkpoint. `result`: what it wrote, None while it is not done. `error`: the last one, as text."""
+
+    id: str
+    name: str
+    path: tuple[Any, ...]
+    error: str | None = None
+    interrupts: tuple[Any, ...] = ()
+    state: Any = None
+    result: dict[str, Any] | None = None
+
+
+class StateSnapshot(NamedTuple):
+    """A thread at one checkpoint. `next`: the nodes that have yet to run. `created_at` None: nothing ran yet."""
+
+    values: dict[str, Any]
+    next: tuple[str, ...]
+    config: Config
+    metadata: dict[str, Any] | None
+    created_at: str | None
+    parent_config: Config | None
+    tasks: tuple[Task, ...]
+    interrupts: tuple[Any, ...]
+
+
+def snapshot(
+    log: Log, thread: str, n: int | str | None = None, codec: Codec = PLAIN, spec: GraphSpec | None = None
+) -> StateSnapshot:
+    """A thread as it stands, or at checkpoint `n` (its number, or its id). Empty for a thread without a log.
+
+    Raises NotFound for a checkpoint that is not there, Trimmed, CorruptEntry, NewerVersion.
+    """
+    view = _View(log, thread, spec.codec if spec is not None else codec, spec)
+    head = log.head(thread)
+    if n is not None:
+        number = checkpoint_number(n) if isinstance(n, str) else n
+        if head is None or not 1 <= number <= head.n:
+            raise _unknown(thread, n)
+        frame = frame_at(log, thread, number)
+        if isinstance(n, str) and frame.state.entry.checkpoint_id != n:
+            raise _unknown(thread, n)
+        return view.of(frame)
+    if head is None:
+        return view.empty(())
+    if head.n == 0:
+        return view.unborn(log.read(thread, "0-1", "0"))
+    return view.live(frame_at(log, thread, head.n))
+
+
+def snapshots(
+    log: Log,
+    thread: str,
+    limit: int | None = None,
+    codec: Codec = PLAIN,
+    spec: GraphSpec | None = None,
+    before: int | None = None,
+) -> Iterator[StateSnapshot]:
+    """The checkpoints of a thread, newest first, at most `limit`, those below number `before` only."""
+    view = _View(log, thread, spec.codec if spec is not None else codec, spec)
+    head = log.head(thread)
+    if head is None or head.n == 0:
+        return
+    last = head.n if before is None else min(before - 1, head.n)
+    kept = deque(frames(log, thread, 1 if limit is None else max(last - limit, 1), last), limit)
+    while kept:
+        frame = kept.pop()
+        yield view.live(frame) if frame.state.n == head.n else view.of(frame)
+
+
+def last_writer(log: Log, thread: str, nodes: Sequence[str]) -> str:
+    """The node that an update stands for where nobody says one: the only one, or the one that wrote last.
+
+    Raises InvalidUpdateError if several wrote at once, or none yet.
+    """
+    head = log.head(thread)
+    if len(nodes) == 1:
+        return nodes[0]
+    last = log.read(thread, f"{head.n}-0", f"{head.n}-0") if head is not None and head.n else []
+    node = last[0].text("node") if last else ""
+    if not node and last and last[0].text("task") == JOIN_TASK:
+        step = {task.name for task in snapshot(log, thread, last[0].n - 1).tasks}
+        node = step.pop() if len(step) == 1 else ""
+    if node in nodes:
+        return node
+    raise InvalidUpdateError("Ambiguous update, specify as_node", thread=thread, fix="update_state(..., as_node='...')")
+
+
+def _unknown(thread: str, n: object) -> NotFound:
+    return NotFound(f"no checkpoint {n}", thread=thread, fix="`everstep history` lists those that are there")
+
+
+class _View:
+    """Turns frames into snapshots."""
+
+    def __init__(self, log: Log, thread: str, codec: Codec, spec: GraphSpec | None) -> None:
+        self.log = log
+        self.thread = thread
+        self.codec = codec
+        self.spec = spec
+        self._records: dict[str, dict[str, Any]] = {}
+
+    def empty(self, following: tuple[str, ...]) -> StateSnapshot:
+        return StateSnapshot(
+            {}, following, {"configurable": {"thread_id": self.thread, "checkpoint_ns": ""}}, None, None, None, (), ()
+        )
+
+    def unborn(self, facts: Sequence[e.Entry]) -> StateSnapshot:
+        """A thread whose first input is still to be applied."""
+        told = self._told(None, facts)
+        tasks = tuple(self._task(told, task, {}, None) for task in told.tasks)
+        return self.empty((START_NODE,))._replace(tasks=tasks)
+
+    def live(self, frame: Frame) -> StateSnapshot:
+        """The head: its open tasks, and finished siblings' writes applied, for nobody will take them back."""
+        told = self._told(frame, frame.facts)
+        done = _done(frame.facts)
+        channels = self._with(frame.state.channels, [done[task.task] for task in told.tasks if task.task in done])
+        following = tuple(task.node for task in told.tasks if task.place != "done")
+        return self._snapshot(
+            frame, channels, following, tuple(self._task(told, task, done, None) for task in told.tasks)
+        )
+
+    def of(self, frame: Frame) -> StateSnapshot:
+        """The record of a checkpoint that others followed: all its tasks come next, with what they came to."""
+        facts = list(until_new_input(frame.facts, self.log, self.thread))
+        told = self._told(frame, facts)
+        done = _done(facts)
+        shown = [task for task in told.tasks if task.task != JOIN_TASK]
+        tasks = tuple(self._task(told, task, done, frame.closing) for task in shown)
+        return self._snapshot(frame, frame.state.channels, tuple(task.node for task in shown), tasks)
+
+    # parts of a snapshot
+
+    def _snapshot(
+        self, frame: Frame, channels: Channels, following: tuple[str, ...], tasks: tuple[Task, ...]
+    ) -> StateSnapshot:
+        entry = frame.state.entry
+        metadata: dict[str, Any] = {
+            "source": entry.text("source"),
+            "step": entry.number("step"),
+            "parents": {},
+            **self._told_by_run(entry),
+        }
+        created = datetime.fromtimestamp(entry.number("at") / 1000, UTC).isoformat()
+        config = self._config(entry.checkpoint_id)
+        return StateSnapshot(
+            self._values(channels), following, config, metadata, created, self._parent(frame), tasks, ()
+        )
+
+    def _values(self, channels: Channels) -> dict[str, Any]:
+        if self.spec is not None:
+            return self.spec.values(channels)
+        return {
+            name: self.codec.decode(value, f"key {name!r}")
+            for name, value in channels.items()
+            if not name.startswith(HIDDEN)
+        }
+
+    def _config(self, checkpoint_id: str) -> Config:
+        return {"configurable": {"thread_id": self.thread, "checkpoint_ns": "", "checkpoint_id": checkpoint_id}}
+
+    def _parent(self, frame: Frame) -> Config | None:
+        """The checkpoint before; for the first one of a fork, that of the thread it came from."""
+        if frame.parent:
+            return self._config(frame.parent)
+        named = frame.state.entry.text("parent").rsplit(" ", 2)
+        if len(named) == 3 and named[1].isdigit():
+            config = self._config(e.checkpoint_id(int(named[1]), named[2]))
+            config["configurable"]["thread_id"] = named[0]
+            return config
+        return None
+
+    def _with(self, channels: Channels, facts: Sequence[e.Entry]) -> Channels:
+        """Writes that exclude each other fail the run; they don't make its state unreadable."""
+        writes = [(name, value) for fact in facts for name, value in fact.writes() if value is not None]
+        if self.spec is None or not writes:
+            return channels
+        try:
+            return apply(self.spec, channels, writes)
+        except InvalidUpdateError:
+            return channels
+
+    def _told(self, frame: Frame | None, facts: Iterable[e.Entry]) -> Told:
+        reader = Reader()
+        if frame is not None:
+            for part in frame.parts:
+                reader.feed(part)
+            reader.feed(frame.state.entry)
+        for fact in facts:
+            if fact.kind == "run_started" and (of := fact.text("of")):
+                for waited in self.log.read(self.thread, of, of):
+                    reader.feed(waited) if waited.kind == "run_queued" else None
+            reader.feed(fact)
+        return reader.told()
+
+    def _task(self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None) -> Task:
+        key = e.idempotency_key(told.birth, told.n, told.digest, task.task)
+        error_type, text = task.error
+        shown = f"{error_type.rpartition('.')[2]}({text!r})" if error_type else text or None
+        return Task(key, task.node, _path(task), error=shown, result=self._result(task, done, closing))
+
+    def _result(self, task: Known, done: Mapping[str, e.Entry], closing: State | None) -> dict[str, Any] | None:
+        """What a task wrote: in its own fact, in the checkpoint that it closed its step with, or in the run's input."""
+        if task.task in done:
+            return self._written(done[task.task].writes())
+        if closing is None or closing.entry.text("task") != task.task:
+            return None
+        if task.task == START_TASK:
+            return self._written(self._input(closing.entry.text("run"), closing.entry))
+        return self._written(closing.resolved_writes())
+
+    def _written(self, writes: Iterable[tuple[str, bytes | None]]) -> dict[str, Any]:
+        return {name: self.codec.decode(value, f"key {name!r}") for name, value in writes if value is not None}
+
+    # the run behind a checkpoint
+
+    def _input(self, run: str, entry: e.Entry) -> list[tuple[str, bytes | None]]:
+        found = run_fact(self.log, self.thread, run, entry)
+        return [] if found is None or found.is_checkpoint else input_writes(found)
+
+    def _told_by_run(self, entry: e.Entry) -> dict[str, Any]:
+        """The scalars of the run's metadata and configurable, which LangGraph copies to every checkpoint."""
+        run = entry.text("run")
+        if run not in self._records:
+            found = run_fact(self.log, self.thread, run, entry)
+            stored = found.value("record") if found is not None else None
+            record = RunRecord.decode(stored) if stored else RunRecord()
+            said = {**record.configurable, **record.metadata}
+            scalars = {key: value for key, value in said.items() if isinstance(value, str | int | float)}
+            self._records[run] = {key: value for key, value in scalars.items() if key not in OWN}
+        return self._records[run]
+
+
+def _path(task: Known) -> tuple[Any, ...]:
+    if task.task.startswith("s") and "_" in task.task:
+        return ("__pregel_push", int(task.task.partition("_")[2]), False)
+    return ("__pregel_pull", task.node)
+
+
+def _done(facts: Iterable[e.Entry]) -> dict[str, e.Entry]:
+    """task -> its `task_done`, since the last input."""
+    found: dict[str, e.Entry] = {}
+    for fact in facts:
+        if fact.kind == "task_done":
+            found[fact.text("task")] = fact
+    return found

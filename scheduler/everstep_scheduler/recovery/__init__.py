@@ -1,0 +1,1 @@
+"""Indexes and jobs made anew from the logs."""

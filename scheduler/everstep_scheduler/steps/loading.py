@@ -1,0 +1,142 @@
+"""Loading: what an attempt stands on, from a cache of encoded channels or from the log.
+
+The cache holds bytes keyed by (thread, n, digest); nothing that a node touches is ever in it, and a rewound or newly
+created thread can't be taken for the old one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.codec import Codec
+from everstep_checkpoint.errors import CorruptEntry
+from everstep_checkpoint.log import Log
+from everstep_checkpoint.replay import Channels, state_at
+
+from ..moves.contract import Lease
+from ..moves.record import RunRecord
+
+CACHE_BYTES = 64 * 2**20
+ENTRIES_KEPT = 4096
+FRESH_STEP = -2
+
+
+@dataclass(frozen=True)
+class Stand:
+    """A thread at one checkpoint, as a planner needs it."""
+
+    channels: Channels
+    step: int
+    parts: tuple[tuple[str, int], ...] = ()
+    order: tuple[str, ...] = ()
+    since_snapshot: int = 0
+    delta_bytes: int = 0
+
+    @property
+    def size(self) -> int:
+        return sum(len(name) + len(value) for name, value in self.channels.items())
+
+
+def rows_of(next_rows: Any) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """The PULL tasks and the (part, count)s of a checkpoint's `next`."""
+    pulls = tuple(row[0] for row in next_rows if len(row) == 4)
+    return pulls, tuple((row[0], row[1]) for row in next_rows if len(row) == 2)
+
+
+class Loader:
+    """Loads stands, run records and Send parts. Safe to use from several threads; bounded in bytes."""
+
+    def __init__(self, log: Log, cache_bytes: int = CACHE_BYTES) -> None:
+        self.log = log
+        self._cache_bytes = cache_bytes
+        self._stands: OrderedDict[str, tuple[int, str, Stand]] = OrderedDict()
+        self._bytes = 0
+        self._entries: OrderedDict[tuple[str, str, str], e.Entry] = OrderedDict()
+        self._records: OrderedDict[tuple[str, str, str], RunRecord] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def stand(self, lease: Lease) -> Stand:
+        """The state that a lease's task starts from. Raises LogError."""
+        if lease.n == 0:
+            return Stand({}, FRESH_STEP)
+        with self._lock:
+            found = self._stands.get(lease.thread)
+            if found is not None and found[:2] == (lease.n, lease.digest):
+                self._stands.move_to_end(lease.thread)
+                return found[2]
+        stand = self._read(lease)
+        self.keep(lease.thread, lease.n, lease.digest, stand)
+        return stand
+
+    def peek(self, thread: str, digest: str = "") -> Stand | None:
+        """Where the cache says a thread stands, at the checkpoint of that digest; None if it does not know."""
+        with self._lock:
+            found = self._stands.get(thread)
+            return None if found is None or (digest and found[1] != digest) else found[2]
+
+    def _read(self, lease: Lease) -> Stand:
+        state = state_at(self.log, lease.thread, lease.n)
+        if state.digest != lease.digest:
+            raise CorruptEntry(
+                "the log has another checkpoint here than the index says",
+                thread=lease.thread,
+                checkpoint=str(lease.n),
+                fix="`everstep recover` rebuilds the index from the log",
+            )
+        pulls, parts = rows_of(state.entry.next)
+        step = state.entry.number("step")
+        return Stand(state.channels, step, parts, pulls, state.since_snapshot, state.delta_bytes)
+
+    def keep(self, thread: str, n: int, digest: str, stand: Stand) -> None:
+        """Remember where a thread stands, within the byte budget; the longest unused goes first."""
+        size = stand.size
+        with self._lock:
+            old = self._stands.pop(thread, None)
+            self._bytes += size - (old[2].size if old else 0)
+            self._stands[thread] = (n, digest, stand)
+            while self._bytes > self._cache_bytes and len(self._stands) > 1:
+                _, gone = self._stands.popitem(last=False)
+                self._bytes -= gone[2].size
+
+    def entry(self, thread: str, birth: str, ref: str) -> e.Entry:
+        """One entry by id, cached: run records and Send parts are read many times."""
+        key = (thread, birth, ref)
+        with self._lock:
+            if key in self._entries:
+                return self._entries[key]
+        found = self.log.read(thread, ref, ref)
+        if not found:
+            raise CorruptEntry(f"the entry {ref} is missing", thread=thread, fix="fork from an earlier checkpoint")
+        with self._lock:
+            self._entries[key] = found[0]
+            while len(self._entries) > ENTRIES_KEPT:
+                self._entries.popitem(last=False)
+        return found[0]
+
+    def record(self, lease: Lease, codec: Codec) -> RunRecord:
+        """The record of the run that a lease belongs to, its context of the graph's types."""
+        key = (lease.thread, lease.birth, lease.rec)
+        with self._lock:
+            if key in self._records:
+                return self._records[key]
+        entry = self.entry(lease.thread, lease.birth, lease.rec)
+        record = RunRecord.decode(entry.value("record") or b"\x80", codec)
+        with self._lock:
+            self._records[key] = record
+            while len(self._records) > ENTRIES_KEPT:
+                self._records.popitem(last=False)
+        return record
+
+    def send(self, lease: Lease, stand: Stand) -> bytes:
+        """The encoded argument of a Send's task, `s<k>_<i>`: the i-th packet of the part whose id ends in `-k`."""
+        k, _, i = lease.task[1:].partition("_")
+        part = next((ref for ref, _ in stand.parts if e.entry_id(ref)[1] == int(k)), None)
+        if part is None:
+            raise CorruptEntry(
+                "no Send part of this name", thread=lease.thread, checkpoint=str(lease.n), node=lease.node
+            )
+        return self.entry(lease.thread, lease.birth, part).sends()[int(i)][1]

@@ -1,0 +1,71 @@
+"""How an attempt ended, as values: what it returned, or what it raised and when to try again. Pure.
+
+Returned   the update and where it leads; the task is done
+Raised     the error as text; `retry_s` says when the next attempt is due, None that there is none
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..graph.channels import Write
+from ..graph.retry import next_delay
+from ..graph.runtime import Send
+from ..graph.spec import NodeSpec
+from .plan import Destinations
+
+TEXT_MAX = 4_000
+TRACEBACK_MAX = 16_000
+
+
+@dataclass(frozen=True)
+class Returned:
+    """The attempt came to its end. `goto` and `sends` are what edges and routers answered."""
+
+    writes: tuple[Write, ...]
+    goto: tuple[str, ...]
+    sends: tuple[Send, ...]
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The attempt raised. Types travel as names only: nothing is rebuilt from them."""
+
+    error_type: str
+    text: str
+    traceback: str
+    retry_s: float | None
+
+
+def returned(writes: Iterable[Write], destinations: Destinations) -> Returned:
+    """The outcome of an attempt that came to its end."""
+    names, sends = destinations
+    return Returned(tuple(writes), tuple(dict.fromkeys(names)), tuple(sends))
+
+
+def raised(node: NodeSpec | None, error: Exception, failures: int, rand: float) -> Raised:
+    """The outcome of an attempt that raised. `failures` counts this one; a node of None is never retried."""
+    policies = node.retry if node is not None else ()
+    delay = next_delay(policies, error, failures, rand)
+    return Raised(type_name(error), _text(error), _trace(error), delay)
+
+
+def type_name(error: BaseException) -> str:
+    """`module.Name`, or `Name` for a builtin."""
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _text(error: BaseException) -> str:
+    """What the error says. Safe for one whose `str` raises, as traceback is."""
+    whole = "".join(traceback.format_exception_only(error)).strip()
+    for prefix in (type_name(error), type(error).__qualname__):
+        whole = whole.removeprefix(prefix).removeprefix(": ")
+    return whole[:TEXT_MAX]
+
+
+def _trace(error: BaseException) -> str:
+    """The end of the traceback: there is the line that raised."""
+    return "".join(traceback.format_exception(error))[-TRACEBACK_MAX:]

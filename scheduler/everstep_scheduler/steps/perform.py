@@ -1,0 +1,277 @@
+"""One task against a log, in five named steps over one record, the Attempt.
+
+    load      the state, the run's record, the node          Performer.load
+    call      the node and its routers, one attempt           Attempt.call / acall
+    judge     what it came to: done, retry, failed            settling.Settler
+    plan      the step's end, if this was its last task       settling.Settler
+    commit    outcome and next checkpoint, fenced             Moves.commit, by the driver
+
+Drivers differ in who calls and where it waits; what happens is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.errors import EverstepError, NodeTimeoutError, UnknownNode
+from everstep_checkpoint.log import Log
+from everstep_checkpoint.replay import input_writes
+
+from ..graph.runtime import ExecutionInfo, Runtime
+from ..graph.spec import GraphSpec, NodeSpec
+from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Answer, Commit, Lease, Moves
+from ..moves.record import RunRecord
+from .loading import Loader, Stand
+from .outcome import Returned, returned
+from .plan import adestinations, destinations
+from .settling import Settler
+
+
+class Unserved(Exception):
+    """This process does not serve the lease's graph or node: the lease goes back, uncounted, and is parked."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Stopped(EverstepError):
+    """An operator stopped the attempt."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an attempt came to: `returned`, or the error it raised. Times in milliseconds."""
+
+    returned: Returned | None
+    error: BaseException | None
+    ms: int
+
+    @classmethod
+    def timeout(cls, attempt: Attempt) -> Result:
+        """The attempt was over its timeout."""
+        return cls(None, _late(attempt), int(attempt.timeout_s * 1000))
+
+    @classmethod
+    def stopped(cls, attempt: Attempt, why: str) -> Result:
+        """Somebody stopped the attempt; it is not retried by itself."""
+        return cls(None, Stopped(why, thread=attempt.lease.thread, node=attempt.lease.node), attempt.elapsed_ms)
+
+
+def _late(attempt: Attempt) -> NodeTimeoutError:
+    return NodeTimeoutError(
+        f"the node was over its timeout of {attempt.timeout_s:g} s",
+        error_type="NodeTimeoutError",
+        thread=attempt.lease.thread,
+        node=attempt.lease.node,
+        fix="raise add_node(timeout=...), or give it a retry policy for NodeTimeoutError",
+    )
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a task brings along besides the state: a Send's encoded argument, or a run's input."""
+
+    arg: bytes | None = None
+    input: tuple[tuple[str, bytes | None], ...] = ()
+
+
+@dataclass
+class Attempt:
+    """One try at a task, with all that the node needs. `broken`: it could not be loaded, and will fail saying so."""
+
+    lease: Lease
+    spec: GraphSpec
+    node: NodeSpec | None
+    stand: Stand
+    record: RunRecord
+    loader: Loader
+    given: Given = Given()
+    broken: Exception | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_ms(self) -> int:
+        return int((time.monotonic() - self.began) * 1000)
+
+    @property
+    def source(self) -> str:
+        """Whose edges and routers follow: the node, or START for an input."""
+        return self.lease.node
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds one attempt may take; 0: no limit."""
+        return self.lease.timeout_s
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it has to run on an event loop: an async node, or a router of one."""
+        return self.lease.task != JOIN_TASK and self.spec.needs_loop(self.source)
+
+    # call
+
+    def call(self) -> Result:
+        """Run a sync node and its routers. Raises nothing: what the user's code raises is the result."""
+        self.began = time.monotonic()
+        try:
+            self._check()
+            if self.lease.task == JOIN_TASK:
+                return Result(None, None, 0)
+            config, runtime = self._told()
+            writes = (
+                self._given()
+                if self.node is None
+                else self._wrote(self.node.fn(*self._args(), **self._kwargs(config, runtime)))
+            )
+            there = destinations(self.spec, self.source, self.stand.channels, writes, config, runtime)
+            return Result(returned(writes, there), None, self.elapsed_ms)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the door to the user's code
+            return Result(None, error, self.elapsed_ms)
+
+    async def acall(self) -> Result:
+        """The same on an event loop, for async nodes and routers. Keeps the timeout by itself."""
+        self.began = time.monotonic()
+        try:
+            self._check()
+            async with asyncio.timeout(self.timeout_s or None):
+                config, runtime = self._told()
+                writes = self._given() if self.node is None else self._wrote(await self._awaited(config, runtime))
+                there = await adestinations(self.spec, self.source, self.stand.channels, writes, config, runtime)
+            return Result(returned(writes, there), None, self.elapsed_ms)
+        except TimeoutError as error:
+            late = self.timeout_s and self.elapsed_ms >= self.timeout_s * 1000 - 1
+            return Result(None, _late(self) if late else error, self.elapsed_ms)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the door to the user's code
+            return Result(None, error, self.elapsed_ms)
+
+    def _check(self) -> None:
+        if self.broken is not None:
+            raise self.broken
+
+    async def _awaited(self, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> Any:
+        assert self.node is not None
+        answer = self.node.fn(*self._args(), **self._kwargs(config, runtime))
+        return await answer if self.node.is_async else answer
+
+    def _args(self) -> tuple[Any, ...]:
+        if self.given.arg is not None:
+            return (self.spec.codec.decode(self.given.arg, "the Send's argument"),)
+        return (self.spec.node_input(self.lease.node, self.stand.channels),)
+
+    def _kwargs(self, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> dict[str, Any]:
+        return self.spec.call_args(self.lease.node, None, config, runtime)[1]
+
+    def _wrote(self, value: object) -> list[tuple[str, bytes]]:
+        return self.spec.node_writes(self.lease.node, value)
+
+    def _given(self) -> list[tuple[str, bytes]]:
+        """The writes of an input or an update: what its run's fact carries, checked with real types."""
+        values = {
+            key: self.spec.codec.decode(value or b"\xc0", f"input key {key!r}") for key, value in self.given.input
+        }
+        if self.lease.task == UPDATE_TASK:
+            return self.spec.node_writes(self.lease.node, values) if values else []
+        if self.record.form == "json":
+            values = self.spec.input_from_json(values)
+        return self.spec.input_writes(values, self.stand.channels)
+
+    # what a node is told
+
+    def _told(self) -> tuple[dict[str, Any] | None, Runtime[Any] | None]:
+        """Config and runtime, each only where the node or a router of its asks for it. An input always makes both, so
+        that a context which does not fit its schema fails the run at once."""
+        if self.node is None:
+            return self.config(), self.runtime()
+        asked = {*self.node.form, *(name for each in self.spec.branches_of(self.source) for name in each.form)}
+        return self.config() if "config" in asked else None, self.runtime() if "runtime" in asked else None
+
+    def config(self) -> dict[str, Any]:
+        """LangGraph's config, the same on any worker, any day later."""
+        record = self.record
+        place = {"thread_id": self.lease.thread, "checkpoint_ns": "", "run_id": self.lease.run}
+        return {
+            "configurable": {**record.configurable, **place},
+            "metadata": dict(record.metadata),
+            "tags": list(record.tags),
+            "recursion_limit": record.recursion_limit,
+        }
+
+    def runtime(self) -> Runtime[Any]:
+        lease = self.lease
+        key = e.idempotency_key(lease.birth, lease.n, lease.digest, lease.task)
+        info = ExecutionInfo(
+            checkpoint_id=e.checkpoint_id(lease.n, lease.digest) if lease.n else "",
+            task_id=key,
+            thread_id=lease.thread,
+            run_id=lease.run,
+            node_attempt=lease.attempt,
+        )
+        context = self.spec.make_context(self.record.context)
+        return Runtime(context=context, execution_info=info, idempotency_key=key)
+
+
+class Performer:
+    """Loads attempts and settles them. One per process; `by` is its name in the log."""
+
+    def __init__(
+        self, moves: Moves, log: Log, graphs: Mapping[str, GraphSpec], *, by: str, loader: Loader | None = None
+    ) -> None:
+        self.graphs = graphs
+        self.loader = loader or Loader(log)
+        self._settler = Settler(moves, log, self.loader, by)
+
+    def load(self, lease: Lease) -> Attempt:
+        """What the lease's task needs. Raises Unserved, and ServerError if Redis is away; bad data fails later."""
+        spec = self.graphs.get(lease.graph)
+        if spec is None:
+            known = ", ".join(sorted(self.graphs)) or "none"
+            raise Unserved(f"graph {lease.graph!r} is not registered here; registered: {known}")
+        try:
+            node = None if lease.node in (START_NODE, "__join__") else spec.node(lease.node)
+        except UnknownNode as error:
+            raise Unserved(f"graph {spec.version} has no node {lease.node!r}. {error.fix}") from None
+        node = None if lease.task == UPDATE_TASK else node
+        try:
+            stand, record = self.loader.stand(lease), self.loader.record(lease, spec.codec)
+            given = self._given(lease, stand)
+            missing = {name: value for name, value in spec.initial().items() if name not in stand.channels}
+            stand = _with(stand, missing) if missing else stand
+        except EverstepError as error:
+            if not _is_data(error):
+                raise
+            return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, broken=error)
+        return Attempt(lease, spec, node, stand, record, self.loader, given)
+
+    def _given(self, lease: Lease, stand: Stand) -> Given:
+        if lease.task in (START_TASK, UPDATE_TASK):
+            return Given(input=tuple(input_writes(self.loader.entry(lease.thread, lease.birth, lease.rec))))
+        return Given(self.loader.send(lease, stand)) if lease.task.startswith("s") else Given()
+
+    def settle(self, attempt: Attempt, result: Result) -> Commit:
+        """Judge and plan. May write parts. Raises ServerError if Redis is away."""
+        return self._settler.settle(attempt, result)
+
+    def committed(self, commit: Commit, answer: Answer) -> None:
+        """A commit is settled: if it passed, remember where the thread stands now."""
+        self._settler.keep(commit, passed=answer.status == "ok")
+
+
+def _with(stand: Stand, missing: dict[str, bytes]) -> Stand:
+    return Stand(
+        {**missing, **stand.channels}, stand.step, stand.parts, stand.order, stand.since_snapshot, stand.delta_bytes
+    )
+
+
+def _is_data(error: EverstepError) -> bool:
+    from everstep_checkpoint.errors import ServerError
+
+    return not isinstance(error, ServerError)
+
+
+__all__ = ["Attempt", "Commit", "Performer", "Result", "Unserved"]

@@ -1,0 +1,193 @@
+"""What comes after a node, and after a superstep. Pure: no Redis, no clock, no dice.
+
+    destinations / adestinations   one attempt: where a node's static edges and routers lead
+    plan                           one superstep: all writes applied, joins counted, the next step's nodes
+
+A router sees the state at the start of the step with its own task's writes applied, not its siblings'
+(LangGraph: `local_read(fresh=True)`). It is part of the attempt, so the update and where it leads are
+committed together. Sends are kept by the caller; a plan knows the nodes that edges lead to.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from everstep_checkpoint.errors import InvalidUpdateError
+
+from ..graph.channels import Write, apply
+from ..graph.runtime import END, START, Send
+from ..graph.schema import Schema, did_you_mean
+from ..graph.spec import Branch, GraphSpec, Join, form_args
+
+Destinations = tuple[list[str], list[Send]]
+Asking = Generator[Callable[[], Any], Any, Destinations]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A task that is done: what it wrote, and the nodes that its edges and routers lead to.
+
+    `node` is START for the task of an input, whose `writes` are the input's.
+    """
+
+    task: str
+    node: str
+    writes: tuple[Write, ...]
+    goto: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """All channels after the superstep, hidden ones too, and the next step's nodes by name, each once."""
+
+    channels: dict[str, bytes]
+    pulls: tuple[str, ...]
+
+
+def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done]) -> Planned:
+    """The superstep's end. `done` comes in task order: nodes by name, then Sends by number.
+
+    Raises InvalidUpdateError for writes that exclude each other, or a reducer that raises.
+    """
+    after = apply(spec, channels, (write for each in done for write in each.writes))
+    pulls = {node for each in done for node in each.goto} - {END}
+    ran = {each.node for each in done}
+    for join in spec.joins:
+        if _count(spec, join, ran, after) and join.target != END:
+            pulls.add(join.target)
+    for node in pulls:
+        _known(spec, node, "An edge")
+    return Planned(after, tuple(sorted(pulls)))
+
+
+def _count(spec: GraphSpec, join: Join, ran: set[str], after: dict[str, bytes]) -> bool:
+    """Adds the names that ran to a join's barrier in `after`. If it is complete: True, and armed anew."""
+    arrived = ran & set(join.starts)
+    if not arrived:
+        return False
+    before = after.pop(join.channel, None)
+    earlier = cast("list[str]", spec.codec.decode(before, join.channel)) if before is not None else []
+    seen = arrived.union(earlier)
+    if seen >= set(join.starts):
+        return True
+    after[join.channel] = spec.codec.encode(sorted(seen), join.channel)
+    return False
+
+
+def destinations(
+    spec: GraphSpec,
+    node: str,
+    channels: Mapping[str, bytes],
+    writes: Iterable[Write],
+    config: object,
+    runtime: object,
+) -> Destinations:
+    """Where a node's attempt leads: names (END left out) and Sends, in the order of edges, then routers.
+
+    `channels` are those at the start of the step, `writes` the attempt's own. `node` may be START. What a
+    router raises passes through. For routers that are async (`GraphSpec.needs_loop`) use `adestinations`.
+    """
+    asking = _ask(spec, node, channels, writes, config, runtime)
+    try:
+        call = next(asking)
+        while True:
+            call = asking.send(call())
+    except StopIteration as end:
+        return cast("Destinations", end.value)
+
+
+async def adestinations(
+    spec: GraphSpec,
+    node: str,
+    channels: Mapping[str, bytes],
+    writes: Iterable[Write],
+    config: object,
+    runtime: object,
+) -> Destinations:
+    """`destinations` on an event loop: awaits the routers that are async."""
+    asking = _ask(spec, node, channels, writes, config, runtime)
+    try:
+        call = next(asking)
+        while True:
+            answer = call()
+            call = asking.send(await answer if inspect.isawaitable(answer) else answer)
+    except StopIteration as end:
+        return cast("Destinations", end.value)
+
+
+def _ask(
+    spec: GraphSpec,
+    node: str,
+    channels: Mapping[str, bytes],
+    writes: Iterable[Write],
+    config: object,
+    runtime: object,
+) -> Asking:
+    """Yields each router's call, takes its answer, returns the destinations. Drivers only make the calls."""
+    own = list(writes)
+    names = [end for start, end in spec.edges if start == node and end != END]
+    sends: list[Send] = []
+    branches = spec.branches_of(node)
+    view = apply(spec, channels, own) if branches else {}
+    for branch in branches:
+        state = _seen(spec, branch, view, own)
+        answer = yield partial(branch.fn, state, **form_args(branch.form, config, runtime))
+        _sort_out(spec, branch, answer, names, sends)
+    return names, sends
+
+
+def _seen(spec: GraphSpec, branch: Branch, view: Mapping[str, bytes], own: Sequence[Write]) -> Any:
+    """The router's state: its own schema, else its node's. Without a schema of its own it also sees what the
+    node returned under keys that the node's schema lacks (LangGraph: `BranchSpec._route`)."""
+    schema = branch.input_schema or _schema_of(spec, branch.source)
+    state = schema.build(spec.decoded(schema.fields, view))
+    if branch.input_schema is None and schema.kind == "typeddict":
+        beyond = {name: value for name, value in own if name not in schema.fields}
+        return {**spec.decoded(beyond, beyond), **state}
+    return state
+
+
+def _schema_of(spec: GraphSpec, source: str) -> Schema:
+    return spec.state_schema if source == START else spec.node(source).input_schema
+
+
+def _sort_out(spec: GraphSpec, branch: Branch, answer: Any, names: list[str], sends: list[Send]) -> None:
+    """Puts a router's answer, checked, where it belongs."""
+    for each in answer if isinstance(answer, (list, tuple)) else [answer]:  # pyright: ignore[reportUnknownVariableType]
+        if isinstance(each, Send):
+            _known(spec, each.node, _router(branch))
+            sends.append(each)
+        elif (name := _mapped(branch, each)) != END:
+            _known(spec, name, _router(branch))
+            names.append(name)
+
+
+def _mapped(branch: Branch, said: Any) -> str:
+    """The node that a router's word stands for."""
+    try:
+        name = said if branch.ends is None else branch.ends[said]
+    except (KeyError, TypeError):
+        assert branch.ends is not None
+        raise InvalidUpdateError(
+            f"{_router(branch)} said {said!r}, which its path_map does not hold",
+            fix=did_you_mean(said, branch.ends),
+        ) from None
+    if not isinstance(name, str):
+        raise InvalidUpdateError(
+            f"{_router(branch)} returned {said!r}",
+            fix="A router returns a node's name, END, a Send, or a list of these; else give a path_map.",
+        )
+    return name
+
+
+def _known(spec: GraphSpec, node: str, who: str) -> None:
+    if node not in spec.nodes:
+        raise InvalidUpdateError(f"{who} leads to {node!r}, which is no node", fix=did_you_mean(node, spec.nodes))
+
+
+def _router(branch: Branch) -> str:
+    return f"The router {branch.name!r} after {branch.source!r}"

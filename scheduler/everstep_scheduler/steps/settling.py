@@ -1,0 +1,463 @@
+"""Judge and plan: from what an attempt came to, to the commit that says so.
+
+error ──► retry | failed
+value ──► a task among several ──► task_done
+      └─► the last one, or the join ──► plan ──► the next checkpoint and its tasks
+                                         └──► unplanned: the writes exclude each other
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.delta import Delta, diff, encode_delta, encode_state, fold, refs
+from everstep_checkpoint.errors import EverstepError, InvalidUpdateError, TooLarge
+from everstep_checkpoint.log import Log
+from everstep_checkpoint.replay import Channels, carried, input_writes, state_at, step_of
+
+from ..graph.runtime import Send
+from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Commit, Lease, Moves
+from .loading import FRESH_STEP, Loader, Stand, rows_of
+from .outcome import Raised, Returned, raised
+from .plan import Done, Planned, plan
+
+if TYPE_CHECKING:
+    from .perform import Attempt, Result
+
+STATE_MAX = 8 * 2**20
+SNAPSHOT_EVERY = 256
+SNAPSHOT_EVERY_LARGE = 4096
+LARGE_STATE = 64 * 1024
+DELTAS_MIN = 32 * 1024
+TAKE_FROM_BYTES = 24
+_json = json.JSONEncoder(separators=(",", ":")).encode
+Row = tuple[Any, ...]
+Parts = list[tuple[str, str, int, str]]  # entry id, run-length tasks JSON, count, sum
+
+
+class Fenced(Exception):
+    """Somebody else holds the task: the commit that follows will be refused, so it need not be made."""
+
+
+class Settler:
+    """Makes commits. Holds what a commit's success will put into the cache, until it succeeds."""
+
+    def __init__(self, moves: Moves, log: Log, loader: Loader, by: str) -> None:
+        self.moves = moves
+        self.log = log
+        self.loader = loader
+        self.by = by
+        self._coming: dict[str, tuple[int, str, Stand]] = {}
+        self._lock = threading.Lock()
+
+    def settle(self, attempt: Attempt, result: Result) -> Commit:
+        if result.error is not None:
+            dice = random.random()  # noqa: S311 - jitter, not a secret
+            error = raised(attempt.node, _plain(result.error), _failures(attempt.lease), dice)
+            return self._failed(attempt, result, error)
+        try:
+            if attempt.lease.task == JOIN_TASK:
+                return self._join(attempt)
+            assert result.returned is not None
+            return self._done(attempt, result, result.returned)
+        except Fenced:
+            return Commit(attempt.lease, "done")
+        except EverstepError as error:
+            from everstep_checkpoint.errors import ServerError
+
+            if isinstance(error, ServerError):
+                raise
+            return self._failed(attempt, result, raised(None, error, 1, 0.0))
+
+    def keep(self, commit: Commit, *, passed: bool) -> None:
+        """The commit is settled. If it passed, its checkpoint is where the thread stands."""
+        with self._lock:
+            coming = self._coming.pop(commit.lease.token, None)
+        if passed and coming is not None:
+            self.loader.keep(commit.lease.thread, *coming)
+
+    # judge
+
+    def _task_fact(self, kind: str, lease: Lease, ms: int, **more: e.Field | None) -> e.Fields:
+        return e.fact(
+            kind, lease.run, by=self.by, task=lease.task, attempt=lease.attempt, token=lease.token, node=lease.node,
+            queue=lease.queue, started=lease.at_ms, ms=ms, **more,
+        )  # fmt: skip
+
+    def _failed(self, attempt: Attempt, result: Result, error: Raised) -> Commit:
+        lease = attempt.lease
+        said = json.dumps({"type": error.error_type, "text": error.text, "traceback": error.traceback})
+        reason = f"{lease.node}: {error.error_type}: {error.text}"[:2000]
+        if error.retry_s is None:
+            return Commit(
+                lease, "failed", (self._task_fact("task_failed", lease, result.ms, error=said),), reason=reason
+            )
+        delay_ms = int(error.retry_s * 1000)
+        due = lease.at_ms + result.ms + delay_ms
+        fact = self._task_fact("task_failed", lease, result.ms, error=said, retry_at=due)
+        return Commit(lease, "retry", (fact,), reason=reason, delay_ms=delay_ms)
+
+    def _done(self, attempt: Attempt, result: Result, value: Returned) -> Commit:
+        parts = self._parts(attempt, value.sends)
+        if attempt.lease.plans:
+            return self._close_alone(attempt, result, value, parts)
+        fact = self._done_fact(attempt.lease, result, value, parts)
+        return Commit(attempt.lease, "done", (fact,))
+
+    def _done_fact(self, lease: Lease, result: Result, value: Returned, parts: Parts) -> e.Fields:
+        named = json.dumps([[ref, count] for ref, _, count, _ in parts]) if parts else None
+        goto = json.dumps(value.goto) if value.goto else None
+        fact = self._task_fact(
+            "task_done", lease, result.ms, goto=goto, parts=named, writes=e.pack_writes(value.writes)
+        )
+        return e.summed(fact)
+
+    def _parts(self, attempt: Attempt, sends: Sequence[Send]) -> Parts:
+        """Write Sends as parts, at most 128 tasks or 64 KB each, before anything names them."""
+        if not sends:
+            return []
+        spec, lease = attempt.spec, attempt.lease
+        encoded = [(s.node, spec.codec.encode(s.arg, f"the argument of Send({s.node!r})")) for s in sends]
+        pieces: list[e.Fields] = []
+        for chunk in _chunks(encoded):
+            tasks = _run_length([(node, spec.queue_of(node), spec.node(node).timeout_s or 0) for node, _ in chunk])
+            piece = e.fact(
+                "part",
+                lease.run,
+                task=lease.task,
+                token=lease.token,
+                tasks=json.dumps(tasks),
+                sends=e.pack_sends(chunk),
+            )
+            pieces.append(e.summed(piece))
+        ids = self.moves.part(lease, pieces)
+        if not ids:
+            raise Fenced
+        counts = [sum(row[3] for row in json.loads(str(piece["tasks"]))) for piece in pieces]
+        return [
+            (ref, str(piece["tasks"]), count, str(piece["sum"]))
+            for ref, piece, count in zip(ids, pieces, counts, strict=True)
+        ]
+
+    # plan
+
+    def _close_alone(self, attempt: Attempt, result: Result, value: Returned, parts: Parts) -> Commit:
+        lease = attempt.lease
+        done = Done(lease.task, lease.node, value.writes, value.goto)
+        try:
+            planned = plan(attempt.spec, attempt.stand.channels, [done])
+        except InvalidUpdateError as error:
+            return self._unplanned(attempt, result, value, parts, error)
+        if lease.task == START_TASK:
+            return self._begin(attempt, result, planned, parts, value)
+        source = "update" if lease.task == UPDATE_TASK else "loop"
+        step = max(lease.base, -1) + 1 if lease.task == UPDATE_TASK else attempt.stand.step + 1
+        said: e.Fields = {
+            "node": lease.node, "task": lease.task, "attempt": lease.attempt, "token": lease.token,
+            "queue": lease.queue, "started": lease.at_ms, "ms": result.ms,
+        }  # fmt: skip
+        return self._checkpoint(attempt, planned, parts, source, step, said, value.writes)
+
+    def _unplanned(
+        self, attempt: Attempt, result: Result, value: Returned, parts: Parts, error: InvalidUpdateError
+    ) -> Commit:
+        """The writes exclude each other, or a reducer raised: the outcome is kept, the step stays open at its join."""
+        lease = attempt.lease
+        why = raised(None, error, 1, 0.0)
+        said = json.dumps({"type": why.error_type, "text": why.text, "traceback": why.traceback})
+        join = e.fact("task_failed", lease.run, by=self.by, task=JOIN_TASK, attempt=1, node="__join__", error=said)
+        done = self._done_fact(lease, result, value, parts)
+        return Commit(lease, "unplanned", (done, join), reason=f"{why.error_type}: {why.text}"[:2000])
+
+    def _join(self, attempt: Attempt) -> Commit:
+        """The join of a wide step: all outcomes in task order, applied at once."""
+        lease, spec = attempt.lease, attempt.spec
+        state = state_at(self.log, lease.thread, lease.n) if lease.n else None
+        facts = _done_facts(self.log, lease, state)
+        done = [Done(f.text("task"), f.text("node"), _filled(f), tuple(f.json("goto") or ())) for f in facts]
+        planned = plan(spec, attempt.stand.channels, done)
+        parts: Parts = []
+        for fact in facts:
+            for ref, count in fact.json("parts") or ():
+                part = self.loader.entry(lease.thread, lease.birth, ref)
+                parts.append((ref, part.text("tasks"), count, part.text("sum")))
+        said: e.Fields = {"task": JOIN_TASK, "attempt": lease.attempt, "token": lease.token, "started": lease.at_ms}
+        if done and done[0].task == START_TASK:
+            return self._begin(attempt, None, planned, parts, Returned(done[0].writes, done[0].goto, ()))
+        if done and done[0].task == UPDATE_TASK:
+            return self._checkpoint(attempt, planned, parts, "update", max(lease.base, -1) + 1, said, None, facts)
+        return self._checkpoint(attempt, planned, parts, "loop", attempt.stand.step + 1, said, None, facts)
+
+    def _begin(
+        self, attempt: Attempt, result: Result | None, planned: Planned, parts: Parts, value: Returned
+    ) -> Commit:
+        """The commit of `start`: LangGraph's two checkpoints, the input at step -1 and what it led to at step 0."""
+        lease, spec = attempt.lease, attempt.spec
+        before = {} if attempt.stand.step == FRESH_STEP else attempt.stand.channels
+        base = max(lease.base, FRESH_STEP)
+        first_delta = _delta({} if lease.n == 0 else before, attempt.stand.channels)
+        start_row = json.dumps([[START_TASK, START_NODE, lease.queue, 0]])
+        first = e.checkpoint(
+            lease.digest, lease.n + 1, source="input", step=base + 1, graph=spec.version, run=lease.run, by=self.by,
+            next=start_row, delta=e.wrap(encode_delta(first_delta)),
+        )  # fmt: skip
+        payload = self.loader.entry(lease.thread, lease.birth, lease.rec)
+        delta = self._input_delta(attempt, planned.channels, value, payload)
+        said: e.Fields = {
+            "node": START_NODE, "task": lease.task, "attempt": lease.attempt, "token": lease.token,
+            "queue": lease.queue, "started": lease.at_ms, "ms": result.ms if result else 0,
+        }  # fmt: skip
+        taken = [payload.text("sum")] if refs(delta) else []
+        return self._checkpoint(
+            attempt,
+            planned,
+            parts,
+            "loop",
+            base + 2,
+            said,
+            None,
+            parent=(str(first["digest"]), lease.n + 1),
+            first=first,
+            delta=delta,
+            taken=taken,
+        )
+
+    def _input_delta(self, attempt: Attempt, after: Channels, value: Returned, payload: e.Entry) -> Delta:
+        """The delta of an input: a value that stands in the run's own fact is taken from there."""
+        delta = _delta(attempt.stand.channels, after)
+        if "sum" not in payload.raw:
+            return delta
+        stored = dict(input_writes(payload))
+        for name in delta:
+            given = stored.get(name)
+            if given is None or len(given) < TAKE_FROM_BYTES:
+                continue
+            ops: list[list[Any]] = [[5, payload.id, name, []], [6, [payload.id], name]]
+            for op in ops:
+                if _gives(attempt.stand.channels, name, op, given, after[name]):
+                    delta[name] = op
+                    break
+        return delta
+
+    def _checkpoint(
+        self,
+        attempt: Attempt,
+        planned: Planned,
+        parts: Parts,
+        source: str,
+        step: int,
+        said: e.Fields,
+        writes: Sequence[tuple[str, bytes]] | None,
+        facts: Sequence[e.Entry] = (),
+        *,
+        parent: tuple[str, int] | None = None,
+        first: e.Fields | None = None,
+        delta: Delta | None = None,
+        taken: Sequence[str] = (),
+    ) -> Commit:
+        lease, stand = attempt.lease, attempt.stand
+        on, n = parent or (lease.digest, lease.n)
+        if delta is None:
+            before = {} if lease.n == 0 and first is None else stand.channels
+            delta = _delta(before, planned.channels)
+            _take(delta, stand.channels, planned.channels, facts)
+        size = sum(len(k) + len(v) for k, v in planned.channels.items())
+        _check_size(attempt, size)
+        rows = self._rows(attempt, planned, parts)
+        body = encode_delta(delta)
+        sums = [*taken, *_sums(delta, facts, taken), *(s for *_, s in parts)]
+        fields: e.Fields = {
+            "source": source, "step": step, "graph": attempt.spec.version, "run": lease.run, "by": self.by, **said,
+            "next": _json(rows),
+        }  # fmt: skip
+        since, grown = stand.since_snapshot + 1, stand.delta_bytes + len(body)
+        if first is None and _snapshot_due(size, since, grown):  # the parts must lie in the step just closed
+            whole, pieces = self._snapshot(attempt, planned.channels, on, writes)
+            fields |= whole
+            sums = [*(s for *_, s in parts), *pieces]
+            since = grown = 0
+        else:
+            fields["delta"] = e.wrap(body)
+            if writes is not None:
+                fields["writes"] = e.pack_writes(_referred(writes, delta))
+        made = e.checkpoint(on, n + 1, sums, **fields)
+        stop, why = self._stop(attempt, step, rows)
+        pulls, sent = rows_of(rows)
+        new = Stand(planned.channels, step, sent, pulls, since, grown)
+        with self._lock:
+            self._coming[lease.token] = (n + 1, str(made["digest"]), new)
+        return Commit(
+            lease, "next", (made,) if first is None else (first, made), head=(n + 1, str(made["digest"]), step),
+            next=tuple(rows), parts={ref: tasks for ref, tasks, *_ in parts}, stop=stop, why=why,
+            wrote=_wrote(writes, facts),
+        )  # fmt: skip
+
+    def _rows(self, attempt: Attempt, planned: Planned, parts: Parts) -> list[Row]:
+        spec = attempt.spec
+        pulls: list[Row] = [
+            (f"p{i}", node, spec.queue_of(node), spec.node(node).timeout_s or 0) for i, node in enumerate(planned.pulls)
+        ]
+        return [*pulls, *((ref, count) for ref, _, count, _ in parts)]
+
+    def _stop(self, attempt: Attempt, step: int, rows: Sequence[Row]) -> tuple[Any, str]:
+        """Does the run rest here although tasks come next: at its recursion limit, or because it was an update?"""
+        if rows and attempt.lease.task == UPDATE_TASK:
+            return "interrupted", ""
+        limit = attempt.record.recursion_limit
+        if rows and step >= attempt.lease.base + limit + 2:
+            text = f"Recursion limit of {limit} reached without hitting a stop condition"
+            return "failed", json.dumps({"type": "GraphRecursionError", "text": text})
+        return "", ""
+
+    def _snapshot(
+        self, attempt: Attempt, channels: Channels, parent: str, writes: Sequence[tuple[str, bytes]] | None
+    ) -> tuple[e.Fields, list[str]]:
+        """A checkpoint that stands alone; a large one's state goes ahead of it in parts, whose sums it covers."""
+        lease = attempt.lease
+        payload = self.loader.entry(lease.thread, lease.birth, lease.rec)
+        record = payload.raw.get("record", b"")
+        fields: e.Fields = {"birth": lease.birth, "record": record, "parent": parent, "floor": lease.rec}
+        if writes is not None:
+            fields["writes"] = e.pack_writes(writes)
+        body = encode_state(channels)
+        if len(body) <= e.PART_BYTES_MAX:
+            return {**fields, "state": e.wrap(body)}, []
+        pieces = [
+            e.summed(
+                e.fact(
+                    "part", lease.run, task=lease.task, token=lease.token, state=e.wrap(body[i : i + e.PART_BYTES_MAX])
+                )
+            )
+            for i in range(0, len(body), e.PART_BYTES_MAX)
+        ]
+        ids = self.moves.part(lease, pieces)
+        if not ids:
+            raise Fenced
+        return {**fields, "parts": json.dumps(ids)}, [str(piece["sum"]) for piece in pieces]
+
+
+def _plain(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else RuntimeError(f"the node called {type(error).__name__}: {error}")
+
+
+def _failures(lease: Lease) -> int:
+    """Attempts that raised, this one included: those whose process died don't count."""
+    return max(lease.attempt - lease.lost, 1)
+
+
+def _check_size(attempt: Attempt, size: int) -> None:
+    if size > STATE_MAX:
+        raise TooLarge(
+            f"the state would have {size} bytes, the cap is {STATE_MAX}",
+            thread=attempt.lease.thread,
+            node=attempt.lease.node,
+            fix="keep large values elsewhere and a reference in the state",
+        )
+
+
+def _snapshot_due(size: int, since: int, grown: int) -> bool:
+    every = SNAPSHOT_EVERY_LARGE if size > LARGE_STATE else SNAPSHOT_EVERY
+    return since >= every or grown > max(2 * size, DELTAS_MIN)
+
+
+def _delta(before: Channels, after: Channels) -> Delta:
+    """What changed, per channel."""
+    delta: Delta = {}
+    for name in [*after, *(name for name in before if name not in after)]:
+        op = diff(before.get(name), after.get(name))
+        if op is not None:
+            delta[name] = op
+    return delta
+
+
+def _gives(before: Channels, name: str, op: list[Any], given: bytes, after: bytes) -> bool:
+    try:
+        return fold(before, {name: op}, lambda _ref, _channel: given)[name] == after
+    except EverstepError:
+        return False
+
+
+def _take(delta: Delta, before: Channels, after: Channels, facts: Sequence[e.Entry]) -> None:
+    """Each value once: where a fact's write is the change, the delta names the fact."""
+    written: dict[str, list[tuple[int, bytes]]] = {}
+    for fact in facts:
+        for name, value in _filled(fact):
+            written.setdefault(name, []).append((fact.k, value))
+    for name in delta:
+        found = written.get(name, [])
+        if not found or name not in after or sum(len(value) for _, value in found) < TAKE_FROM_BYTES:
+            continue
+        values = dict(found)
+        op: list[Any] = [6, [k for k, _ in found], name]
+        if len(found) == 1 and found[0][1] == after[name]:
+            delta[name] = [5, found[0][0], name, []]
+        elif len(values) == len(found) and _appends(before, name, op, values, after[name]):
+            delta[name] = op
+
+
+def _appends(before: Channels, name: str, op: list[Any], values: dict[int, bytes], after: bytes) -> bool:
+    try:
+        return fold(before, {name: op}, lambda ref, _channel: values[int(ref)])[name] == after
+    except EverstepError:
+        return False
+
+
+def _sums(delta: Delta, facts: Sequence[e.Entry], taken: Sequence[str]) -> list[str]:
+    by_k = {fact.k: fact for fact in facts}
+    return [] if taken else [by_k[int(ref)].text("sum") for ref in refs(delta)]
+
+
+def _filled(fact: e.Entry) -> tuple[tuple[str, bytes], ...]:
+    return tuple((name, value) for name, value in fact.writes() if value is not None)
+
+
+def _referred(writes: Sequence[tuple[str, bytes]], delta: Delta) -> list[tuple[str, bytes | None]]:
+    """Writes whose value the delta carries are only named."""
+    names = [name for name, _ in writes]
+    found: list[tuple[str, bytes | None]] = []
+    for name, value in writes:
+        op = delta.get(name)
+        same = op is not None and op[0] in (0, 1) and names.count(name) == 1 and carried(op) == value
+        found.append((name, None if same else value))
+    return found
+
+
+def _wrote(writes: Sequence[tuple[str, bytes]] | None, facts: Sequence[e.Entry]) -> frozenset[str]:
+    return frozenset([name for name, _ in writes or ()] + [name for fact in facts for name, _ in fact.writes()])
+
+
+def _done_facts(log: Log, lease: Lease, state: Any) -> list[e.Entry]:
+    """`task_done`s of the step in task order."""
+    if state is None:
+        step_facts = log.read(lease.thread, "0-1", "0")
+        return [x for x in step_facts if x.kind == "task_done" and x.text("run")]
+    step = step_of(log, lease.thread, state)
+    own = [x for x in step.facts if x.kind == "task_done" and x.text("task") in (START_TASK, UPDATE_TASK)]
+    return own[-1:] if lease.width == 1 and own else [step.done[t.task] for t in step.tasks if t.task in step.done]
+
+
+def _chunks(sends: Sequence[tuple[str, bytes]]) -> list[list[tuple[str, bytes]]]:
+    chunks: list[list[tuple[str, bytes]]] = [[]]
+    size = 0
+    for send in sends:
+        if chunks[-1] and (len(chunks[-1]) >= e.PART_TASKS_MAX or size + len(send[1]) > e.PART_BYTES_MAX):
+            chunks.append([])
+            size = 0
+        chunks[-1].append(send)
+        size += len(send[1])
+    return chunks
+
+
+def _run_length(tasks: Sequence[tuple[str, str, float]]) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    for task in tasks:
+        if rows and tuple(rows[-1][:3]) == task:
+            rows[-1][3] += 1
+        else:
+            rows.append([*task, 1])
+    return rows
