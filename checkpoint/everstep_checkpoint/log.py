@@ -7,7 +7,8 @@ digests; it knows nothing of tasks, leases or graphs. `redislog.RedisLog` is the
 
 from __future__ import annotations
 
-import secrets
+import base64
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -28,9 +29,19 @@ class Head(NamedTuple):
     last: str
 
 
+_ids: list[str] = []
+os.register_at_fork(after_in_child=_ids.clear)  # a child must never draw its parent's ids
+
+
 def new_id() -> str:
-    """A random id of 22 characters: run ids, tokens, births."""
-    return secrets.token_urlsafe(16)
+    """A random id of 22 characters: run ids, tokens, births. Drawn 256 at a time: each draw lets go of the GIL."""
+    try:
+        return _ids.pop()
+    except IndexError:
+        raw = os.urandom(16 * 256)
+        drawn = [base64.urlsafe_b64encode(raw[i : i + 16])[:22].decode() for i in range(0, len(raw), 16)]
+        _ids.extend(drawn[1:])
+        return drawn[0]
 
 
 class Log(ABC):
