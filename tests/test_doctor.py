@@ -240,7 +240,7 @@ def test_open_tasks_in_every_place_are_found_where_they_belong(site: Site) -> No
     ("harm", "said"),
     [
         ("DEL {rq}:queue:shop", "its record says job, which does not have it"),
-        ("ZADD {stem}wakes 1 'start t'", "in job and also in wake"),
+        ("ZADD {stem}wakes 1 '0 start t'", "in job and also in wake"),
     ],
 )
 def test_a_queued_task_that_is_nowhere_or_twice_is_found(site: Site, harm: str, said: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import operator
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 from langgraph.graph import StateGraph as OracleGraph
 from langgraph.types import Send as OracleSend
 
+from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import (
     EmptyInputError,
     GraphRecursionError,
@@ -24,8 +27,12 @@ from everstep_checkpoint.errors import (
     InvalidThreadId,
     InvalidUpdateError,
     NodeTimeoutError,
+    RunCancelled,
     RunConflict,
+    RunFailed,
+    ServerUnavailable,
     TooLarge,
+    UnknownNode,
     UnknownType,
 )
 from everstep_checkpoint.replay import verify
@@ -33,7 +40,12 @@ from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import END, START, Runtime, Send
 from everstep_scheduler.inline.compiled import CompiledGraph
+from everstep_scheduler.inline.following import Follower
+from everstep_scheduler.inline.logmoves import LogMoves
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
+from everstep_scheduler.moves.contract import LEASE_MS, Lease, Offer
+from everstep_scheduler.moves.keeper import LeaseKeeper
+from everstep_scheduler.steps.perform import Performer
 from servers import wait_for
 
 
@@ -485,3 +497,283 @@ def test_the_context_reaches_nodes_with_its_type(saver: Saver) -> None:
     graph.invoke({"count": 0}, on("a"), context=Tenant("acme"))
     graph.invoke({"count": 0}, on("b"), context={"name": "acme"})
     assert seen == [Tenant("acme"), Tenant("acme")]
+
+
+# leaving, waiting and giving back
+
+
+class Caller(threading.Thread):
+    """Calls something in a thread that holds up nobody. `ended()` gives what it returned or raised."""
+
+    def __init__(self, call: Callable[..., Any], *args: Any) -> None:
+        super().__init__(daemon=True)
+        self.call, self.args = call, args
+        self.result: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.result = self.call(*self.args)
+        except BaseException as error:  # noqa: BLE001 - what it raised is asked for
+            self.result = error
+
+    def ended(self) -> Any:
+        self.join(20)
+        assert not self.is_alive(), "the caller hangs"
+        return self.result
+
+
+def free(saver: Saver) -> tuple[Lease, ...]:
+    """What another caller would be given of the thread."""
+    leases = saver.moves.claim(Offer("other", tuple(f"token{i}" for i in range(9)), thread="t")).leases
+    saver.moves.release("other", [lease.token for lease in leases], "job")
+    return leases
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, SystemExit])
+@pytest.mark.parametrize("form", ["alone", "in a thread", "async"])
+def test_whatever_a_node_raises_fails_the_node_and_nothing_else(error: Any, form: str, saver: Saver) -> None:
+    calls: list[int] = []
+
+    def node(state: State) -> State:
+        calls.append(1)
+        if len(calls) == 1:
+            raise error("enough")
+        return {"count": 3}
+
+    async def anode(state: State) -> State:
+        return node(state)
+
+    options = {"timeout": 20} if form == "in a thread" else {}
+    graph = chain(anode if form == "async" else node, **options).compile(checkpointer=saver, name="g")
+    assert isinstance(Caller(graph.invoke, {"count": 0}, on()).ended(), RunFailed)
+    assert graph.get_state(on()).next == ("n0",)
+    assert Caller(graph.invoke, None, on()).ended()["count"] == 3
+
+
+def test_ctrl_c_reaches_the_caller_and_the_task_is_given_back(saver: Saver) -> None:
+    calls: list[int] = []
+
+    def node(state: State) -> State:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return {"log": [state["count"]]}
+
+    graph = chain(node).compile(checkpointer=saver, name="g")
+    with pytest.raises(KeyboardInterrupt):
+        graph.invoke({"count": 1}, on())
+    assert [(lease.node, lease.attempt) for lease in free(saver)] == [("n0", 1)]
+    assert saver.keeper is None or saver.keeper.held == ()
+    assert Caller(graph.invoke, {"count": 2}, on()).ended()["log"] == [1, 2]
+
+
+def test_a_caller_that_leaves_by_an_error_gives_its_leases_back(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = diamond(StateGraph(State)).compile(checkpointer=saver, name="g")
+    load = Performer.load
+
+    def broken(self: Performer, lease: Lease) -> Any:
+        if lease.node == "b":
+            raise ZeroDivisionError
+        return load(self, lease)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Performer, "load", broken)
+        with pytest.raises(ZeroDivisionError):
+            graph.invoke({"count": 1}, on())
+    assert sorted(lease.node for lease in free(saver)) == ["b", "c"]
+    assert saver.keeper is None or saver.keeper.held == ()
+
+
+def test_leases_are_no_longer_renewed_when_giving_them_back_fails(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def node(state: State) -> State:
+        raise KeyboardInterrupt
+
+    def away(*args: Any) -> int:
+        raise ServerUnavailable("away")
+
+    monkeypatch.setattr(saver.moves, "release", away)
+    with pytest.raises(KeyboardInterrupt):
+        chain(node).compile(checkpointer=saver, name="g").invoke({"count": 1}, on())
+    assert saver.keeper is None or saver.keeper.held == ()
+
+
+def test_two_graphs_on_one_thread_wait_for_each_other(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go, released = threading.Event(), threading.Event(), threading.Event()
+
+    def node(state: State) -> State:
+        begun.set()
+        go.wait(20)
+        return {"log": ["first"]}
+
+    builder = StateGraph(State)
+    for name in ("a", "b"):
+        builder.add_node(name, node)
+        builder.add_edge(START, name)
+    first = builder.compile(checkpointer=saver, name="first")
+    second = chain(lambda state: {"log": ["second"]}).compile(checkpointer=saver, name="second")
+    release = saver.moves.release
+
+    def noted(*args: Any) -> int:
+        released.set()
+        return release(*args)
+
+    monkeypatch.setattr(saver.moves, "release", noted)
+    one = Caller(first.invoke, {}, on(max_concurrency=1))
+    assert begun.wait(20)
+    two = Caller(second.invoke, {}, on())
+    assert released.wait(20), "the second caller met a task of the first one's"
+    go.set()
+    assert one.ended()["log"] == ["first", "first"]
+    assert two.ended()["log"] == ["first", "first", "second"]
+    assert not any(x.kind == "task_parked" for x in saver.log.read("t"))
+
+
+def test_in_one_process_a_run_that_nobody_serves_is_refused_at_once() -> None:
+    saver = InMemorySaver()
+
+    def bad(state: State) -> State:
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        chain(bad).compile(checkpointer=saver, name="first").invoke({"count": 1}, on())
+    second = chain(bad).compile(checkpointer=saver, name="second")
+    assert isinstance(Caller(second.invoke, None, on()).ended(), UnknownNode)
+
+
+def test_a_caller_whose_thread_was_deleted_is_told(saver: Saver) -> None:
+    def node(state: State) -> State:
+        raise ConnectionError
+
+    policy = RetryPolicy(initial_interval=60, jitter=False)
+    caller = Caller(chain(node, retry_policy=policy).compile(checkpointer=saver, name="g").invoke, {"count": 0}, on())
+    wait_for(lambda: any(x.kind == "task_failed" for x in saver.log.read("t")), 10, "the wait for the retry")
+    saver.log.delete("t")
+    ended = caller.ended()
+    assert isinstance(ended, RunCancelled)
+    assert "deleted" in str(ended)
+
+
+def test_a_thread_that_was_made_anew_is_not_the_one_that_was_followed(saver: Saver) -> None:
+    begin = e.fact("note", "r", birth="one")
+    saver.log.append("t", [begin, e.fact("note", "r")], None)
+    follower = Follower(saver.log, "t", "r", "0-1")
+    assert follower.look() is None
+    saver.log.delete("t")
+    if isinstance(saver, RedisSaver):
+        saver.client.delete(saver.keys.thread("t"))
+    saver.log.append("t", [e.fact("note", "s", birth="two"), e.fact("note", "s")], None)
+    with pytest.raises(RunCancelled):
+        follower.look()
+
+
+def test_a_stuck_attempt_does_not_keep_its_retry_from_running(saver: Saver) -> None:
+    release, calls = threading.Event(), list[int]()
+
+    def node(state: State) -> State:
+        calls.append(1)
+        if len(calls) < 3:
+            release.wait(30)
+        return {"count": 7}
+
+    policy = RetryPolicy(initial_interval=0.01, jitter=False, retry_on=NodeTimeoutError)
+    graph = chain(node, timeout=0.1, retry_policy=policy).compile(checkpointer=saver, name="g")
+    try:
+        assert Caller(graph.invoke, {"count": 0}, on(max_concurrency=1)).ended()["count"] == 7
+        assert len(calls) == 3
+    finally:
+        release.set()
+
+
+STUCK = """
+import threading
+from everstep import START, InMemorySaver, StateGraph
+
+builder = StateGraph(dict)
+builder.add_node("n", lambda state: threading.Event().wait(), timeout=0.1)
+builder.add_edge(START, "n")
+try:
+    builder.compile().invoke({})
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+FORKED = """
+import os, sys
+from typing import TypedDict
+from everstep import START, RedisSaver, StateGraph
+
+class State(TypedDict, total=False):
+    n: int
+
+saver = RedisSaver(sys.argv[1])
+before = saver.owner, saver.keeper
+graph = StateGraph(State).add_node("n", lambda state: {"n": state["n"] + 1}).add_edge(START, "n")
+graph = graph.compile(checkpointer=saver, name="g")
+graph.invoke({"n": 1}, {"configurable": {"thread_id": "t"}})
+child = os.fork()
+if child == 0:
+    assert saver.owner != before[0] and saver.keeper is not before[1]
+    assert graph.invoke({"n": 5}, {"configurable": {"thread_id": "t"}})["n"] == 6
+    os._exit(7)
+assert saver.owner == before[0]
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def script(text: str, *args: str) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", text, *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+
+
+def test_a_stuck_node_does_not_keep_the_interpreter_from_ending() -> None:
+    assert script(STUCK.replace("StateGraph(dict)", "StateGraph(__import__('typing').TypedDict('S', {'n': int}))")) == (
+        "NodeTimeoutError"
+    )
+
+
+def test_a_forked_child_has_a_name_and_a_keeper_of_its_own(redis_url: str) -> None:
+    assert script(FORKED, redis_url) == "7"
+
+
+def test_the_keeper_outlives_an_unexpected_error() -> None:
+    rounds: list[tuple[str, ...]] = []
+
+    class Moves(LogMoves):
+        def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:
+            rounds.append(offer.tokens)
+            if len(rounds) == 1:
+                raise KeyError("unexpected")
+            return []
+
+    saver = InMemorySaver()
+    keeper = LeaseKeeper(Moves(saver.log), "me", 30)
+    lease = Lease("token", "t", 0, "", "n", "n", 1, 0, "g", 0, "r", "g", 1, "", "", "", -2, LEASE_MS, 0)
+    keeper.hold([lease])
+    wait_for(lambda: len(rounds) >= 2, 10, "a second round")
+    keeper.drop("token")
+    assert rounds[1] == ("token",)
+
+
+def test_a_cold_process_knows_queued_inputs_and_when_a_retry_is_due() -> None:
+    saver = InMemorySaver()
+    calls: list[int] = []
+
+    def node(state: State) -> State:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ConnectionError
+        return {"log": [state["count"]]}
+
+    policy = RetryPolicy(initial_interval=60, jitter=False)
+    graph = chain(node, retry_policy=policy).compile(checkpointer=saver, name="g")
+    Caller(graph.invoke, {"count": 1}, on())
+    wait_for(lambda: any(x.kind == "task_failed" for x in saver.log.read("t")), 10, "the wait for the retry")
+    Caller(graph.invoke, {"count": 2}, on())
+    wait_for(lambda: any(x.kind == "run_queued" for x in saver.log.read("t")), 10, "the queued input")
+    saver.moves = cold = LogMoves(saver.log)
+    assert 40 < (cold.due_in("t") or 0) <= 60
+    cold.cancel("t")
+    wait_for(lambda: graph.get_state(on()).values.get("log") == [2], 10, "the queued input's run")

@@ -43,13 +43,15 @@ def spelled() -> set[str]:
         KEYS.parked,
         KEYS.counts,
         KEYS.discards,
+        KEYS.cleanings,
+        KEYS.discard("salt", "x"),
         KEYS.graphs,
         KEYS.inbox,
         KEYS.sweep,
     ]
     whole += [KEYS.stats, KEYS.alive, KEYS.recovery, KEYS.announced, KEYS.parked_for("g", "n")]
     names = [make("x") for make in of_names] + whole
-    return {name.removeprefix(KEYS.stem).split(":")[0] for name in names} | {"discard", "nothing"}
+    return {name.removeprefix(KEYS.stem).split(":")[0] for name in names} | {"nothing"}
 
 
 def rq_spelled() -> set[str]:

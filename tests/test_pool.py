@@ -24,6 +24,7 @@ from everstep_scheduler.moves.connection import connect
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
+from everstep_workers.pool import Debt, Pool
 from everstep_workers.targets import load_target
 from servers import wait_for
 
@@ -297,3 +298,17 @@ def test_state_is_whole_after_all(shop: Shop) -> None:
     head = shop.log.head(thread)
     assert head is not None
     assert spec.values(state_at(shop.log, thread, head.n).channels)["seen"] == ["first", "waits", "last"]
+
+
+def test_a_debt_that_redis_can_t_take_before_a_rebuild_is_kept(redis_url: str, client: redis.Redis) -> None:
+    client.flushall()  # pyright: ignore[reportUnknownMemberType]
+    pool = Pool(redis_url, ["shop:killing"])
+    debts = pool._debts = [Debt("dead", "lost", ())]  # pyright: ignore[reportPrivateUsage]
+    pool._settle_debts()  # pyright: ignore[reportPrivateUsage]
+    assert len(debts) == 1
+    own = connect(redis_url)
+    Recovery(own, KEYS)()
+    pool._settle_debts()  # pyright: ignore[reportPrivateUsage]
+    assert not debts
+    pool._hang_up()  # pyright: ignore[reportPrivateUsage]
+    own.close()

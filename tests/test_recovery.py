@@ -343,7 +343,8 @@ def test_a_step_wider_than_a_call_is_rebuilt_in_batches(client: Any) -> None:
     hand.do()
     hand.claim()
     hand.do("begin")
-    hand.claim(300)
+    hand.claim(150)
+    hand.claim(150)
     for _ in range(280):
         hand.do("part")
     before = picture(client)

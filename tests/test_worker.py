@@ -25,9 +25,13 @@ from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import END, START, Send
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import connect
+from everstep_scheduler.moves.contract import Lease, Offer
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts, sha
 from everstep_scheduler.recovery.recovery import Recovery
+from everstep_scheduler.steps.perform import Attempt, Performer
+from everstep_workers.hands import Hand
+from everstep_workers.slots import Done, Held
 from everstep_workers.worker import Worker
 from proxy import FaultProxy
 from servers import StartServer, wait_for
@@ -463,3 +467,122 @@ def test_a_worker_listens_to_all_queues_of_its_graphs(redis_url: str) -> None:
     worker = Worker(redis_url, [built.spec("a"), graph("b", one=says("one"))])
     assert worker.setup.queues == ("a", "gpu", "b")
     assert worker.name.startswith("everstep.")
+
+
+# --- nothing ends a thread, nothing is held for ever
+
+
+class Dire(BaseException):
+    """Neither an Exception nor one that Python knows."""
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, asyncio.CancelledError, SystemExit, Dire])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whatever_a_node_raises_fails_its_run_and_frees_its_slot(
+    at: Client, raised: type[BaseException], is_async: bool
+) -> None:
+    def raises(state: State) -> State:
+        raise raised("dire")
+
+    async def araises(state: State) -> State:
+        raise raised("dire")
+
+    spec, other = graph(one=araises if is_async else raises), graph("other", one=says("one"))
+    with running(at.url, spec, other, concurrency=1) as worker:
+        at.rests(at.submit(spec), "failed")
+        at.rests(at.submit(other))
+        wait_for(lambda: not worker.work.held, 5, "nothing to be held")
+
+
+def test_a_task_of_a_node_can_t_end_the_event_loop(at: Client) -> None:
+    async def exits() -> None:
+        raise SystemExit(3)
+
+    async def begins(state: State) -> State:
+        task = asyncio.create_task(exits())
+        await asyncio.wait([task])
+        return {"seen": ["lives"]}
+
+    spec = graph(one=begins)
+    with running(at.url, spec):
+        thread = at.submit(spec)
+        at.rests(thread)
+    assert at.seen(spec, thread) == ["lives"]
+
+
+def test_work_for_which_no_thread_can_be_begun_goes_back_uncounted(at: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails, start = [True] * 3, Hand.start
+
+    def wanting(hand: Hand) -> None:
+        if fails:
+            fails.pop()
+            raise RuntimeError("can't start new thread")
+        start(hand)
+
+    monkeypatch.setattr(Hand, "start", wanting)
+    spec = graph(one=says("one"))
+    threads = [at.submit(spec) for _ in range(5)]
+    with running(at.url, spec, concurrency=4) as worker:
+        for thread in threads:
+            at.rests(thread)
+        assert not fails
+        wait_for(lambda: not worker.work.held, 5, "nothing to be held")
+        wait_for(lambda: len(worker.work.slots) == 4, 5, "all slots to be free")
+    assert all(at.kinds(thread) == ["run_started", "checkpoint", "checkpoint", "checkpoint"] for thread in threads)
+
+
+def test_a_commit_that_can_t_be_made_up_or_sent_keeps_no_slot(at: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Worker(at.url, [graph(one=says("one"))], concurrency=4).work
+    nothing: Any = object()
+    held = Held(nothing)
+    held.attempt = nothing
+    settled = [nothing, nothing]
+
+    def settle(*told: object) -> Any:
+        return settled.pop()
+
+    monkeypatch.setattr(work.performer, "settle", settle)
+    with pytest.raises(AttributeError):  # sent by moves that are none
+        work.commit(nothing, [Done(held, nothing)])
+    assert len(work.slots) == 4
+    with pytest.raises(IndexError):  # the second one can't be settled
+        work.commit(work.moves, [Done(held, nothing), Done(held, nothing)])
+    assert len(work.slots) == 4
+    work.close()
+
+
+def suspected(at: Client, spec: GraphSpec) -> str:
+    """A thread whose first task a process died of."""
+    thread = at.submit(spec)
+    offer = Offer("dying", (new_id(),), spec.queues, "dying")
+    assert [lease.thread for lease in at.moves.claim(offer).leases] == [thread]
+    assert at.moves.release("dying", None, "lost") == 1
+    return thread
+
+
+def test_a_worker_without_a_pool_runs_a_suspect_alone(at: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = graph(one=says("one"))
+    suspect = suspected(at, spec)
+    other, beside = at.submit(spec), list[set[str]]()
+    load = Performer.load
+
+    def looks(performer: Performer, lease: Lease) -> Attempt:
+        time.sleep(0.05)
+        beside.append({held.lease.thread for held in list(worker.work.held.values())})
+        return load(performer, lease)
+
+    monkeypatch.setattr(Performer, "load", looks)
+    with running(at.url, spec, concurrency=4) as worker:
+        at.rests(suspect)
+        at.rests(other)
+    assert beside[0] == {suspect}
+    assert at.seen(spec, suspect) == ["one"]
+
+
+def test_a_worker_of_a_pool_leaves_suspects_to_it(at: Client) -> None:
+    spec = graph(one=says("one"))
+    suspect = suspected(at, spec)
+    with running(at.url, spec, pooled=True):
+        at.rests(at.submit(spec))
+    assert at.status(suspect) == "running"
+    assert at.redis.llen(KEYS.rq_queue(f"{spec.queues[0]}.suspect")) == 1

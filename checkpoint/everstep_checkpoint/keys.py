@@ -74,7 +74,7 @@ class Keys:
         return f"{self.stem}unmade:{thread}"
 
     def queued(self, thread: str) -> str:
-        """List: queued inputs of a busy thread, `<run> <entry id>`."""
+        """List: queued inputs of a busy thread: run, entry id, graph, queue, task, node (JSON)."""
         return f"{self.stem}queued:{thread}"
 
     def runs(self, thread: str) -> str:
@@ -98,7 +98,7 @@ class Keys:
 
     @property
     def wakes(self) -> str:
-        """Sorted set: `<task> <thread>` by due time, ms."""
+        """Sorted set: `<n> <task> <thread>` by due time, ms."""
         return f"{self.stem}wakes"
 
     @property
@@ -107,7 +107,7 @@ class Keys:
         return f"{self.stem}parked"
 
     def parked_for(self, graph: str, node: str) -> str:
-        """List: `<task> <thread>` parked until a worker serves this node."""
+        """List: `<n> <task> <thread>` parked until a worker serves this node."""
         return f"{self.stem}parked:{graph}:{node}"
 
     @property
@@ -117,8 +117,17 @@ class Keys:
 
     @property
     def discards(self) -> str:
-        """List: `<stem>discard:...` hashes whose jobs the sweep still has to remove."""
+        """List: `discard` hashes whose jobs the sweep still has to remove, each with its cursor (JSON)."""
         return f"{self.stem}discards"
+
+    @property
+    def cleanings(self) -> str:
+        """List: cancelled threads whose tasks still have to leave their places."""
+        return f"{self.stem}cleanings"
+
+    def discard(self, salt: str, thread: str) -> str:
+        """Hash: the open tasks of a step that was given up, until their jobs are gone."""
+        return f"{self.stem}discard:{salt}:{thread}"
 
     def waiting(self, queue: str) -> str:
         """Sorted set: processes with free slots for a queue, longest waiting first."""

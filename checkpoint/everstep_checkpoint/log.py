@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -179,9 +180,11 @@ class MemoryLog(Log):
         low, high = _bound(start, low=True), _bound(end, low=False)
         with self._lock:
             log = self._logs.get(thread, [])
-            found = [x for x in log if low <= (x.n, x.k) <= high]
-        found = found[::-1] if reverse else found
-        return found if count is None else found[:count]
+            first, last = bisect_left(log, low, key=_place), bisect_right(log, high, key=_place)
+            if count is not None:
+                first, last = (max(first, last - count), last) if reverse else (first, min(last, first + count))
+            found = log[first:last]
+        return found[::-1] if reverse else found
 
     def head(self, thread: str) -> Head | None:
         with self._lock:
@@ -209,6 +212,10 @@ class MemoryLog(Log):
 def _extend(log: list[e.Entry], made: list[e.Entry]) -> list[e.Entry]:
     log.extend(made)
     return log
+
+
+def _place(entry: e.Entry) -> tuple[int, float]:
+    return entry.n, entry.k
 
 
 def _bound(text: str, *, low: bool) -> tuple[int, float]:

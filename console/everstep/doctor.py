@@ -299,7 +299,12 @@ def failures(look: Look) -> Iterator[Finding]:
         yield Finding(ACT, "dead letters", f"{show.many(len(dead), 'task')} killed every process that ran them", fix)
     if foreign:
         said = f"{show.many(len(foreign), 'job')} in our queues not ours, and refused: {', '.join(foreign[:NAMES_MAX])}"
-        yield Finding(KNOW, "foreign jobs", said, "see who enqueues them; rq-dashboard or `rq empty` removes them")
+        yield Finding(
+            KNOW,
+            "foreign jobs",
+            said,
+            "see who enqueues them; remove one: ZREM rq:failed:QUEUE ID, DEL rq:job:ID, as in docs/redis-cli.md",
+        )
     if threads:
         yield Finding(
             KNOW,

@@ -40,6 +40,7 @@ class Open:
 
     thread: str
     graph: str
+    n: str
     task: str
     raw: bytes
     record: Record
@@ -69,11 +70,11 @@ def _open_tasks(site: Site, report: Report) -> Iterator[Open]:
     for name in threads[:THREADS_MAX]:
         thread = name.decode("utf-8", "surrogatepass")
         report.threads += 1
-        graph = (client.hget(site.keys.thread(thread), "graph") or b"").decode()
+        graph, n = ((found or b"").decode() for found in client.hmget(site.keys.thread(thread), "graph", "n"))
         for task, raw in client.hscan_iter(site.keys.open(thread), count=100):
             record = json.loads(raw)
             if record.get("p") in OPEN:
-                yield Open(thread, graph, task.decode(), raw, record)
+                yield Open(thread, graph, n, task.decode(), raw, record)
 
 
 def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
@@ -81,7 +82,11 @@ def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
     keys = site.keys
     with site.redis.pipeline(transaction=True) as pipe:
         for each in batch:
-            job, token, member = each.record.get("j") or "-", each.record.get("t") or "-", f"{each.task} {each.thread}"
+            job, token, member = (
+                each.record.get("j") or "-",
+                each.record.get("t") or "-",
+                f"{each.n} {each.task} {each.thread}",
+            )
             pipe.hget(keys.open(each.thread), each.task)
             pipe.llen(keys.rq_queue(each.queue))
             pipe.lpos(keys.rq_queue(each.queue), job, maxlen=LIST_MAX)

@@ -75,6 +75,7 @@ def _run(order: Order, report_fd: int) -> None:
         name=worker_name(os.getpid(), order.name_ending),
         serves_parked=not order.solo,
         idle_exit_s=SOLO_IDLE_S if order.solo else 0.0,
+        pooled=True,
         on_change=lambda change: _report(report_fd, change),
     )
     worker.run()

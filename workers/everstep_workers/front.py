@@ -3,6 +3,8 @@
 It registers nothing by itself: a claim that leaves slots free says so in its script, and so does a commit. Then the
 front blocks on this process's bell, at most a second, and claims again. Under load commits bring the work; but parked
 tasks and due wakes are only seen by claims, so once a second the next free slot is the front's.
+
+Where no pool sees to suspects, the front does when the process holds nothing: it takes one, and nothing beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import redis
 
 from everstep_checkpoint.errors import ServerError
 
-from .patience import Hopeless
 from .slots import OFFER_MAX
 from .tempo import MOMENT_S
 from .work import Work, log
@@ -38,6 +39,9 @@ class Front(threading.Thread):
         self._moves = work.line()
         self._client: Any = work.client(BLOCK_S)  # redis-py types answers for asynchronous clients too
         self._claimed = time.monotonic()
+        self._suspects = work.suspects
+        self._alone = ""  # the token of a suspect that runs here
+        self._look_at = 0.0
 
     def run(self) -> None:
         while not self._work.draining.is_set():
@@ -54,25 +58,39 @@ class Front(threading.Thread):
 
     def _turn(self) -> None:
         work = self._work
+        if self._alone in work.held or self._took_suspect():
+            work.draining.wait(PAUSE_S)
+            return
         if not (room := work.tempo.room()):
             work.hungry = time.monotonic() - self._claimed > CLAIM_EVERY_S
             work.draining.wait(MOMENT_S)
             return
-        tokens = () if work.patience.troubled else work.slots.take(min(OFFER_MAX, room))
+        wanting = work.patience.troubled or work.resting  # Redis, or a thread
+        tokens = () if wanting else work.slots.take(min(OFFER_MAX, room))
         if not tokens:
             work.hungry = time.monotonic() - self._claimed > CLAIM_EVERY_S
-            work.slots.wait(CLAIM_EVERY_S / 4) if not work.patience.troubled else work.draining.wait(PAUSE_S)
+            work.draining.wait(PAUSE_S) if wanting else work.slots.wait(CLAIM_EVERY_S / 4)
             return
         if self._claim(tokens) < len(tokens):
             self._wait_for_bell()
 
-    def _claim(self, tokens: tuple[str, ...]) -> int:
+    def _took_suspect(self) -> bool:
+        """Take a suspect, if all slots are free and one waits. Looked for once a second."""
+        work, now = self._work, time.monotonic()
+        free = len(work.slots) == work.setup.concurrency and not work.held
+        if not (self._suspects and free and now > self._look_at) or work.patience.troubled or work.resting:
+            return False
+        self._look_at = now + CLAIM_EVERY_S
+        (self._alone,) = tokens = work.slots.take(1)
+        return bool(self._claim(tokens, self._suspects))
+
+    def _claim(self, tokens: tuple[str, ...], suspects: tuple[str, ...] = ()) -> int:
         """Claim for all free slots. A claim whose reply is lost goes out again with the same tokens."""
         work = self._work
-        offer = work.offer(tokens)
+        offer, serves = work.offer(tokens, suspects), () if suspects else self._serves
         try:
-            answer = work.insist(lambda: self._moves.claim(offer, serves=self._serves))
-        except Hopeless:
+            answer = work.insist(lambda: self._moves.claim(offer, serves=serves))
+        except BaseException:
             work.slots.give_new(len(tokens))
             raise
         self._claimed = time.monotonic()
@@ -92,7 +110,7 @@ class Front(threading.Thread):
     def leave(self) -> None:
         """Wait for no more work, and pass on the rings that nobody answers. Called once the thread has ended."""
         with self._client.pipeline(transaction=False) as pipe:
-            for queue in self._work.setup.queues:
+            for queue in (*self._work.setup.queues, *self._suspects):
                 pipe.zrem(self._keys.waiting(queue), self._work.setup.name)
             pipe.lrange(self._bell, 0, -1)
             pipe.delete(self._bell)

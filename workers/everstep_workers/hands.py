@@ -8,11 +8,13 @@ they are first needed; there are never more than slots.
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from queue import SimpleQueue
 
 from everstep_checkpoint.errors import ServerError
+from everstep_scheduler.moves.redismoves import RedisMoves
 from everstep_scheduler.steps.failpoints import reach
-from everstep_scheduler.steps.perform import Result
+from everstep_scheduler.steps.perform import Attempt, Result
 
 from .patience import Hopeless
 from .slots import Done, Held
@@ -30,15 +32,16 @@ class Hands:
         self._ended = False
 
     def start(self, held: Held) -> None:
-        """Run an attempt on an idle thread, the one that was busy last, or on a new one."""
+        """Run an attempt on the idle thread that was busy last, or on a new one; RuntimeError if none can begin."""
         with self._lock:
-            hand = self._idle.pop() if self._idle else None
-            self._count += hand is None
-            name = f"everstep-hand-{self._count}"
-        if hand is None:
-            hand = Hand(self._work, self, name)
-            hand.start()
+            hand = self._idle.pop() if self._idle else self._begun()
         hand.inbox.put(held)
+
+    def _begun(self) -> Hand:
+        hand = Hand(self._work, self, f"everstep-hand-{self._count + 1}")
+        hand.start()
+        self._count += 1
+        return hand
 
     def idle(self, hand: Hand) -> bool:
         """A thread has nothing to do. False: it is to end."""
@@ -64,7 +67,10 @@ class Hand(threading.Thread):
         self.inbox: SimpleQueue[Held | None] = SimpleQueue()
         self._work = work
         self._hands = hands
-        self._moves = work.line()
+
+    @cached_property
+    def _moves(self) -> RedisMoves:
+        return self._work.line()
 
     def run(self) -> None:
         while (held := self.inbox.get()) is not None:
@@ -74,13 +80,14 @@ class Hand(threading.Thread):
                 return
 
     def _guarded(self, held: Held) -> Held | None:
-        """The loop's door: no error of ours ends the thread."""
+        """The loop's door: nothing that is raised ends the thread."""
         try:
             return self._step(held)
         except ServerError as error:
             log.warning("%s: its outcome is dropped, the process ends: %s", held, error.what)
-        except Exception as error:  # noqa: BLE001
-            self._stumbled(held, error)
+        except BaseException as error:  # noqa: BLE001
+            self._work.stumbled(held, error)
+            self._work.slots.give_new()
         return None
 
     def _step(self, held: Held) -> Held | None:
@@ -96,7 +103,7 @@ class Hand(threading.Thread):
         if attempt.timeout_s:
             work.watch(held)
         work.tempo.begins(held)
-        result = attempt.call()
+        result = _called(attempt)
         work.tempo.ended(result.ms / 1000)
         reach("called")
         if not held.take_right():
@@ -113,9 +120,10 @@ class Hand(threading.Thread):
             refused = Result.stopped(held.attempt, f"Redis refuses its outcome: {error}")
             return self._work.commit(self._moves, [Done(held, refused)])
 
-    def _stumbled(self, held: Held, error: Exception) -> None:
-        try:
-            self._work.stumbled(held, error)
-        except (ServerError, Hopeless):
-            log.warning("%s: left to its lease", held)
-        self._work.slots.give_new()
+
+def _called(attempt: Attempt) -> Result:
+    """What the attempt came to; whatever a node raises fails the node, not the thread."""
+    try:
+        return attempt.call()
+    except BaseException as error:  # noqa: BLE001 - the last door to the user's code
+        return Result(None, error, attempt.elapsed_ms)

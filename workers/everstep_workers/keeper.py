@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from everstep_checkpoint.errors import ServerError
+from everstep_scheduler.client.manifest import publish
 from everstep_scheduler.moves.connection import BACKOFF_MAX_S, server_run_id, translated
 from everstep_scheduler.recovery.recovery import audit, differing
 from everstep_scheduler.steps.failpoints import reach
@@ -104,8 +105,14 @@ class Keeper(threading.Thread):
         self._moves.sweep(server, self._work.setup.lease_ms)
 
     def _audit(self) -> None:
-        """A queue that differs from our count for a whole lease: ids that are wrong there go, lost jobs come back."""
+        """A queue that differs from our count for a whole lease: ids that are wrong there go, lost jobs come back.
+
+        Manifests that are gone are published again.
+        """
         setup, client = self._work.setup, self._client
+        graphs = self._work.graphs
+        if client.exists(*map(setup.keys.graph, graphs)) < len(graphs):  # manifests are no indexes: no log has them
+            publish(client, setup.keys, list(graphs.values()))
         differ = frozenset(differing(client, setup.keys, setup.queues))
         lasting, self._differed = differ & self._differed, differ
         if lasting:

@@ -83,10 +83,7 @@ class Committer:
             refused = Result.stopped(held.attempt, f"Redis refuses its outcome: {error}")
             self._commit(moves, [Done(held, refused, own)], again=True)
             return
-        try:
-            self._work.stumbled(held, error)
-        except (ServerError, Hopeless):
-            log.warning("%s: left to its lease", held)
+        self._work.stumbled(held, error)
         if own:
             self._work.slots.give_new()
 
@@ -99,6 +96,7 @@ class Loop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = False
 
     def start(self, held: Held) -> None:
         """Run a loaded async attempt."""
@@ -113,6 +111,7 @@ class Loop:
 
     def end(self) -> None:
         """Cancel what runs and stop. The thread ends once the loop lets it."""
+        self._ended = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
 
@@ -124,13 +123,21 @@ class Loop:
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
         try:
-            loop.run_forever()
+            while not self._ended:
+                self._run_on(loop)
         finally:
             for task in self._tasks:
                 task.cancel()
             loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
+
+    def _run_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Asyncio lets KeyboardInterrupt and SystemExit of any task end its loop; ours goes on with the other tasks."""
+        try:
+            loop.run_forever()
+        except BaseException as error:  # noqa: BLE001 - the loop's door
+            log.error("a task that a node began raised %r", error)
 
     def _begin(self, held: Held) -> None:
         if held.settled or held.attempt is None:
@@ -146,6 +153,8 @@ class Loop:
             result = await attempt.acall()
         except asyncio.CancelledError:
             result = Result.stopped(attempt, "the node let itself be cancelled")
+        except BaseException as error:  # noqa: BLE001 - the last door to the user's code
+            result = Result(None, error, attempt.elapsed_ms)
         reach("called")
         if held.take_right():
             self._work.committer(Done(held, result))

@@ -254,7 +254,7 @@ class Pool:
         self._fork_at.append(time.monotonic() + BACKOFF_S[min(self._quick_deaths, len(BACKOFF_S) - 1)])
 
     def _settle_debts(self) -> None:
-        """Release what dead children held. What Redis does not take now is tried again; leases run out anyway."""
+        """Release what dead children held. What Redis does not take now, or not before a rebuild, is tried again."""
         for debt in list(self._debts):
             try:
                 with translated(self._order.url):

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from everstep_checkpoint.errors import ServerError
 from everstep_checkpoint.keys import Keys
@@ -31,12 +31,17 @@ from .patience import Hopeless, Patience
 from .slots import OFFER_MAX, Done, Held, Slots, Tally
 from .tempo import Tempo
 
+REST_S = 0.5
+SUSPECT = ".suspect"
+
 log = logging.getLogger("everstep.worker")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker process is told. `idle_exit_s`: drain after so long without work; 0: never."""
+    """What a worker process is told. `idle_exit_s`: drain after so long without work; 0: never. `pooled`: it has a
+    pool, which sees to suspects.
+    """
 
     url: str
     name: str
@@ -47,6 +52,7 @@ class Setup:
     lease_ms: int = LEASE_MS
     serves_parked: bool = True
     idle_exit_s: float = 0.0
+    pooled: bool = False
 
 
 class Runner(Protocol):
@@ -80,6 +86,7 @@ class Work:
         self.hungry = False  # the front has not claimed for a while; the next slot is for it
         self.suspended = False
         self.claims = 0
+        self._rest_until = 0.0  # no thread could be begun; nothing is claimed for idle slots until then
         self.patience = Patience(setup.url, self.cold.is_set)
         self.insist = self.patience.insist
         self._clients: list[Client] = []
@@ -122,10 +129,15 @@ class Work:
             return ()
         return tuple(f"{s.name}:{node}" for s in self.graphs.values() for node in (START_NODE, JOIN_NODE, *s.nodes))
 
-    def offer(self, tokens: tuple[str, ...] = ()) -> Offer:
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        """The queues of suspects that this process sees to."""
+        return () if self.setup.pooled else tuple(queue + SUSPECT for queue in self.setup.queues)
+
+    def offer(self, tokens: tuple[str, ...] = (), queues: tuple[str, ...] = ()) -> Offer:
         """What this process offers for, with one token per slot."""
         setup = self.setup
-        return Offer(setup.name, tokens, setup.queues, setup.name, self.round, setup.lease_ms)
+        return Offer(setup.name, tokens, queues or setup.queues, setup.name, self.round, setup.lease_ms)
 
     def admit(self, offer: Offer, leases: Sequence[Lease]) -> list[Held]:
         """The leases that came for an offer; its other slots are free again. While draining they go back at once."""
@@ -146,10 +158,24 @@ class Work:
     def _hand_back(self, given: Sequence[Held]) -> None:
         """Release leases that were not begun, uncounted."""
         mine = [held for held in given if held.take_right()]
-        self.insist(lambda: self.moves.release(self.setup.name, [x.lease.token for x in mine], "job"))
-        for held in mine:
-            self.drop(held)
+        self._release(mine, "job")
         self.slots.give_new(len(mine))
+
+    def _release(self, mine: Sequence[Held], to: Literal["job", "lost"]) -> None:
+        """Give leases back. Those that Redis does not take are no longer renewed, and run out."""
+        tokens = [held.lease.token for held in mine]
+        try:
+            self.insist(lambda: self.moves.release(self.setup.name, tokens, to))
+        except (ServerError, Hopeless) as error:
+            log.warning("%d leases are left to run out: %s", len(tokens), error)
+        finally:
+            for held in mine:
+                self.drop(held)
+
+    @property
+    def resting(self) -> bool:
+        """Could no thread be begun a moment ago?"""
+        return time.monotonic() < self._rest_until
 
     def drop(self, held: Held) -> None:
         """Forget an attempt. Its slot is another matter."""
@@ -179,24 +205,32 @@ class Work:
     def spread(self, fresh: Sequence[Held], keep: bool = False) -> Held | None:
         """Start attempts where they belong. With `keep` the first sync one is left to the calling thread."""
         kept: Held | None = None
-        for held in fresh:
-            if self._needs_loop(held.lease):
-                self._start_async(held)
-            elif keep and kept is None:
-                kept = held
-            else:
-                self.hands.start(held)
+        for i, held in enumerate(fresh):
+            try:
+                if self._needs_loop(held.lease):
+                    self._start_async(held)
+                elif keep and kept is None:
+                    kept = held
+                else:
+                    self.hands.start(held)
+            except Exception as error:  # noqa: BLE001 - no thread for it, most likely; others may have one
+                log.error("%d tasks are given back: they can't be begun here: %s", len(fresh) - i, error)
+                self._rest_until = time.monotonic() + REST_S
+                self._hand_back(fresh[i:])
+                break
         return kept
 
     def _start_async(self, held: Held) -> None:
         try:
-            if self.load(held):
-                self.loop.start(held)
+            ready = self.load(held)
         except ServerError as error:
             log.warning("%s: not begun, the process ends: %s", held, error.what)
         except Exception as error:  # noqa: BLE001 - the loop's door: one that can't be loaded must not stop the others
             self.stumbled(held, error)
             self.slots.give_new()
+        else:
+            if ready:
+                self.loop.start(held)
 
     def _needs_loop(self, lease: Lease) -> bool:
         spec = self.graphs.get(lease.graph)
@@ -208,11 +242,12 @@ class Work:
 
     def commit(self, moves: RedisMoves, done: Sequence[Done]) -> list[Held]:
         """Commit outcomes in one pipeline and refill from each one's offer. Returns what there is to run next."""
-        pairs = [(self._settle(each), self._refill(each.own, first=i == 0)) for i, each in enumerate(done)]
-        reach("settled")
+        commits = [self._settle(each) for each in done]
+        pairs = [(commit, self._refill(done[i].own, first=i == 0)) for i, commit in enumerate(commits)]
         try:
+            reach("settled")
             answers = self.insist(lambda: moves.commit(pairs))
-        except Hopeless:
+        except BaseException:
             for each, (_, offer) in zip(done, pairs, strict=True):
                 self.slots.give_new(max(len(offer.tokens) - each.own, 0))
             raise
@@ -238,7 +273,7 @@ class Work:
         room = self.tempo.room()
         if self.draining.is_set() or self.hungry or not room:
             return self.offer()
-        idle = self.slots.take(min(OFFER_MAX, room) - own) if first else ()
+        idle = self.slots.take(min(OFFER_MAX, room) - own) if first and not self.resting else ()
         return self.offer((new_id(), *idle) if own else idle)
 
     def _settled(self, done: Done, commit: Commit, answer: Answer) -> None:
@@ -276,9 +311,8 @@ class Work:
             self.loop.cancel(held)
             log.info("%s: its lease is gone; its result will be dropped", held)
 
-    def stumbled(self, held: Held, error: Exception) -> None:
+    def stumbled(self, held: Held, error: BaseException) -> None:
         """Our own code failed over an attempt: it counts as lost, so that this can't go on for ever."""
         log.error("everstep's own error over %s", held, exc_info=error)
         held.take_right()
-        self.insist(lambda: self.moves.release(self.setup.name, [held.lease.token], "lost"))
-        self.drop(held)
+        self._release([held], "lost")

@@ -91,6 +91,7 @@ class Worker:
         name: str | None = None,
         serves_parked: bool = True,
         idle_exit_s: float = 0.0,
+        pooled: bool = False,
         on_change: Callable[[dict[str, Any]], None] = lambda change: None,
     ) -> None:
         specs = specs_of(graphs)
@@ -104,6 +105,7 @@ class Worker:
             lease_ms=lease_ms,
             serves_parked=serves_parked,
             idle_exit_s=idle_exit_s,
+            pooled=pooled,
         )
         pin_rq_prefix(self.setup.keys)
         self.work = Work(self.setup, specs)

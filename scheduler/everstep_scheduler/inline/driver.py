@@ -8,11 +8,12 @@ On Redis the caller leases its own thread's tasks, so the fleet leaves them alon
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,33 +24,43 @@ from everstep_checkpoint.errors import (
     RunCancelled,
     RunConflict,
     RunFailed,
+    ServerError,
     ThreadBusy,
+    UnknownNode,
 )
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.replay import state_at
 
 from ..graph.spec import GraphSpec
-from ..moves.connection import patiently
+from ..moves.connection import patiently, translated
 from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Started
 from ..moves.record import Config, start_of
 from ..reading.ending import Ending, ending
 from ..steps.loading import Loader
 from ..steps.perform import Attempt, Performer, Result, Unserved
 from ..steps.streaming import Chunk, Streams
+from .following import Follower
 from .savers import Saver
 
 PARALLEL_MAX = 16
+POLL_MIN_S = 0.001
 POLL_S = 0.05
 POLL_MAX_S = 1.0
 PATIENCE_S = 60.0
 T = TypeVar("T")
+_log = logging.getLogger("everstep")
 
 
 @dataclass
 class _Job:
     attempt: Attempt
     future: Future[Result]
-    deadline: float
+
+    @property
+    def deadline(self) -> float:
+        """When a sync call is over its time, counted from its begin. An async one keeps its timeout by itself."""
+        limit = 0 if self.attempt.is_async else self.attempt.timeout_s
+        return self.attempt.began + limit if limit else float("inf")
 
 
 class Inline:
@@ -78,11 +89,12 @@ class Inline:
         self.raised: BaseException | None = None
         self.ended: Ending | None = None
         self.keeper = saver.keeper
-        self._pool: ThreadPoolExecutor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own_loop = False
         self._jobs: list[_Job] = []
         self._ready: deque[Lease] = deque()
+        self._mine: dict[str, Lease] = {}
+        self._unserved_at = 0.0
 
     # the drive
 
@@ -122,10 +134,9 @@ class Inline:
             )
 
     def _drive(self, started: Started) -> Iterator[Chunk]:
-        since, poll = started.entry or "-", POLL_S
+        follower, poll = Follower(self.saver.log, self.thread, self.run, started.entry), POLL_S
         while True:
-            while self._ready and len(self._jobs) < self.parallel:
-                self._launch(self._ready.popleft())
+            served = self._launch_ready()
             if self._jobs:
                 for job in self._finished():
                     yield from self._settle(job)
@@ -133,24 +144,26 @@ class Inline:
                 if self.ended is None:
                     continue
             if self.ended is None:
-                self.ended = ending(self.saver.log, self.thread, self.run, since)
+                self.ended = self._insist(follower.look)
             if self.ended is not None:
                 return
-            self._ready.extend(self._claim())
+            if served:
+                self._ready.extend(self._claim())
             if not self._ready:
                 self._idle(poll)
                 poll = min(poll * 1.5, POLL_MAX_S)
 
     def _claim(self) -> Sequence[Lease]:
         """Work of this thread that nobody has: a retry that came due, or another run's, which ours waits for."""
-        answer = self.saver.moves.claim(self._offer(self.parallel))
+        offer = self._offer(self.parallel)
+        answer = self._insist(lambda: self.saver.moves.claim(offer))
         self._held(answer.leases)
         return answer.leases
 
     def _idle(self, poll: float) -> None:
         due_in = getattr(self.saver.moves, "due_in", None)
         due = due_in(self.thread) if due_in is not None else None
-        time.sleep(poll if due is None else min(due, POLL_MAX_S))
+        time.sleep(poll if due is None else min(max(due, POLL_MIN_S), POLL_MAX_S))
 
     def _offer(self, slots: int) -> Offer:
         tokens = tuple(new_id() for _ in range(max(slots, 1)))
@@ -163,31 +176,56 @@ class Inline:
         )
 
     def _held(self, leases: Sequence[Lease]) -> None:
+        """These are ours now, until they are settled or given back."""
+        self._mine.update((lease.token, lease) for lease in leases)
         if self.keeper is not None and leases:
             self.keeper.hold(leases)
 
+    def _drop(self, token: str) -> None:
+        self._mine.pop(token, None)
+        if self.keeper is not None:
+            self.keeper.drop(token)
+
     # one attempt
 
-    def _launch(self, lease: Lease) -> None:
+    def _launch_ready(self) -> bool:
+        """Begin what is ready, as far as there is room. False if some of it is not served here."""
+        served = True
+        while self._ready and len(self._jobs) < self.parallel:
+            served = self._launch(self._ready.popleft()) and served
+        return served
+
+    def _launch(self, lease: Lease) -> bool:
         try:
-            attempt = self.performer.load(lease)
+            attempt = self._insist(lambda: self.performer.load(lease))
         except Unserved as error:
-            self.saver.moves.release(self.owner, [lease.token], "parked", error.reason)
-            return
-        deadline = time.monotonic() + attempt.timeout_s if attempt.timeout_s else float("inf")
-        self._jobs.append(_Job(attempt, self._future(attempt), deadline))
+            self._give_back(lease, error)
+            return False
+        self._unserved_at = 0.0
+        self._jobs.append(_Job(attempt, self._future(attempt)))
+        return True
+
+    def _give_back(self, lease: Lease, error: Unserved) -> None:
+        """Another caller or the fleet serves it, and ours waits; within one process not forever."""
+        self._insist(lambda: self.saver.moves.release(self.owner, [lease.token], "job"))
+        self._drop(lease.token)
+        self._unserved_at = self._unserved_at or time.monotonic()
+        if self.keeper is None and (lease.run == self.run or time.monotonic() > self._unserved_at + PATIENCE_S):
+            self.saver.moves.cancel(self.thread, self.run)
+            raise UnknownNode(error.reason, thread=self.thread, fix="invoke the graph that began it")
 
     def _future(self, attempt: Attempt) -> Future[Result]:
         """Alone and without a timeout it runs right here; else beside others."""
         if attempt.is_async:
             return asyncio.run_coroutine_threadsafe(attempt.acall(), self._event_loop())
-        if not self._ready and not self._jobs and not attempt.timeout_s:
-            done: Future[Result] = Future()
-            done.set_result(attempt.call())
-            return done
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="everstep-node")
-        return self._pool.submit(attempt.call)
+        if self._ready or self._jobs or attempt.timeout_s:
+            return _in_thread(attempt)
+        done: Future[Result] = Future()
+        result = attempt.call()
+        if isinstance(result.error, KeyboardInterrupt):
+            raise result.error  # somebody pressed Ctrl-C: that is no failure of the node
+        done.set_result(result)
+        return done
 
     def _finished(self) -> list[_Job]:
         """Wait until something is over, or over its time. A late sync node's thread is left to end by itself."""
@@ -198,29 +236,34 @@ class Inline:
             FIRST_COMPLETED,
         )
         now = time.monotonic()
-        over = [job for job in self._jobs if job.future.done() or (now >= job.deadline and not job.attempt.is_async)]
+        over = [job for job in self._jobs if job.future.done() or now >= job.deadline]
         self._jobs = [job for job in self._jobs if job not in over]
         return over
 
     def _settle(self, job: _Job) -> Iterator[Chunk]:
         result = job.future.result() if job.future.done() else Result.timeout(job.attempt)
         commit = self._insist(lambda: self.performer.settle(job.attempt, result))
-        if commit.outcome in ("failed", "unplanned"):
+        ours = job.attempt.lease.run == self.run
+        if ours and commit.outcome in ("failed", "unplanned"):
             self.raised = result.error or _unplanned(commit)
         offer = self._offer(self.parallel - len(self._jobs) - len(self._ready))
         answer = self._insist(lambda: self.saver.moves.commit([(commit, offer)]))[0]
         self._after(job, commit, answer)
-        if answer.status == "ok":
+        if ours and answer.status == "ok":
             yield from self.streams.of(job.attempt, commit)
 
     def _insist(self, action: Callable[[], T]) -> T:
         """An outcome in hand outlives a short absence of Redis: the same commit is sent again, harmless twice."""
         end = time.monotonic() + PATIENCE_S
-        return patiently(action, lambda: time.monotonic() > end)
+
+        def tried() -> T:
+            with translated():
+                return action()
+
+        return patiently(tried, lambda: time.monotonic() > end)
 
     def _after(self, job: _Job, commit: Commit, answer: Answer) -> None:
-        if self.keeper is not None:
-            self.keeper.drop(job.attempt.lease.token)
+        self._drop(job.attempt.lease.token)
         self._held(answer.leases)
         self.performer.committed(commit, answer)
         self._ready.extend(answer.leases)
@@ -250,24 +293,30 @@ class Inline:
             raise GraphRecursionError(
                 ended.text, thread=self.thread, fix="raise config['recursion_limit'], or invoke(None) to go on"
             )
-        if self.raised is not None:
+        if isinstance(self.raised, Exception):
             raise self.raised
         raise RunFailed(
             f"{ended.error_type}: {ended.text}", error_type=ended.error_type, thread=self.thread, node=ended.node
-        )
+        ) from self.raised
 
     def _close(self) -> None:
         """Also when the caller leaves a stream early: leases go back, so that nobody waits for them."""
-        left = [*self._ready, *(job.attempt.lease for job in self._jobs)]
-        if left:
-            self.saver.moves.release(self.owner, [lease.token for lease in left], "job")
-            for lease in left:
-                if self.keeper is not None:
-                    self.keeper.drop(lease.token)
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
+        for job in self._jobs:
+            job.future.cancel()
+        self._release()
         if self._own_loop and self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _release(self) -> None:
+        """Give all back. If Redis is away, they expire: nobody renews them any more."""
+        left = tuple(self._mine)
+        for token in left:
+            self._drop(token)
+        try:
+            if left:
+                self.saver.moves.release(self.owner, left, "job")
+        except ServerError as error:
+            _log.warning("thread %s: leases were not given back, they will expire: %s", self.thread, error)
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -277,8 +326,23 @@ class Inline:
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Until it is stopped; what then still runs on it is cancelled."""
     loop.run_forever()
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
+
+
+def _in_thread(attempt: Attempt) -> Future[Result]:
+    """Call in a thread of its own. One that is stuck holds up neither other attempts nor the interpreter's end."""
+    done: Future[Result] = Future()
+    done.set_running_or_notify_cancel()
+    threading.Thread(target=lambda: done.set_result(attempt.call()), name="everstep-node", daemon=True).start()
+    return done
 
 
 def _unplanned(commit: Commit) -> Exception:

@@ -373,6 +373,16 @@ def _from_log(log: Log, thread: str, head: Head) -> Thread:
         told.birth, head.n, head.digest, told.step, told.status, told.run, told.rec, told.base, told.graph, told.queue
     )
     t.width, t.left, t.failed = told.width, told.left, told.failed
-    t.open = {x.task: Task(x.node, x.queue, x.timeout_s, x.place, x.attempt, x.lost) for x in told.tasks}
+    t.open = {
+        x.task: Task(x.node, x.queue, x.timeout_s, x.place, x.attempt, x.lost, due=_due(x.due_ms)) for x in told.tasks
+    }
     t.runs = {run: (word, entry, insum) for run, (word, entry, insum) in told.runs.items()}
+    for x in told.queued:
+        start = Start(thread, x.run, "input", x.graph, x.queue, told.runs[x.run][2], {}, x.task, x.node)
+        t.queued.append((start, x.entry))
     return t
+
+
+def _due(due_ms: int) -> float:
+    """A time of the log's clock on ours."""
+    return time.monotonic() + due_ms / 1000 - time.time() if due_ms else 0.0

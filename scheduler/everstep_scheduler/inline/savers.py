@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -75,13 +76,18 @@ class RedisSaver:
     ) -> None:
         self.url = redis_url
         self.keys = Keys(namespace, partition, rq_prefix(partition))
-        self.client = connect(redis_url)
+        self.lease_ms = lease_ms
+        self._open()
+        _redis_savers.add(self)
+
+    def _open(self) -> None:
+        """Everything that belongs to one process: its name, its connections, its keeper. A forked child opens anew."""
+        self.client = connect(self.url)
         self.log: Log = RedisLog(self.client, self.keys)
         self.owner = owner_name()
-        self.lease_ms = lease_ms
-        recovery = Recovery(self.client, self.keys, self._held, lease_ms=lease_ms, owner=self.owner)
-        self.moves: Moves = RedisMoves(Scripts(self.client, self.keys, recovery, redis_url))
-        self.keeper: LeaseKeeper | None = LeaseKeeper(self.moves, self.owner, lease_ms)
+        recovery = Recovery(self.client, self.keys, self._held, lease_ms=self.lease_ms, owner=self.owner)
+        self.moves: Moves = RedisMoves(Scripts(self.client, self.keys, recovery, self.url))
+        self.keeper: LeaseKeeper | None = LeaseKeeper(self.moves, self.owner, self.lease_ms)
 
     def _held(self) -> Sequence[Lease]:
         return self.keeper.held if self.keeper is not None else ()
@@ -98,3 +104,14 @@ class RedisSaver:
 
     def setup(self) -> None:
         """Nothing to set up: no modules, no indexes. There for LangGraph's users."""
+
+
+_redis_savers: weakref.WeakSet[RedisSaver] = weakref.WeakSet()
+
+
+def _reopen() -> None:
+    for saver in tuple(_redis_savers):
+        saver._open()  # pyright: ignore[reportPrivateUsage]
+
+
+os.register_at_fork(after_in_child=_reopen)

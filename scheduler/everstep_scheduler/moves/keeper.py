@@ -6,15 +6,15 @@ runs of a saver, because whoever renews must name all that its owner holds: what
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
 
-from everstep_checkpoint.errors import ServerError
-
 from .contract import Lease, Moves, Offer
 
 REGISTRY_EVERY_S = 1200.0
+_log = logging.getLogger("everstep")
 
 
 class LeaseKeeper:
@@ -26,7 +26,7 @@ class LeaseKeeper:
         self._lease_ms = lease_ms
         self._held: dict[str, Lease] = {}
         self._lock = threading.Lock()
-        self._running = False
+        self._thread: threading.Thread | None = None
         self._registry_at = time.monotonic() + REGISTRY_EVERY_S
         self.round = 0
 
@@ -34,10 +34,9 @@ class LeaseKeeper:
         """Begin to renew these."""
         with self._lock:
             self._held.update((lease.token, lease) for lease in leases)
-            if not self._held or self._running:
-                return
-            self._running = True
-        threading.Thread(target=self._run, name="everstep-leases", daemon=True).start()
+            if self._held and (self._thread is None or not self._thread.is_alive()):
+                self._thread = threading.Thread(target=self._run, name="everstep-leases", daemon=True)
+                self._thread.start()
 
     def drop(self, token: str) -> None:
         """Its commit is settled, or it was given back."""
@@ -56,12 +55,12 @@ class LeaseKeeper:
             pause.wait(self._lease_ms / 3000)
             with self._lock:
                 if not self._held:
-                    self._running = False
+                    self._thread = None
                     return
             try:
                 self.renew()
-            except ServerError:
-                continue  # Redis is away: the next round names them again
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next round names them again
+                _log.warning("leases were not renewed, trying again: %s", error)
 
     def renew(self) -> None:
         """One round. A lease that is gone is found out by its commit, which is refused."""

@@ -17,10 +17,11 @@ import redis
 from redis.exceptions import NoScriptError
 
 from everstep_checkpoint.entries import Fields
+from everstep_checkpoint.errors import ServerUnavailable
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
-from .connection import Client, server_error
+from .connection import Client, server_error, translated
 from .contract import LEASE_MS, MOVE_MAX, Answer, Commit, Lease, Offer, Start, Started
 
 T = TypeVar("T")
@@ -135,6 +136,13 @@ def _answered(raw: bytes) -> Header:
     return found
 
 
+def _standing(answer: Header) -> Header:
+    """An answer that settles something. Raises ServerUnavailable while indexes are being rebuilt: nothing was done."""
+    if answer.get("status") == "rebuild":
+        raise ServerUnavailable("the indexes are being rebuilt from the logs", fix="it passes by itself; try again")
+    return answer
+
+
 def _leases(answer: Header) -> tuple[Lease, ...]:
     return tuple(Lease(*row) for row in answer.get("leases", ()))
 
@@ -182,10 +190,14 @@ class RedisMoves:
             header["thread"] = offer.thread
         if serves:
             header["serves"] = list(serves)
-        return _answer(self.scripts.run("claim", header))
+        answer = self.scripts.run("claim", header)
+        while offer.thread and not answer.get("leases") and answer.get("cursor", "0") != "0":
+            answer = self.scripts.run("claim", {**header, "cursor": answer["cursor"], "salt": salt()})
+        return _answer(answer)
 
     def commit(self, commits: Sequence[tuple[Commit, Offer]]) -> list[Answer]:
-        return [_answer(x) for x in self.scripts.run_all([self._commit(commit, offer) for commit, offer in commits])]
+        answers = self.scripts.run_all([self._commit(commit, offer) for commit, offer in commits])
+        return [_answer(_standing(x)) for x in answers]
 
     def _commit(self, commit: Commit, offer: Offer) -> tuple[str, Header, list[Any]]:
         lease = commit.lease
@@ -247,16 +259,23 @@ class RedisMoves:
             header |= {} if chunk is None else {"tokens": list(chunk)}
             more = True
             while more:
-                answer = self.scripts.run("release", {**header, "salt": salt()})
+                answer = _standing(self.scripts.run("release", {**header, "salt": salt()}))
                 released += len(answer.get("released", ()))
                 more = bool(answer.get("more"))
         return released
 
     def cancel(self, thread: str, run: str = "", actor: str = "") -> str:
+        run = run or self._run_of(thread)  # named, so that a resend can't meet the run that comes after it
         first = answer = self.scripts.run("cancel", {"thread": thread, "run": run, "actor": actor, "salt": salt()})
         while answer.get("more"):
-            answer = self.scripts.run("cancel", {"thread": thread, "run": run, "actor": actor, "salt": salt()})
+            answer = self.scripts.run("cancel", {"thread": thread, "run": run, "clean": 1, "salt": salt()})
         return str(first["status"])
+
+    def _run_of(self, thread: str) -> str:
+        """The run under way, or the last one."""
+        with translated(self.scripts.url):
+            found: Any = self.scripts.client.hget(self.scripts.keys.thread(thread), "run")
+        return found.decode() if found else ""
 
     def delete(self, thread: str) -> str:
         return str(self.scripts.run("delete", {"thread": thread, "salt": salt()})["status"])

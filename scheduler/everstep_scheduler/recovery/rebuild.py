@@ -151,7 +151,7 @@ class Rebuild:
     def _clear(self) -> None:
         """Indexes that no adoption overwrites: those over all threads, and those of threads without a log."""
         keys = self.keys
-        gone = [keys.counts, keys.lease, keys.leases, keys.wakes, keys.parked, keys.discards]
+        gone = [keys.counts, keys.lease, keys.leases, keys.wakes, keys.parked, keys.discards, keys.cleanings]
         self._guarded(lambda pipe: pipe.delete(*gone))
         for word in ("held", "parked", "discard"):
             for chunk in _chunks(self._scan(f"{keys.stem}{word}:*")):

@@ -63,6 +63,12 @@ class Result:
         return cls(None, Stopped(why, thread=attempt.lease.thread, node=attempt.lease.node), attempt.elapsed_ms)
 
 
+def _is_cancelled() -> bool:
+    """Whether somebody cancels the task that we run in; a node may also raise CancelledError by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def _late(attempt: Attempt) -> NodeTimeoutError:
     return NodeTimeoutError(
         f"the node was over its timeout of {attempt.timeout_s:g} s",
@@ -131,7 +137,7 @@ class Attempt:
             )
             there = destinations(self.spec, self.source, self.stand.channels, writes, config, runtime)
             return Result(returned(writes, there), None, self.elapsed_ms)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the door to the user's code
+        except BaseException as error:  # noqa: BLE001 - the door to the user's code
             return Result(None, error, self.elapsed_ms)
 
     async def acall(self) -> Result:
@@ -147,7 +153,9 @@ class Attempt:
         except TimeoutError as error:
             late = self.timeout_s and self.elapsed_ms >= self.timeout_s * 1000 - 1
             return Result(None, _late(self) if late else error, self.elapsed_ms)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the door to the user's code
+        except BaseException as error:  # the door to the user's code
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             return Result(None, error, self.elapsed_ms)
 
     def _check(self) -> None:

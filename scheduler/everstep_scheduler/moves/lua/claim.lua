@@ -1,7 +1,8 @@
 -- claim: take work. Begins with a write that a full server allows, so that leases work there.
 -- H: owner lease_ms round tokens queues proc salt spare serves({'graph:node'...}, optional)
---    take = job id: one named job (RQ's own worker popped it); thread = T: only tasks of this thread (inline)
--- Answers JSON: status = ok | rebuild | suspended; leases; refused
+--    take = job id: one named job (RQ's own worker popped it)
+--    thread = T: only tasks of this thread (inline); cursor: where to go on looking, from the last answer
+-- Answers JSON: status = ok | rebuild | suspended; leases; refused; cursor (inline, '0' at the end)
 local living, suspended = alive()
 if not living then return '{"status":"rebuild"}' end
 call('DEL', S .. 'nothing')
@@ -18,6 +19,7 @@ elseif H.thread then
   local T = load(H.thread)
   if T and T.status == 'running' then
     local page = call('HSCAN', S .. 'open:' .. H.thread, H.cursor or '0', 'COUNT', 100)
+    out.cursor = page[1]
     for i = 1, #page[2], 2 do
       local rec = cjson.decode(page[2][i + 1])
       if rec.p == 'job' and #H.tokens > 0 then
@@ -31,16 +33,15 @@ elseif H.thread then
   out.run_status = T and T.status
 else
   if H.serves and call('EXISTS', S .. 'parked') == 1 then
-    local serves = {}
+    local serves, looked = {}, 0
     for _, name in ipairs(H.serves) do serves[name] = true end
     for _, name in ipairs(call('HKEYS', S .. 'parked')) do
-      while serves[name] and #H.tokens > 0 do
+      while serves[name] and #H.tokens > 0 and looked < MOVE_MAX do
+        looked = looked + 1
         local member = call('LINDEX', S .. 'parked:' .. name, 0)
         if not member then break end
-        local task, thread = string.match(member, '^(%S+) (.*)$')
-        local T = load(thread)
-        local rec = T and record(thread, task)
-        if rec and rec.p == 'parked' and T.status == 'running' then
+        local thread, T, task, rec = at_place(member)
+        if thread and rec.p == 'parked' and T.status == 'running' then
           unpark(thread, T, task, rec)
           lease(thread, T, task, rec, next_token())
         else

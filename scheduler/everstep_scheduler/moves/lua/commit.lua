@@ -14,8 +14,9 @@ local holds = rec and rec.p == 'lease' and rec.t == H.token and T.status == 'run
 
 local function passed_before()
   if rec and rec.p ~= 'lease' and rec.t == H.token then return true end
-  for _, found in ipairs(call('XRANGE', S .. 'log:' .. H.thread, (H.n + 1) .. '-0', (H.n + 2) .. '-0')) do
-    for i = 1, #found[2], 2 do
+  for n = H.n + 1, H.n + 2 do -- by exact ids: the facts between them may be many
+    local found = call('XRANGE', S .. 'log:' .. H.thread, n .. '-0', n .. '-0')[1]
+    for i = 1, found and #found[2] or 0, 2 do
       if found[2][i] == 'token' and found[2][i + 1] == H.token then return true end
     end
   end
@@ -24,6 +25,7 @@ end
 
 if not holds or T.n ~= H.n or T.digest ~= H.digest then
   out.status = passed_before() and 'already' or 'fenced'
+  call('DEL', S .. 'nothing') -- a full server lets a zombie know, too
   if out.status == 'fenced' then call('HINCRBY', S .. 'stats', 'fenced', 1) end
   resent()
   return finish()
@@ -57,7 +59,7 @@ elseif H.outcome == 'unplanned' then
   fail(H.thread, T, 'join', fresh_record('__join__', T.queue, 0), H.reason)
 elseif H.outcome == 'retry' then
   rec.p, rec.o, rec.s, rec.k = 'wake', nil, nil, 0
-  call('ZADD', S .. 'wakes', NOW + H.delay_ms, H.task .. ' ' .. H.thread)
+  call('ZADD', S .. 'wakes', NOW + H.delay_ms, place_of(H.thread, T, H.task))
   if rec.j then
     call('HSET', R .. 'job:' .. rec.j, 'status', 'scheduled')
     call('ZADD', R .. 'scheduled:' .. queue_of(rec), math.ceil((NOW + H.delay_ms) / 1000), rec.j)
@@ -65,7 +67,7 @@ elseif H.outcome == 'retry' then
   keep(H.thread, H.task, rec)
 end
 
-if H.own then
+if H.own and H.tokens then
   make(H.thread, T, function() return T.status == 'running' and #H.tokens > 0 end,
     function(task, r) if #H.tokens > 0 then lease(H.thread, T, task, r, table.remove(H.tokens, 1)) else push(H.thread, T, task, r) end end)
 elseif H.tokens and not suspended then

@@ -7,6 +7,7 @@ local S, H, call = KEYS[1], cjson.decode(ARGV[1]), redis.call
 local R = H.rq .. ':'
 local clock = call('TIME')
 local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local LREM_MAX, REFUSED_MAX, PAGES_MAX = 1000, 10, 5
 local MOVE_MAX, WAKES_MAX, REOPEN_PAGE, LOSSES_ALONE_MAX = 250, 100, 100, 3
 local FUNCTION = 'everstep.run_node'
 local YEAR_S, HOUR_S = 31536000, 3600
@@ -126,7 +127,7 @@ local function make_job(thread, T, task, rec, started)
   if rec.j and rec.j ~= id then call('DEL', R .. 'job:' .. rec.j) end
   rec.j = id
   local date = now_iso()
-  local named = cjson.encode({ thread = thread, n = T.n, task = task })
+  local named = cjson.encode({ thread = thread, n = T.n, task = task, keys = S })
   local begun = started and { 'worker_name', H.owner, 'started_at', date } or {}
   call('HSET', R .. 'job:' .. id,
     'everstep', named, 'data', '["' .. FUNCTION .. '",null,[],' .. named .. ']',
@@ -201,28 +202,41 @@ local function hide_failed(rec)
   if rec.j then call('ZREM', R .. 'failed:' .. queue_of(rec), rec.j) end
 end
 
+-- A task as `wakes` and `parked:*` name it. Tasks of later steps have the same names, so n belongs to it.
+local function place_of(thread, T, task) return T.n .. ' ' .. task .. ' ' .. thread end
+
+-- The open task that such a name stands for; nothing if its step is over.
+local function at_place(member)
+  local n, task, thread = string.match(member, '^(%d+) (%S+) (.*)$')
+  local T = thread and load(thread)
+  local rec = T and T.n == tonumber(n) and record(thread, task)
+  if rec then return thread, T, task, rec end
+end
+
 local function unpark(thread, T, task, rec)
   local name = T.graph .. ':' .. rec.n
-  if call('LREM', S .. 'parked:' .. name, 1, task .. ' ' .. thread) > 0 and call('HINCRBY', S .. 'parked', name, -1) <= 0 then
+  if call('LREM', S .. 'parked:' .. name, 1, place_of(thread, T, task)) > 0 and call('HINCRBY', S .. 'parked', name, -1) <= 0 then
     call('HDEL', S .. 'parked', name)
   end
   hide_failed(rec)
 end
 
-local function unwake(thread, task, rec)
-  call('ZREM', S .. 'wakes', task .. ' ' .. thread)
+local function unwake(thread, T, task, rec)
+  call('ZREM', S .. 'wakes', place_of(thread, T, task))
   if rec.j then call('ZREM', R .. 'scheduled:' .. queue_of(rec), rec.j) end
 end
 
 -- Take a task out of the place it is in, job kept.
 local function leave(thread, T, task, rec, listed)
   if rec.p == 'lease' then unlease(rec)
-  elseif rec.p == 'wake' then unwake(thread, task, rec)
+  elseif rec.p == 'wake' then unwake(thread, T, task, rec)
   elseif rec.p == 'parked' then unpark(thread, T, task, rec)
   elseif rec.p == 'failed' then hide_failed(rec)
   elseif rec.p == 'job' then
+    local key = R .. 'queue:' .. queue_of(rec)
     unqueue(T, rec)
-    if listed then call('LREM', R .. 'queue:' .. queue_of(rec), 1, rec.j) end
+    -- in a long list the id stays: without its task it is dropped when it comes up, and the audit takes it out before
+    if listed and call('LLEN', key) <= LREM_MAX then call('LREM', key, 1, rec.j) end
   end
 end
 
@@ -305,21 +319,50 @@ local function push_coming()
   coming = {}
 end
 
+-- The tasks of steps that were given up leave their places, a few pages a call. The hash stays whole until its scan is
+-- over, so that the cursor means something; a task that a scan shows twice has lost its job by then.
 local function clean_discards(budget)
-  while budget > 0 do
-    local named = call('LINDEX', S .. 'discards', 0)
+  for _ = 1, PAGES_MAX do
+    local named = budget > 0 and call('LINDEX', S .. 'discards', 0)
     if not named then return end
     local d = cjson.decode(named)
-    local page = call('HSCAN', d.key, '0', 'COUNT', math.min(budget, 100))
+    local page = call('HSCAN', d.key, d.cursor, 'COUNT', math.min(budget, MOVE_MAX / PAGES_MAX))
     for i = 1, #page[2], 2 do
       local rec = cjson.decode(page[2][i + 1])
-      leave(d.thread, { graph = d.graph, jobs = 0 }, page[2][i], rec, true)
-      forget_job(rec)
-      call('HDEL', d.key, page[2][i])
-      budget = budget - 1
+      if rec.j and call('DEL', R .. 'job:' .. rec.j) == 1 then
+        leave(d.thread, { graph = d.graph, n = d.n, jobs = 0 }, page[2][i], rec, true)
+        budget = budget - 1
+      end
     end
-    if call('EXISTS', d.key) == 0 then call('LPOP', S .. 'discards') end
+    if page[1] == '0' then
+      call('UNLINK', d.key)
+      call('LPOP', S .. 'discards')
+    else
+      d.cursor = page[1]
+      call('LSET', S .. 'discards', 0, cjson.encode(d))
+    end
   end
+end
+
+-- Open tasks of a cancelled run leave their places, about 250 records a call, and wait for a run that continues. The
+-- cursor is in the thread's hash, '' at the end; the canceller goes on with it, or the sweep.
+local function withdraw(thread, T, cursor)
+  local seen, pages = 0, 0
+  repeat
+    local page = call('HSCAN', S .. 'open:' .. thread, cursor, 'COUNT', 100)
+    cursor, pages = page[1], pages + 1
+    for i = 1, #page[2], 2 do
+      local rec = cjson.decode(page[2][i + 1])
+      seen = seen + 1
+      if rec.p ~= 'done' and rec.p ~= 'stopped' and rec.p ~= 'failed' then
+        leave(thread, T, page[2][i], rec, true)
+        forget_job(rec)
+        rec.p, rec.t, rec.o = 'stopped', nil, nil
+        keep(thread, page[2][i], rec)
+      end
+    end
+  until cursor == '0' or seen >= MOVE_MAX or pages >= PAGES_MAX
+  T.cleaning = cursor == '0' and '' or cursor
 end
 
 -- The step under way is given up: its tasks leave their places, at most 250 now, the rest in the sweep.
@@ -329,14 +372,15 @@ local function discard_step(thread, T)
   if call('EXISTS', from) == 1 then
     local key = S .. 'discard:' .. H.salt .. ':' .. thread
     call('RENAME', from, key)
-    call('RPUSH', S .. 'discards', cjson.encode({ key = key, thread = thread, graph = T.graph or '' }))
+    call('RPUSH', S .. 'discards', cjson.encode({ key = key, cursor = '0', thread = thread, graph = T.graph or '', n = T.n }))
     clean_discards(MOVE_MAX)
   end
 end
 
 -- A run begins: its one task is open. `give` places it (a queue, or a lease for an inline caller).
-local function begin(thread, T, run, rec_id, task, node)
+local function begin(thread, T, run, rec_id, node, graph, queue)
   discard_step(thread, T)
+  T.graph, T.queue = graph, queue
   T.run, T.rec, T.base = run, rec_id, T.step
   T.width, T.left, T.jobs, T.failed, T.cleaning = 1, 1, 0, 0, ''
   status(thread, T, 'running')
@@ -352,11 +396,10 @@ local function rest(thread, T, to, ...)
   local element = call('LPOP', S .. 'queued:' .. thread)
   if element then
     local q = cjson.decode(element)
-    T.graph, T.queue = q.graph, q.queue
     T.run = q.run
     local step = T.step
     fact(thread, T, 'run_started', 'of', q.entry, 'step', step)
-    local rec = begin(thread, T, q.run, q.entry, q.task, q.node)
+    local rec = begin(thread, T, q.run, q.entry, q.node, q.graph, q.queue)
     push(thread, T, q.task, rec)
   end
 end
@@ -423,11 +466,9 @@ end
 local function wake_due(budget)
   local due = call('ZRANGEBYSCORE', S .. 'wakes', '-inf', NOW, 'LIMIT', 0, budget)
   for _, member in ipairs(due) do
-    local task, thread = string.match(member, '^(%S+) (.*)$')
-    local T = load(thread)
-    local rec = T and record(thread, task)
-    if rec and rec.p == 'wake' then
-      unwake(thread, task, rec)
+    local thread, T, task, rec = at_place(member)
+    if thread and rec.p == 'wake' then
+      unwake(thread, T, task, rec)
       push(thread, T, task, rec)
     else
       call('ZREM', S .. 'wakes', member)
@@ -440,7 +481,7 @@ end
 local function refuse(id, q, why)
   call('HSET', R .. 'job:' .. id, 'status', 'failed', 'ended_at', now_iso(), 'exc_info', 'refused by everstep: ' .. why)
   call('ZADD', R .. 'failed:' .. q, math.floor(NOW / 1000) + YEAR_S, id)
-  out.refused[#out.refused + 1] = id .. ' on queue ' .. q .. ': ' .. why
+  if #out.refused < REFUSED_MAX then out.refused[#out.refused + 1] = id .. ' on queue ' .. q .. ': ' .. why end
 end
 
 -- The task that a job names; nil and why if it is none of ours; nothing if there is no such job. RQ packs `data` when it
@@ -453,6 +494,7 @@ local function ours(id)
   if d[1] ~= FUNCTION then return nil, 'its function is ' .. string.sub(tostring(d[1]), 1, 80) .. ', not ' .. FUNCTION end
   local a = d[4]
   if type(a) ~= 'table' or type(a.thread) ~= 'string' or type(a.task) ~= 'string' then return nil, 'its arguments name no task' end
+  if a.keys and a.keys ~= S then return nil, 'it is of the namespace ' .. string.sub(tostring(a.keys), 1, 80) end
   return a
 end
 
@@ -485,17 +527,26 @@ local function accept(id, q, token)
     call('DEL', R .. 'job:' .. id)
     return false
   end
-  if rec.p == 'failed' and T.status ~= 'running' and H.spare then
+  if rec.p == 'failed' and T.status ~= 'running' and (T.cleaning or '') == '' and H.spare then
     hide_failed(rec)
     rec.p, rec.r = 'moving', nil
     keep(thread, task, rec)
     continue_run(thread, T, H.spare)
     call('RPUSH', S .. 'unmade:' .. thread, cjson.encode({ reopen = '0' }))
     H.spare, more = nil, true
-  elseif T.status ~= 'running' or rec.p == 'lease' or rec.p == 'done' then
+  elseif T.status ~= 'running' then
+    if rec.p == 'job' then -- of a cancelled run whose tasks are still being withdrawn
+      unqueue(T, rec)
+      forget_job(rec)
+      rec.p = 'stopped'
+      keep(thread, task, rec)
+    end
+    return false
+  elseif rec.p == 'lease' or rec.p == 'done' then
     return false
   else
     leave(thread, T, task, rec)
+    if rec.p == 'failed' then T.failed, T.left = T.failed - 1, T.left + 1 end -- its run still runs: it keeps it going again
   end
   lease(thread, T, task, rec, token)
   moved = moved + 1
@@ -517,11 +568,13 @@ end
 
 -- Fill the offered tokens from the front of the worker's queues, in their order.
 local function refill()
-  local tokens = H.tokens or {}
+  local tokens, looked = H.tokens or {}, 0
   for _, q in ipairs(H.queues or {}) do
     local id = true
-    while id and #tokens > 0 and moved < 2 * MOVE_MAX do
+    while id and #tokens > 0 and looked < MOVE_MAX do
       id = call('LPOP', R .. 'queue:' .. q)
+      looked = looked + 1
+      if looked == MOVE_MAX then pushed[q] = (pushed[q] or 0) + 2 end -- not at the end yet: ring, so that somebody goes on
       if id then
         pushed[q] = (pushed[q] or 0) - 1 -- what is left behind rings, not what is merely exchanged
         if accept(id, q, tokens[1]) then table.remove(tokens, 1) end

@@ -6,11 +6,7 @@ if not alive() then return '{"status":"rebuild"}' end
 call('DEL', S .. 'nothing')
 local tokens, more = H.tokens, nil
 if not tokens then
-  local page = call('HSCAN', S .. 'held:' .. H.owner, '0', 'COUNT', MOVE_MAX)
-  tokens = {}
-  for i = 1, #page[2], 2 do
-    if #tokens < MOVE_MAX then tokens[#tokens + 1] = page[2][i] end
-  end
+  tokens = call('HRANDFIELD', S .. 'held:' .. H.owner, MOVE_MAX)
 end
 local released = {}
 for _, token in ipairs(tokens) do
@@ -26,7 +22,7 @@ for _, token in ipairs(tokens) do
         rec.p, rec.t = 'parked', nil
         show_failed(thread, T, task, rec, H.reason)
         keep(thread, task, rec)
-        call('RPUSH', S .. 'parked:' .. T.graph .. ':' .. rec.n, task .. ' ' .. thread)
+        call('RPUSH', S .. 'parked:' .. T.graph .. ':' .. rec.n, place_of(thread, T, task))
         call('HINCRBY', S .. 'parked', T.graph .. ':' .. rec.n, 1)
         call('HINCRBY', S .. 'stats', 'parked', 1)
       else

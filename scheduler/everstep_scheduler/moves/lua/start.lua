@@ -56,8 +56,7 @@ if H.kind == 'continue' then
     make_jobs(H.thread, T)
   end
 else
-  T.graph, T.queue = H.graph, H.queue
-  local rec = begin(H.thread, T, H.run, entry, H.task, H.node)
+  local rec = begin(H.thread, T, H.run, entry, H.node, H.graph, H.queue)
   if H.own then lease(H.thread, T, H.task, rec, table.remove(H.tokens, 1)) else push(H.thread, T, H.task, rec) end
 end
 return finish()

@@ -1,6 +1,6 @@
 -- sweep: what nobody else would do. Any worker, about every second, bounded. Begins with a write a full server allows.
 -- H: lease_ms server(its run id) salt
--- Expired leases -> lost; due wakes -> jobs; steps given up -> their jobs removed. After a gap in which nobody could
+-- Expired leases -> lost; due wakes -> jobs; steps given up, runs cancelled -> their jobs removed. After a gap in which nobody could
 -- renew, or on a new server, nothing expires for lease + 2 s.
 -- Answers JSON: status = ok | rebuild; lost; woken; held = ms until leases may expire again
 if not alive() then return '{"status":"rebuild"}' end
@@ -25,5 +25,12 @@ else
     end
   end
 end
-clean_discards(MOVE_MAX - out.woken - out.lost)
+local thread = call('LINDEX', S .. 'cleanings', 0) -- a cancelled run whose canceller may be gone
+if thread then
+  local T = load(thread)
+  if T and (T.cleaning or '') ~= '' then withdraw(thread, T, T.cleaning) end
+  if not T or (T.cleaning or '') == '' then call('LPOP', S .. 'cleanings') end
+else
+  clean_discards(MOVE_MAX - out.woken - out.lost)
+end
 return finish()
