@@ -152,3 +152,18 @@ def test_a_rebuild_leaves_the_jobs_of_another_namespace_alone(stage: Stage, clie
     assert client.llen(KEYS.rq_queue("g")) == 1
     offer = Offer("w", (new_id(),), ("g",), lease_ms=60_000)
     assert [x.task for x in theirs.moves.claim(offer).leases] == ["start"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_of_one_send_gets_its_job_too(stage: Stage, count: int) -> None:
+    stage.start()
+    lease = stage.take("start")
+    tasks = '[["w","g",0,1]]'
+    piece = e.summed(e.fact("part", "r1", task="start", token=lease.token, tasks=tasks, sends=e.pack_sends([])))
+    refs = stage.moves.part(lease, [piece] * count)
+    rows = tuple((ref, 1) for ref in refs)
+    said: e.Fields = {"source": "loop", "step": 0, "graph": "g@1", "run": "r1", "token": lease.token}
+    made = e.checkpoint(lease.digest, 1, [], **said, next=json.dumps(rows))
+    commit = Commit(lease, "next", (made,), (1, str(made["digest"]), 0), rows, dict.fromkeys(refs, tasks))
+    assert stage.moves.commit([(commit, Offer(stage.owner))])[0].status == "ok"
+    assert len(pop(stage, 4)) == count

@@ -58,7 +58,8 @@ class EverstepError(Exception):
     def __str__(self) -> str:
         named = {"thread": self.thread, "checkpoint": self.checkpoint, "node": self.node}
         where = ", ".join(f"{name} {value!r}" for name, value in named.items() if value)
-        said = f"{self.what} ({where})" if where else self.what
+        what = self.what.rstrip(".")
+        said = f"{what} ({where})" if where else what
         return f"{said}. {self.fix}" if self.fix else said
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.client.client import Client as Client
     from everstep_scheduler.client.client import connect as connect
     from everstep_scheduler.graph.builder import StateGraph as StateGraph
+    from everstep_scheduler.graph.messages import MessagesState as MessagesState
     from everstep_scheduler.graph.messages import add_messages as add_messages
     from everstep_scheduler.graph.retry import RetryPolicy as RetryPolicy
     from everstep_scheduler.graph.runtime import END as END
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.runtime import Send as Send
     from everstep_scheduler.inline.compiled import CompiledGraph as CompiledGraph
     from everstep_scheduler.inline.savers import InMemorySaver as InMemorySaver
+    from everstep_scheduler.inline.savers import MemorySaver as MemorySaver
     from everstep_scheduler.inline.savers import RedisSaver as RedisSaver
     from everstep_scheduler.reading.snapshot import StateSnapshot as StateSnapshot
     from everstep_workers.rqjob import RQJob as RQJob
@@ -40,10 +42,10 @@ _HOMES = {
     "everstep_scheduler.client.client": ("Client", "connect"),
     "everstep_scheduler.graph.builder": ("StateGraph",),
     "everstep_scheduler.inline.compiled": ("CompiledGraph",),
-    "everstep_scheduler.graph.messages": ("add_messages",),
+    "everstep_scheduler.graph.messages": ("MessagesState", "add_messages"),
     "everstep_scheduler.graph.retry": ("RetryPolicy",),
     "everstep_scheduler.graph.runtime": ("END", "START", "Runtime", "Send"),
-    "everstep_scheduler.inline.savers": ("InMemorySaver", "RedisSaver"),
+    "everstep_scheduler.inline.savers": ("InMemorySaver", "MemorySaver", "RedisSaver"),
     "everstep_scheduler.reading.snapshot": ("StateSnapshot",),
     "everstep_workers.rqjob": ("RQJob",),
 }  # fmt: skip

@@ -275,13 +275,18 @@ def _insist(action: Callable[[], T]) -> T:
     return patiently(once, lambda: time.monotonic() > end, log.warning)
 
 
+# Where a connection leads, and as whom. Other settings of RQ's pool are its own, and some need another protocol.
+WHERE = frozenset({"host", "port", "path", "db", "username", "password", "credential_provider"})
+
+
 def _client_like(connection: redis.Redis) -> redis.Redis:
     """A client to the server that RQ is connected to, with our settings: nothing is resent, replies are RESP2."""
     pool = connection.connection_pool
     if type(pool) is not redis.ConnectionPool:
         return connection  # Sentinel and the like; our scripts bear RQ's resends
+    given: dict[str, Any] = pool.connection_kwargs
     settings: dict[str, Any] = {
-        **pool.connection_kwargs,
+        **{name: value for name, value in given.items() if name in WHERE or name.startswith("ssl_")},
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,

@@ -87,13 +87,17 @@ class Work:
         self.suspended = False
         self.claims = 0
         self._rest_until = 0.0  # no thread could be begun; nothing is claimed for idle slots until then
-        self.patience = Patience(setup.url, self.cold.is_set)
+        self.patience = Patience(setup.url, self._gives_up)
         self.insist = self.patience.insist
         self._clients: list[Client] = []
         shared = self.client()
         self.recovery = Recovery(shared, setup.keys, self.leases, self.patience.say, setup.lease_ms, setup.name)
         self.moves = self._moves(shared)
         self.performer = Performer(self.moves, RedisLog(shared, setup.keys), graphs, by=setup.name)
+
+    def _gives_up(self) -> bool:
+        """No more patience with a Redis that is away: at a cold stop, or when draining with nothing in hand."""
+        return self.cold.is_set() or (self.draining.is_set() and not self.held)
 
     # connections
 

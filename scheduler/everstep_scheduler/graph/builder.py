@@ -197,6 +197,10 @@ class StateGraph:
         """A graph that runs. `checkpointer` keeps its threads; `name` is the graph's, and its queue's."""
         from ..inline.compiled import CompiledGraph  # late: what runs graphs imports what builds them
 
+        if checkpointer is not None and not hasattr(checkpointer, "moves"):
+            raise GraphError(
+                f"{checkpointer!r} is no checkpointer", fix="InMemorySaver(), or RedisSaver('redis://127.0.0.1:6379/0')"
+            )
         return CompiledGraph(self.spec(name), checkpointer)
 
     # -- inside

@@ -85,7 +85,8 @@ def server_error(error: redis.RedisError, url: str = "") -> ServerError:
     if "specified in XADD" in text:
         return ServerError(
             "something that is not everstep's stands at the end of a thread's log",
-            fix="`everstep log THREAD --verify` names it; XDEL it, XSETID the log to its last real id, then `everstep recover`",
+            fix="`everstep log THREAD --verify` names it; XDEL it, XSETID the log to its last real id, "
+            "then `everstep recover`",
         )
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return ServerUnavailable(f"Redis{where} does not answer: {text}", fix="check that it runs: `redis-cli ping`")

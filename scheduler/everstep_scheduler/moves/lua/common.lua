@@ -309,7 +309,7 @@ local function open_step(thread, T, rows, jobs)
     end
   end
   T.width, T.left = width, width
-  if jobs and width > #rows then make_jobs(thread, T) end
+  if jobs and not few then make_jobs(thread, T) end
 end
 
 local function push_coming()
