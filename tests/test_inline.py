@@ -185,6 +185,46 @@ def test_async_nodes_run_inline_and_on_the_callers_loop(saver: Saver) -> None:
     asyncio.run(main())
 
 
+def test_an_ainvoke_that_is_cancelled_drives_on_no_further_and_can_be_continued(saver: Saver) -> None:
+    began, ran = asyncio.Event(), list[str]()
+
+    async def waits(state: State) -> State:
+        ran.append("waits")
+        began.set()
+        await asyncio.sleep(30 if len(ran) == 1 else 0)
+        return {"count": 1}
+
+    def after(state: State) -> State:
+        ran.append("after")
+        return {"count": state["count"] + 1}
+
+    graph = chain(waits, after).compile(checkpointer=saver, name="g")
+
+    async def main() -> None:
+        running = asyncio.ensure_future(graph.ainvoke({"count": 0}, on()))
+        await began.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    assert ran == ["waits"]
+    assert graph.get_state(on()).next != ()
+    assert graph.invoke({"count": 5}, on())["count"] == 2, "what was begun is finished before the next input"
+    assert ran == ["waits", "waits", "after", "waits", "after"]
+
+
+def test_an_astream_that_is_left_early_gives_its_leases_back(saver: Saver) -> None:
+    graph = chain(lambda state: {"count": 1}, lambda state: {"count": 2}).compile(checkpointer=saver, name="g")
+
+    async def main() -> None:
+        async for _ in graph.astream({"count": 0}, on()):
+            break
+
+    asyncio.run(main())
+    assert graph.invoke({"count": 5}, on())["count"] == 2
+
+
 def test_parallel_branches_run_at_the_same_time(saver: Saver) -> None:
     meet = threading.Barrier(2, timeout=10)
 

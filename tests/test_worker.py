@@ -579,6 +579,28 @@ def test_a_worker_without_a_pool_runs_a_suspect_alone(at: Client, monkeypatch: p
     assert at.seen(spec, suspect) == ["one"]
 
 
+def test_a_worker_that_is_always_busy_makes_room_for_a_suspect(at: Client) -> None:
+    ended, spec = threading.Event(), graph("g", one=says("one"))
+
+    def again(state: State) -> State:
+        time.sleep(0.01)
+        return {}
+
+    loop = StateGraph(State)
+    loop.add_node("again", again)
+    loop.add_edge(START, "again")
+    loop.add_conditional_edges("again", lambda state: END if ended.is_set() else "again", ["again", END])
+    busy = loop.spec("busy")
+    suspect = suspected(at, spec)
+    threads = [at.submit(busy) for _ in range(4)]
+    with running(at.url, spec, busy, concurrency=2):
+        at.rests(suspect)
+        ended.set()
+        for thread in threads:
+            at.rests(thread)
+    assert at.seen(spec, suspect) == ["one"]
+
+
 def test_a_worker_of_a_pool_leaves_suspects_to_it(at: Client) -> None:
     spec = graph(one=says("one"))
     suspect = suspected(at, spec)

@@ -4,7 +4,8 @@ It registers nothing by itself: a claim that leaves slots free says so in its sc
 front blocks on this process's bell, at most a second, and claims again. Under load commits bring the work; but parked
 tasks and due wakes are only seen by claims, so once a second the next free slot is the front's.
 
-Where no pool sees to suspects, the front does when the process holds nothing: it takes one, and nothing beside it.
+Where no pool sees to suspects, the front does when the process holds nothing: it takes one, and nothing beside it. A
+process that is always busy begins nothing for a while to get there, at most `CLEAR_S` a minute: nodes may be long.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ BLOCK_S = 1
 CLAIM_EVERY_S = 1.0
 PAUSE_S = 0.1
 BELL_LASTS_MS = 5000
+CLEAR_S = 10.0
+CLEAR_EVERY_S = 60.0
 
 
 class Front(threading.Thread):
@@ -42,6 +45,8 @@ class Front(threading.Thread):
         self._suspects = work.suspects
         self._alone = ""  # the token of a suspect that runs here
         self._look_at = 0.0
+        self._clear_until = 0.0  # nothing is begun until then, so that a suspect can run alone
+        self._clear_at = 0.0
 
     def run(self) -> None:
         while not self._work.draining.is_set():
@@ -61,6 +66,10 @@ class Front(threading.Thread):
         if self._alone in work.held or self._took_suspect():
             work.draining.wait(PAUSE_S)
             return
+        if time.monotonic() < self._clear_until:
+            work.hungry = True  # commits take nothing either
+            work.draining.wait(PAUSE_S)
+            return
         if not (room := work.tempo.room()):
             work.hungry = time.monotonic() - self._claimed > CLAIM_EVERY_S
             work.draining.wait(MOMENT_S)
@@ -77,12 +86,25 @@ class Front(threading.Thread):
     def _took_suspect(self) -> bool:
         """Take a suspect, if all slots are free and one waits. Looked for once a second."""
         work, now = self._work, time.monotonic()
-        free = len(work.slots) == work.setup.concurrency and not work.held
-        if not (self._suspects and free and now > self._look_at) or work.patience.troubled or work.resting:
+        if not self._suspects or now <= self._look_at or work.patience.troubled or work.resting:
             return False
         self._look_at = now + CLAIM_EVERY_S
+        if len(work.slots) < work.setup.concurrency or work.held:
+            self._clear(now)
+            return False
+        self._clear_until = 0.0
         (self._alone,) = tokens = work.slots.take(1)
         return bool(self._claim(tokens, self._suspects))
+
+    def _clear(self, now: float) -> None:
+        """Begin nothing for a while, if a suspect waits."""
+        if now < self._clear_at:
+            return
+        with self._client.pipeline(transaction=False) as pipe:
+            for queue in self._suspects:
+                pipe.llen(self._keys.rq_queue(queue))
+            if any(pipe.execute()):
+                self._clear_until, self._clear_at, self._look_at = now + CLEAR_S, now + CLEAR_EVERY_S, now
 
     def _claim(self, tokens: tuple[str, ...], suspects: tuple[str, ...] = ()) -> int:
         """Claim for all free slots. A claim whose reply is lost goes out again with the same tokens."""

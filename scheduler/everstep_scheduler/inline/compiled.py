@@ -177,7 +177,7 @@ class CompiledGraph:
 
 
 async def _on_loop(run: Inline) -> AsyncIterator[Chunk]:
-    """Drive a run in a thread of its own, and hand its chunks to this loop."""
+    """Drive a run in a thread of its own, and hand its chunks to this loop. Who leaves early ends the drive."""
     loop = asyncio.get_running_loop()
     chunks: asyncio.Queue[tuple[Chunk] | None] = asyncio.Queue()
 
@@ -189,6 +189,11 @@ async def _on_loop(run: Inline) -> AsyncIterator[Chunk]:
             loop.call_soon_threadsafe(chunks.put_nowait, None)
 
     driving = asyncio.ensure_future(asyncio.to_thread(drive))
-    while (item := await chunks.get()) is not None:
-        yield item[0]
-    await driving
+    try:
+        while (item := await chunks.get()) is not None:
+            yield item[0]
+        await driving
+    finally:
+        if not driving.done():
+            driving.add_done_callback(lambda task: task.cancelled() or task.exception())
+            run.leave()

@@ -47,6 +47,7 @@ POLL_MIN_S = 0.001
 POLL_S = 0.05
 POLL_MAX_S = 1.0
 PATIENCE_S = 60.0
+START_PATIENCE_S = 3.0
 T = TypeVar("T")
 _log = logging.getLogger("everstep")
 
@@ -95,6 +96,13 @@ class Inline:
         self._ready: deque[Lease] = deque()
         self._mine: dict[str, Lease] = {}
         self._unserved_at = 0.0
+        self._left = threading.Event()
+
+    def leave(self) -> None:
+        """The caller is gone: cancel what runs on its loop, begin nothing more, give the leases back. From any thread."""
+        self._left.set()
+        for job in tuple(self._jobs):
+            job.future.cancel()
 
     # the drive
 
@@ -116,7 +124,8 @@ class Inline:
 
     def _start(self) -> Started:
         start = start_of(self.spec, self.thread, self.run, self.data, self.config, self.kind, self.node)
-        started = self.saver.moves.start(start, self._offer(1))
+        offer = self._offer(1)
+        started = self._insist(lambda: self.saver.moves.start(start, offer), START_PATIENCE_S)
         self._held(started.leases)
         if started.status == "conflict":
             raise RunConflict(
@@ -135,11 +144,12 @@ class Inline:
 
     def _drive(self, started: Started) -> Iterator[Chunk]:
         follower, poll = Follower(self.saver.log, self.thread, self.run, started.entry), POLL_S
-        while True:
+        while not self._left.is_set():
             served = self._launch_ready()
             if self._jobs:
                 for job in self._finished():
-                    yield from self._settle(job)
+                    if not job.future.cancelled():
+                        yield from self._settle(job)
                 poll = POLL_S
                 if self.ended is None:
                     continue
@@ -163,7 +173,7 @@ class Inline:
     def _idle(self, poll: float) -> None:
         due_in = getattr(self.saver.moves, "due_in", None)
         due = due_in(self.thread) if due_in is not None else None
-        time.sleep(poll if due is None else min(max(due, POLL_MIN_S), POLL_MAX_S))
+        self._left.wait(poll if due is None else min(max(due, POLL_MIN_S), POLL_MAX_S))
 
     def _offer(self, slots: int) -> Offer:
         tokens = tuple(new_id() for _ in range(max(slots, 1)))
@@ -191,7 +201,7 @@ class Inline:
     def _launch_ready(self) -> bool:
         """Begin what is ready, as far as there is room. False if some of it is not served here."""
         served = True
-        while self._ready and len(self._jobs) < self.parallel:
+        while self._ready and len(self._jobs) < self.parallel and not self._left.is_set():
             served = self._launch(self._ready.popleft()) and served
         return served
 
@@ -203,6 +213,8 @@ class Inline:
             return False
         self._unserved_at = 0.0
         self._jobs.append(_Job(attempt, self._future(attempt)))
+        if self._left.is_set():  # while it was begun
+            self._jobs[-1].future.cancel()
         return True
 
     def _give_back(self, lease: Lease, error: Unserved) -> None:
@@ -252,9 +264,9 @@ class Inline:
         if ours and answer.status == "ok":
             yield from self.streams.of(job.attempt, commit)
 
-    def _insist(self, action: Callable[[], T]) -> T:
+    def _insist(self, action: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
         """An outcome in hand outlives a short absence of Redis: the same commit is sent again, harmless twice."""
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + patience_s
 
         def tried() -> T:
             with translated():

@@ -46,7 +46,9 @@ class Failpoint:
         with self._lock:
             self._left -= 1
             if self._left == 0 and self._is_first():
-                os.kill(os.getpid(), self._how)
+                # To this very thread: SIGSTOP for the process is taken by any of its threads, and ours would go on
+                # until then, past the place where it is to stall.
+                signal.pthread_kill(threading.get_ident(), self._how)
 
     def _is_first(self) -> bool:
         if not self._once:
