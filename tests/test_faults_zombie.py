@@ -76,13 +76,12 @@ def test_a_zombie_s_result_is_refused_and_its_next_work_is_welcome(fleet: Fleet,
 def test_a_zombie_that_ends_while_its_heir_still_works_changes_nothing(fleet: Fleet, graph: str) -> None:
     thread = fleet.submit(graph, gated="b")
     zombie, token = stalled_in_b(fleet, graph, thread)
-    with fleet.sweeping():
-        with fleet.heir(graph):
-            fleet.began(thread, "b", 2)
-            zombie.go_on()
-            wait_for(lambda: "its lease is gone" in zombie.said, 10, "a renewal to tell")
-            fleet.open_gate()
-            fleet.settled(thread)
+    with fleet.sweeping(), fleet.heir(graph):
+        fleet.began(thread, "b", 2)
+        zombie.go_on()
+        wait_for(lambda: "its lease is gone" in zombie.said, 10, "a renewal to tell")
+        fleet.open_gate()
+        fleet.settled(thread)
     assert tokens(fleet, thread)[token] == ["task_lost"]
     assert fleet.executions(thread) == {"a": 1, "b": 2, "c": 1}
 
@@ -115,13 +114,12 @@ def test_a_commit_from_before_the_stall_is_fenced_while_the_heir_holds_the_task(
     zombie = fleet.worker(graph, lease_ms=SHORT_MS, failpoint=f"stop@{point}:3")
     zombie.stalls()
     (token,) = fleet.redis.hkeys(KEYS.lease)
-    with fleet.sweeping():
-        with fleet.heir(graph):
-            fleet.began(thread, "b", 2)
-            zombie.go_on()
-            learns_that_it_is_late(fleet, zombie)
-            assert fleet.redis.hget(KEYS.stats, "fenced") == b"1" or point == "called"
-            fleet.open_gate()
-            fleet.settled(thread)
+    with fleet.sweeping(), fleet.heir(graph):
+        fleet.began(thread, "b", 2)
+        zombie.go_on()
+        learns_that_it_is_late(fleet, zombie)
+        assert fleet.redis.hget(KEYS.stats, "fenced") == b"1" or point == "called"
+        fleet.open_gate()
+        fleet.settled(thread)
     assert tokens(fleet, thread)[token.decode()] == ["task_lost"]
     assert fleet.executions(thread) == {"a": 1, "b": 2, "c": 1}

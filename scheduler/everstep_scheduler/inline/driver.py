@@ -99,7 +99,7 @@ class Inline:
         self._left = threading.Event()
 
     def leave(self) -> None:
-        """The caller is gone: cancel what runs on its loop, begin nothing more, give the leases back. From any thread."""
+        """The caller is gone: cancel what runs on its loop, begin nothing more, give leases back. From any thread."""
         self._left.set()
         for job in tuple(self._jobs):
             job.future.cancel()
