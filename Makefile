@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Tests mostly wait, so a few more processes than cores.
+JOBS ?= 3
 BIN := $(VENV)/bin
 CODE := $(wildcard checkpoint scheduler workers console tests examples bench)
 
@@ -22,7 +24,7 @@ check: $(VENV)/.dev ## what needs no running: style, types, imports
 	$(BIN)/lint-imports --no-logo
 
 test: $(VENV)/.dev ## all tests but soak, on the server that the run's seed chooses
-	$(BIN)/pytest -m "not soak"
+	$(BIN)/pytest -m "not soak" -n $(JOBS) --dist worksteal
 
 soak: $(VENV)/.dev ## the long tests, on every server found
 	$(BIN)/pytest -m soak

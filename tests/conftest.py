@@ -21,6 +21,11 @@ hypothesis.settings.register_profile("everstep", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("everstep")
 
 
+def pytest_configure() -> None:
+    """All processes of a run have one seed."""
+    os.environ["EVERSTEP_TEST_SEED"] = run_seed()
+
+
 def pytest_report_header() -> str:
     if not server_binaries():
         return f"everstep: EVERSTEP_TEST_SEED={run_seed()}, no server found"
@@ -47,7 +52,11 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """In CI a skipped test is a promise that nobody kept."""
+    """What tests have to show. And: in CI a skipped test is a promise that nobody kept."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "shown":
+                terminalreporter.write_line(str(value))
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped and os.environ.get("CI"):
         terminalreporter.section("skipped tests fail the run in CI")

@@ -121,10 +121,16 @@ class Numbers(TypedDict, total=False):
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    """A free port whose cluster port, 10,000 above, is one, too."""
+    while True:
+        with socket.socket() as found, socket.socket() as above:
+            found.bind(("127.0.0.1", 0))
+            port: int = found.getsockname()[1]
+            try:
+                above.bind(("127.0.0.1", port + 10_000))
+            except (OverflowError, OSError):
+                continue
+            return port
 
 
 def test_scripts_run_on_a_one_node_cluster(own_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
