@@ -15,19 +15,21 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphRecursionError
 from langgraph.errors import InvalidUpdateError as TheirInvalidUpdateError
 from langgraph.graph import StateGraph as TheirStateGraph
+from langgraph.types import Command as TheirCommand
 from langgraph.types import Send as TheirSend
 from pydantic import BaseModel
 
 from everstep_checkpoint.errors import InvalidUpdateError
 from everstep_scheduler.graph import runtime
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.results import NodeResult, node_result
 from everstep_scheduler.graph.runtime import END, START, Send
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.steps.outcome import raised, returned
 from everstep_scheduler.steps.plan import Done, adestinations, destinations, plan
 
-OURS = SimpleNamespace(StateGraph=StateGraph, Send=Send)
-THEIRS = SimpleNamespace(StateGraph=TheirStateGraph, Send=TheirSend)
+OURS = SimpleNamespace(StateGraph=StateGraph, Send=Send, Command=runtime.Command)
+THEIRS = SimpleNamespace(StateGraph=TheirStateGraph, Send=TheirSend, Command=TheirCommand)
 STEPS_MAX = 12
 
 Step = tuple[dict[str, Any], list[str]]
@@ -51,6 +53,8 @@ class Model(BaseModel):
     label: str = "default"
 
 
+NOTHING = NodeResult([], [], [])
+
 # -- the two runs
 
 
@@ -58,7 +62,7 @@ def ours(spec: GraphSpec, data: Any) -> list[Step]:
     """Our run: what a driver does, in a loop. Each step's state and the nodes that come next."""
     channels = spec.initial()
     writes = spec.input_writes(data)
-    names, sends = destinations(spec, START, channels, writes, {}, None)
+    names, sends = destinations(spec, START, channels, NodeResult(writes, [], []), {}, None)
     planned = plan(spec, channels, [Done("start", START, tuple(writes), tuple(names))])
     steps = [(spec.values(planned.channels), sorted([*planned.pulls, *(s.node for s in sends)]))]
     while (planned.pulls or sends) and len(steps) <= STEPS_MAX:
@@ -67,10 +71,10 @@ def ours(spec: GraphSpec, data: Any) -> list[Step]:
         done, sends = [], []
         for number, (node, state) in enumerate(tasks):
             args, kwargs = spec.call_args(node, state, {}, None)
-            own = spec.node_writes(node, spec.nodes[node].fn(*args, **kwargs))
+            own = node_result(spec, node, spec.nodes[node].fn(*args, **kwargs))
             names, more = destinations(spec, node, planned.channels, own, {}, None)
             sends += more
-            done.append(Done(str(number), node, tuple(own), tuple(names)))
+            done.append(Done(str(number), node, tuple(own.writes), tuple(names)))
         planned = plan(spec, planned.channels, done)
         steps.append((spec.values(planned.channels), sorted([*planned.pulls, *(s.node for s in sends)])))
     return steps
@@ -225,6 +229,20 @@ def counting(lib: Any) -> Any:
     return graph.add_conditional_edges("check", lambda s: END if s["n"] >= 3 else "inc", ["inc", END])
 
 
+def commands(lib: Any) -> Any:
+    """Update and goto in one, beside edges and a router; several Commands in one return; END is nowhere."""
+    graph = with_nodes(lib, "b", "c", "d", "e")
+
+    def both(state: State) -> Any:
+        first = lib.Command(update={"log": ["both"], "n": 1}, goto=["c", lib.Send("d", {"log": []}), "b", "c"])
+        return [first, {"log": ["more"]}, lib.Command(update=[("log", ["pairs"])], goto=END), lib.Command(goto="e")]
+
+    graph.add_node("a", both)
+    graph.add_node("f", lambda s: lib.Command(goto=lib.Send("e", {"log": ["f"]})))
+    graph.add_edge(START, "a").add_edge("a", "f")
+    return graph.add_conditional_edges("a", lambda s: [lib.Send("e", s), "b"] if s["n"] == 1 else END)
+
+
 TABLE: list[Builder] = [
     chain,
     fan_out_and_in,
@@ -242,6 +260,7 @@ TABLE: list[Builder] = [
     conditional_entry,
     router_leads_nowhere,
     counting,
+    commands,
 ]
 
 
@@ -251,11 +270,28 @@ def test_states_and_next_nodes_are_langgraphs(build: Builder, data: dict[str, An
     assert ours(build(OURS).spec(), data) == theirs(build(THEIRS), data)
 
 
+def commands_at_random(lib: Any, dice: random.Random, name: str, names: list[str]) -> Callable[[Any], Any]:
+    """A node that goes where the length of the log says."""
+    ends = [*dice.sample(names, 2), END]
+    sends = dice.random() < 0.5
+
+    def node(state: Any) -> Any:
+        size = len(state["log"])
+        more = [lib.Send(end, {"log": []}) for end in ends[: size % 2]] if sends else []
+        first = lib.Command(update={"log": [name]}, goto=[ends[size % 3], *more])
+        return [first, lib.Command(update={"log": ["again"]})] if size % 5 == 4 else first
+
+    return node
+
+
 def random_graph(lib: Any, seed: int) -> Any:
-    """Up to seven nodes with random edges, joins, Sends and routers; loops end at the step limit."""
+    """Up to seven nodes with random edges, joins, Sends, Commands and routers; loops end at the step limit."""
     dice = random.Random(seed)
     names = list("abcdefg")[: dice.randint(2, 7)]
-    graph = with_nodes(lib, *dice.sample(names, len(names)))
+    commanding = [name for name in names if dice.random() < 0.25]
+    graph = lib.StateGraph(State)
+    for name in dice.sample(names, len(names)):
+        graph.add_node(name, commands_at_random(lib, dice, name, names) if name in commanding else says(name))
     for place, name in enumerate(names):  # each can be reached, which we demand and LangGraph does not
         graph.add_edge(dice.choice([START, *names[:place]]), name)
     for _ in range(dice.randint(0, 3)):
@@ -339,7 +375,7 @@ def test_an_async_router_is_awaited_and_a_sync_one_beside_it_called() -> None:
     graph.add_conditional_edges("a", later, ["b"]).add_conditional_edges("a", lambda s: Send("c", 1), ["c"])
     spec = graph.spec()
     assert spec.needs_loop("a") and not spec.needs_loop("b") and not spec.needs_loop(START)
-    found = asyncio.run(adestinations(spec, "a", {}, [], {}, None))
+    found = asyncio.run(adestinations(spec, "a", {}, NOTHING, {}, None))
     assert found == (["b"], [Send("c", 1)])
 
 
@@ -351,14 +387,14 @@ def test_routers_get_config_and_runtime_by_name() -> None:
         return END
 
     spec = with_nodes(OURS, "a").add_edge(START, "a").add_conditional_edges("a", route, [END]).spec()
-    assert destinations(spec, "a", {}, [], {"k": 1}, runtime.Runtime("ctx")) == ([], [])
+    assert destinations(spec, "a", {}, NOTHING, {"k": 1}, runtime.Runtime("ctx")) == ([], [])
     assert seen == [("ctx", {"k": 1})]
 
 
 def test_what_a_router_raises_passes_through() -> None:
     spec = with_nodes(OURS, "a").add_edge(START, "a").add_conditional_edges("a", lambda s: s["no"]).spec()
     with pytest.raises(KeyError):
-        destinations(spec, "a", {}, [], {}, None)
+        destinations(spec, "a", {}, NOTHING, {}, None)
 
 
 def test_a_router_can_not_change_what_is_written() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.retry import RetryPolicy as RetryPolicy
     from everstep_scheduler.graph.runtime import END as END
     from everstep_scheduler.graph.runtime import START as START
+    from everstep_scheduler.graph.runtime import Command as Command
     from everstep_scheduler.graph.runtime import Runtime as Runtime
     from everstep_scheduler.graph.runtime import Send as Send
     from everstep_scheduler.inline.compiled import CompiledGraph as CompiledGraph
@@ -44,7 +45,7 @@ _HOMES = {
     "everstep_scheduler.inline.compiled": ("CompiledGraph",),
     "everstep_scheduler.graph.messages": ("MessagesState", "add_messages"),
     "everstep_scheduler.graph.retry": ("RetryPolicy",),
-    "everstep_scheduler.graph.runtime": ("END", "START", "Runtime", "Send"),
+    "everstep_scheduler.graph.runtime": ("END", "START", "Command", "Runtime", "Send"),
     "everstep_scheduler.inline.savers": ("InMemorySaver", "MemorySaver", "RedisSaver"),
     "everstep_scheduler.reading.snapshot": ("StateSnapshot",),
     "everstep_workers.rqjob": ("RQJob",),

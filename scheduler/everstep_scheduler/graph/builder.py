@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
 from everstep_checkpoint.errors import GraphError
 
 from .channels import Channel, channel_of
+from .results import command_ends
 from .retry import RetryPolicy
-from .runtime import END, RESERVED, START
+from .runtime import END, RESERVED, START, seconds
 from .schema import Schema, did_you_mean, is_schema
 from .spec import UNNAMED, Branch, GraphSpec, Join, NodeSpec, registry_of
 
@@ -70,13 +71,15 @@ class StateGraph:
         input_schema: type[Any] | None = None,
         retry_policy: RetryPolicy | Sequence[RetryPolicy] | None = None,
         timeout: float | timedelta | None = None,
+        destinations: Mapping[str, str] | Sequence[str] | None = None,
         queue: str | None = None,
     ) -> Self:
         """Adds a node: a sync or async function of (state), (state, config), (state, runtime) or both.
 
         The name is the function's if not given. The node sees the state as `input_schema`, else as the schema
         that annotates its first parameter, else as the graph's. `retry_policy`: the first that matches
-        decides. `timeout`: seconds for one attempt, also of a sync node. `queue`: where its jobs go.
+        decides. `timeout`: seconds for one attempt, also of a sync node. `queue`: where its jobs go. `destinations`:
+        where its Commands may go, if its annotation `-> Command[Literal[...]]` does not say so; a dict gives labels.
         """
         name, fn = _named(node, action)
         self._check_name(name)
@@ -86,11 +89,12 @@ class StateGraph:
             fn=fn,
             is_async=_is_async(fn),
             retry=_policies(name, retry_policy),
-            timeout_s=_seconds(name, timeout),
+            timeout_s=seconds(timeout, name),
             queue=_queue(name, queue),
             metadata=dict(metadata or {}),
             input_schema=self._add_schema(seen_as) if seen_as else self._state,
             form=_form(fn, f"The node {name!r}"),
+            ends=command_ends(_function(fn), _hints(fn), destinations),
         )
         return self
 
@@ -249,6 +253,9 @@ class StateGraph:
         for (source, name), branch in self._branches.items():
             for end in branch.ends.values() if branch.ends is not None else [END]:
                 yield f"The router {name!r} after {source!r}", source, end
+        for name, node in self._nodes.items():
+            for end in node.ends or ():
+                yield f"The node {name!r}, with a Command,", name, end
 
     def _check_known(self, name: str, where: str, allowed: str) -> None:
         if name not in self._nodes and name != allowed:
@@ -258,8 +265,9 @@ class StateGraph:
         follows: dict[str, set[str]] = {}
         for _, start, end in self._ends_of_edges():
             follows.setdefault(start, set()).add(end)
-        for source, _ in (key for key, branch in self._branches.items() if branch.ends is None):
-            follows[source].update(self._nodes)
+        free = [source for (source, _), branch in self._branches.items() if branch.ends is None]
+        for source in (*free, *(name for name, node in self._nodes.items() if node.ends is None)):
+            follows.setdefault(source, set()).update(self._nodes)
         reached, waiting = {START}, [START]
         while waiting:
             fresh = follows.get(waiting.pop(), set()) - reached
@@ -373,15 +381,6 @@ def _policies(name: str, given: RetryPolicy | Sequence[RetryPolicy] | None) -> t
     if wrong := [each for each in policies if not isinstance(each, RetryPolicy)]:  # pyright: ignore
         raise GraphError(f"{wrong[0]!r} is no RetryPolicy", node=name, fix="Use everstep's RetryPolicy.")
     return policies
-
-
-def _seconds(name: str, timeout: float | timedelta | None) -> float | None:
-    if timeout is None:
-        return None
-    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
-    if not 0 < seconds < float("inf"):
-        raise GraphError(f"A timeout of {timeout} can't be kept", node=name, fix="Seconds, more than 0.")
-    return seconds
 
 
 def _queue(name: str, queue: str | None) -> str | None:

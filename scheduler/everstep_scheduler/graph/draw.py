@@ -80,6 +80,9 @@ def _maybe(spec: GraphSpec) -> list[Arrow]:
         for said, end in (branch.ends or anything).items():
             label = "" if str(said) == end else str(said)
             found.append(Arrow(branch.source, end, True, label))
+    for node in spec.nodes.values():
+        for end, label in (node.ends or {}).items():
+            found.append(Arrow(node.name, end, True, "" if label == end else label))
     return found
 
 

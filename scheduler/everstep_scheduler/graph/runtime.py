@@ -1,14 +1,19 @@
-"""The small public types that a graph's code meets: START, END, Send, Runtime.
+"""The small public types that a graph's code meets: START, END, Send, Command, Runtime.
 
 Names and meaning are LangGraph's (`langgraph.types`, `langgraph.runtime`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from datetime import timedelta
+from typing import Any, ClassVar, Generic, TypeVar
+
+from everstep_checkpoint.errors import GraphError
 
 ContextT = TypeVar("ContextT")
+NodeT = TypeVar("NodeT")
 
 START = "__start__"
 END = "__end__"
@@ -19,11 +24,53 @@ RESERVED = (START, END)
 class Send:
     """A packet for one node in the next superstep: the node runs with `arg` instead of the state.
 
-    One task per packet, never merged with another. `arg` reaches the node as it is (a dict stays a dict).
+    One task per packet, never merged with another. `arg` reaches the node as it is (a dict stays a dict). `timeout`:
+    seconds for one attempt at this packet, instead of the node's.
     """
 
     node: str
     arg: Any
+    timeout: float | timedelta | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        seconds(self.timeout, self.node)
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds, as a number."""
+        return seconds(self.timeout, self.node)
+
+
+@dataclass(frozen=True)
+class Command(Generic[NodeT]):
+    """What a node returns to update the state and say where to go next, in one (LangGraph's `Command`).
+
+    `update`: what a node may return otherwise, or (key, value) pairs. `goto`: a node's name, a Send, or a list of
+    these, in addition to the node's edges. Annotate the node with `-> Command[Literal["a", "b"]]`, so that drawings
+    and checks know where it may go.
+    """
+
+    PARENT: ClassVar[str] = "__parent__"
+
+    graph: str | None = None
+    update: Any = None
+    resume: Any = None
+    goto: Send | str | Sequence[Send | str] = ()
+
+    @property
+    def goes(self) -> tuple[Send | str, ...]:
+        """`goto` as a tuple."""
+        return (self.goto,) if isinstance(self.goto, (str, Send)) else tuple(self.goto)
+
+
+def seconds(timeout: float | timedelta | None, node: str) -> float | None:
+    """A timeout as seconds. Raises GraphError unless it is more than 0 and finite."""
+    if timeout is None:
+        return None
+    found = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
+    if not 0 < found < float("inf"):
+        raise GraphError(f"A timeout of {timeout} can't be kept", node=node, fix="Seconds, more than 0.")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

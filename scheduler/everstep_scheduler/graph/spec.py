@@ -36,7 +36,10 @@ UNNAMED = "graph"  # the name of a graph compiled without one; a worker renames 
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One node. `form` names what it takes besides the state: "config", "runtime". Timeout in seconds."""
+    """One node. `form` names what it takes besides the state: "config", "runtime". Timeout in seconds.
+
+    `ends`: where its Commands may go -> label; None: anywhere.
+    """
 
     name: str
     fn: Callable[..., Any]
@@ -47,6 +50,7 @@ class NodeSpec:
     metadata: Mapping[str, Any]
     input_schema: Schema
     form: tuple[str, ...]
+    ends: Mapping[str, str] | None = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,15 @@ class GraphSpec:
     @cached_property
     def fingerprint(self) -> str:
         """8 hex digits over nodes, edges, branches, joins and channels: the same in every process."""
-        shape = {
+        shape: dict[str, Any] = {
             "nodes": sorted(self.nodes),
             "edges": sorted(self.edges),
             "branches": sorted([each.source, each.name, _labels(each.ends)] for each in self.branches),
             "joins": sorted(each.channel for each in self.joins),
             "channels": sorted([each.name, each.reducer_name] for each in self.channels.values()),
         }
+        if leads := sorted([each.name, sorted(each.ends)] for each in self.nodes.values() if each.ends):
+            shape["commands"] = leads
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -198,7 +204,7 @@ class GraphSpec:
                 f"The input of {self.name!r} lacks {', '.join(map(repr, missing))}",
                 fix=f"{self.input_schema.cls.__name__} requires it.",
             )
-        return self._encoded(values, START)
+        return self._encoded(values.items(), START)
 
     def input_from_json(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """A producer's JSON form as typed input: text becomes a datetime where the schema says so."""
@@ -224,7 +230,7 @@ class GraphSpec:
         given = as_dict(data)
         if given is None:
             raise InvalidInput(
-                f"The input of {self.name!r} must be a dict, not {_a(data)}",
+                f"The input of {self.name!r} must be a dict, not {a(data)}",
                 fix=f"Its keys are {', '.join(known)}.",
             )
         for key in given:
@@ -253,18 +259,23 @@ class GraphSpec:
         fields = updates_of(returned) if fields is None else fields
         if fields is None:
             raise InvalidUpdateError(
-                f"The node {node!r} returned {_a(returned)}",
+                f"The node {node!r} returned {a(returned)}",
                 node=node,
-                fix="A node returns a dict with the keys to update, an instance of a schema, or None.",
+                fix="A node returns a dict with the keys to update, an instance of a schema, a Command, or None.",
             )
-        for key in fields:
+        return self.key_writes(node, fields.items())
+
+    def key_writes(self, node: str, pairs: Iterable[tuple[str, Any]]) -> list[Write]:
+        """Keys and values as writes; a key may come several times."""
+        found = list(pairs)
+        for key, _ in found:
             if key not in self.channels:
                 raise InvalidUpdateError(
                     f"The node {node!r} wrote {key!r}, which is no key of the state",
                     node=node,
                     fix=did_you_mean(key, self.channels),
                 )
-        return self._encoded(fields, node)
+        return self._encoded(found, node)
 
     def make_context(self, context: object) -> Any:
         """The run's context as `context_schema`: a dict becomes a dataclass or model, all else stays."""
@@ -276,9 +287,9 @@ class GraphSpec:
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"The context does not fit {schema.__name__}: {error}") from error
 
-    def _encoded(self, values: Mapping[str, Any], node: str) -> list[Write]:
+    def _encoded(self, pairs: Iterable[tuple[str, Any]], node: str) -> list[Write]:
         try:
-            return [(name, self.codec.encode(value, f"channel {name!r}")) for name, value in values.items()]
+            return [(name, self.codec.encode(value, f"channel {name!r}")) for name, value in pairs]
         except UnknownType as error:
             error.node = node
             raise
@@ -310,6 +321,7 @@ def _stable(label: object) -> str:
     return str(label) if plain else type(label).__qualname__
 
 
-def _a(value: object) -> str:
+def a(value: object) -> str:
+    """A value's type, with its article."""
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

@@ -22,6 +22,7 @@ from everstep_checkpoint.errors import EverstepError, NodeTimeoutError, UnknownN
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import input_writes
 
+from ..graph.results import NodeResult, node_result
 from ..graph.runtime import ExecutionInfo, Runtime
 from ..graph.spec import GraphSpec, NodeSpec
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Answer, Commit, Lease, Moves
@@ -130,13 +131,13 @@ class Attempt:
             if self.lease.task == JOIN_TASK:
                 return Result(None, None, 0)
             config, runtime = self._told()
-            writes = (
+            gave = (
                 self._given()
                 if self.node is None
-                else self._wrote(self.node.fn(*self._args(), **self._kwargs(config, runtime)))
+                else self._gave(self.node.fn(*self._args(), **self._kwargs(config, runtime)))
             )
-            there = destinations(self.spec, self.source, self.stand.channels, writes, config, runtime)
-            return Result(returned(writes, there), None, self.elapsed_ms)
+            there = destinations(self.spec, self.source, self.stand.channels, gave, config, runtime)
+            return Result(returned(gave.writes, there), None, self.elapsed_ms)
         except BaseException as error:  # noqa: BLE001 - the door to the user's code
             return Result(None, error, self.elapsed_ms)
 
@@ -147,9 +148,9 @@ class Attempt:
             self._check()
             async with asyncio.timeout(self.timeout_s or None):
                 config, runtime = self._told()
-                writes = self._given() if self.node is None else self._wrote(await self._awaited(config, runtime))
-                there = await adestinations(self.spec, self.source, self.stand.channels, writes, config, runtime)
-            return Result(returned(writes, there), None, self.elapsed_ms)
+                gave = self._given() if self.node is None else self._gave(await self._awaited(config, runtime))
+                there = await adestinations(self.spec, self.source, self.stand.channels, gave, config, runtime)
+            return Result(returned(gave.writes, there), None, self.elapsed_ms)
         except TimeoutError as error:
             late = self.timeout_s and self.elapsed_ms >= self.timeout_s * 1000 - 1
             return Result(None, _late(self) if late else error, self.elapsed_ms)
@@ -175,11 +176,14 @@ class Attempt:
     def _kwargs(self, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> dict[str, Any]:
         return self.spec.call_args(self.lease.node, None, config, runtime)[1]
 
-    def _wrote(self, value: object) -> list[tuple[str, bytes]]:
-        return self.spec.node_writes(self.lease.node, value)
+    def _gave(self, value: object) -> NodeResult:
+        return node_result(self.spec, self.lease.node, value)
 
-    def _given(self) -> list[tuple[str, bytes]]:
-        """The writes of an input or an update: what its run's fact carries, checked with real types."""
+    def _given(self) -> NodeResult:
+        """What an input or an update gives: what its run's fact carries, checked with real types."""
+        return NodeResult(self._given_writes(), [], [])
+
+    def _given_writes(self) -> list[tuple[str, bytes]]:
         values = {
             key: self.spec.codec.decode(value or b"\xc0", f"input key {key!r}") for key, value in self.given.input
         }

@@ -11,7 +11,7 @@ committed together. Sends are kept by the caller; a plan knows the nodes that ed
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -19,6 +19,7 @@ from typing import Any, cast
 from everstep_checkpoint.errors import InvalidUpdateError
 
 from ..graph.channels import Write, apply
+from ..graph.results import NodeResult
 from ..graph.runtime import END, START, Send
 from ..graph.schema import Schema, did_you_mean
 from ..graph.spec import Branch, GraphSpec, Join, form_args
@@ -82,16 +83,16 @@ def destinations(
     spec: GraphSpec,
     node: str,
     channels: Mapping[str, bytes],
-    writes: Iterable[Write],
+    gave: NodeResult,
     config: object,
     runtime: object,
 ) -> Destinations:
-    """Where a node's attempt leads: names (END left out) and Sends, in the order of edges, then routers.
+    """Where a node's attempt leads: names (END left out) and Sends, in the order of edges, Commands, routers.
 
-    `channels` are those at the start of the step, `writes` the attempt's own. `node` may be START. What a
+    `channels` are those at the start of the step, `gave` is the attempt's own. `node` may be START. What a
     router raises passes through. For routers that are async (`GraphSpec.needs_loop`) use `adestinations`.
     """
-    asking = _ask(spec, node, channels, writes, config, runtime)
+    asking = _ask(spec, node, channels, gave, config, runtime)
     try:
         call = next(asking)
         while True:
@@ -104,12 +105,12 @@ async def adestinations(
     spec: GraphSpec,
     node: str,
     channels: Mapping[str, bytes],
-    writes: Iterable[Write],
+    gave: NodeResult,
     config: object,
     runtime: object,
 ) -> Destinations:
     """`destinations` on an event loop: awaits the routers that are async."""
-    asking = _ask(spec, node, channels, writes, config, runtime)
+    asking = _ask(spec, node, channels, gave, config, runtime)
     try:
         call = next(asking)
         while True:
@@ -123,14 +124,14 @@ def _ask(
     spec: GraphSpec,
     node: str,
     channels: Mapping[str, bytes],
-    writes: Iterable[Write],
+    gave: NodeResult,
     config: object,
     runtime: object,
 ) -> Asking:
     """Yields each router's call, takes its answer, returns the destinations. Drivers only make the calls."""
-    own = list(writes)
-    names = [end for start, end in spec.edges if start == node and end != END]
-    sends: list[Send] = []
+    own = gave.writes
+    names = [*(end for start, end in spec.edges if start == node and end != END), *gave.goto]
+    sends = list(gave.sends)
     branches = spec.branches_of(node)
     view = apply(spec, channels, own) if branches else {}
     for branch in branches:

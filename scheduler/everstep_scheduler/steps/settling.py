@@ -123,9 +123,10 @@ class Settler:
             return []
         spec, lease = attempt.spec, attempt.lease
         encoded = [(s.node, spec.codec.encode(s.arg, f"the argument of Send({s.node!r})")) for s in sends]
+        times = iter([s.timeout_s or spec.node(s.node).timeout_s or 0 for s in sends])
         pieces: list[e.Fields] = []
         for chunk in _chunks(encoded):
-            tasks = _run_length([(node, spec.queue_of(node), spec.node(node).timeout_s or 0) for node, _ in chunk])
+            tasks = _run_length([(node, spec.queue_of(node), next(times)) for node, _ in chunk])
             piece = e.fact(
                 "part",
                 lease.run,

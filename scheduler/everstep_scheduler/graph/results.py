@@ -1,0 +1,128 @@
+"""What a node returned: writes, and where its Commands lead. Pure.
+
+    {"a": 1} ─► writes      Command(update={"a": 1}, goto=["x", Send("y", 2)]) ─► writes, names, Sends
+    [Command(...), {"b": 2}, ...] ─► all of it, in order
+
+LangGraph's rules (`langgraph.graph.state._get_updates`, `_control_branch`), but what it drops silently is refused: an
+unknown node, an unknown key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from inspect import getclosurevars
+from types import FunctionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from everstep_checkpoint.errors import InvalidUpdateError
+
+from .channels import Write
+from .runtime import END, Command, Send
+from .schema import did_you_mean
+from .spec import GraphSpec
+
+
+class NodeResult(NamedTuple):
+    """What one attempt gave. `goto` and `sends` are those of its Commands; END is left out."""
+
+    writes: list[Write]
+    goto: list[str]
+    sends: list[Send]
+
+
+def node_result(spec: GraphSpec, node: str, returned: object) -> NodeResult:
+    """A node's return value, sorted out. Raises InvalidUpdateError, UnknownType."""
+    if not _has_commands(returned):
+        return NodeResult(spec.node_writes(node, returned), [], [])
+    result = NodeResult([], [], [])
+    for each in _flat(returned):
+        if isinstance(each, Command):
+            _obey(spec, node, each, result)  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            result.writes.extend(spec.node_writes(node, each))
+    return result
+
+
+def _has_commands(returned: object) -> bool:
+    return any(isinstance(each, Command) for each in _flat(returned))
+
+
+def _flat(returned: Any) -> list[Any]:
+    return list(returned) if isinstance(returned, (list, tuple)) else [returned]  # pyright: ignore
+
+
+def _obey(spec: GraphSpec, node: str, command: Command[Any], result: NodeResult) -> None:
+    if command.graph is not None:
+        raise InvalidUpdateError(
+            f"The node {node!r} returned a Command for the graph {command.graph!r}, but {spec.name!r} has no parent",
+            node=node,
+            fix="Leave out `graph`: the Command is then for the node's own graph.",
+        )
+    result.writes.extend(_update(spec, node, command.update))
+    for each in command.goes:
+        name = each.node if isinstance(each, Send) else each
+        if name == END and not isinstance(each, Send):
+            continue
+        if name not in spec.nodes:
+            raise InvalidUpdateError(
+                f"The node {node!r} goes to {name!r}, which is no node", node=node, fix=did_you_mean(name, spec.nodes)
+            )
+        result.sends.append(each) if isinstance(each, Send) else result.goto.append(name)
+
+
+def _update(spec: GraphSpec, node: str, update: Any) -> list[Write]:
+    """A Command's update: what a node may return, or (key, value) pairs."""
+    if isinstance(update, (list, tuple)):
+        pairs = _flat(update)  # pyright: ignore[reportUnknownArgumentType]
+        if not all(isinstance(each, tuple) and len(each) == 2 for each in pairs):  # pyright: ignore
+            raise InvalidUpdateError(
+                f"The node {node!r} returned a Command with a {type(update).__name__} as its update",
+                node=node,
+                fix="Give a dict, an instance of a schema, or a list of (key, value) pairs.",
+            )
+        return spec.key_writes(node, pairs)
+    return spec.node_writes(node, update)
+
+
+def command_ends(
+    function: Any, hints: Mapping[str, Any], given: Mapping[str, str] | Sequence[str] | None
+) -> dict[str, str] | None:
+    """Where a node's Commands may go -> label. Empty: it returns none, as far as its code tells. None: anywhere.
+
+    By `destinations`, else by its annotation. Without one, a function that can see `Command` may go anywhere.
+    """
+    if given is not None:
+        return dict(given) if isinstance(given, Mapping) else {name: name for name in given}
+    if "return" not in hints:
+        return None if _sees_commands(function) else {}
+    found = dict[str, str]()
+    for said in _alternatives(hints["return"]):
+        if said is Command:
+            return None
+        if get_origin(said) is Command:
+            names = [name for literal in _alternatives(get_args(said)[0]) for name in get_args(literal)]
+            if get_origin(get_args(said)[0]) is not Literal and not names:
+                return None
+            found.update({str(name): str(name) for name in names})
+    return found
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or of a list's element; the hint itself otherwise."""
+    if get_origin(hint) in (Literal, Command) or not get_args(hint):
+        return (hint,)
+    return tuple(each for arg in get_args(hint) for each in _alternatives(arg))
+
+
+def _sees_commands(function: Any) -> bool:
+    """Could the function return a Command? The names in its code are looked at; nothing is run."""
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, FunctionType):
+        return False
+    names = function.__code__.co_names
+    seen = [*(function.__globals__.get(name) for name in names), *getclosurevars(function).nonlocals.values()]
+    return "Command" in names or any(each is Command or _names_command(each) for each in seen)
+
+
+def _names_command(each: object) -> bool:
+    return isinstance(each, Command) or (isinstance(each, FunctionType) and "Command" in each.__code__.co_names)
