@@ -55,7 +55,7 @@ def test_a_command_is_writes_and_destinations_in_order() -> None:
         (Command(goto=Send(END, 1)), "goes to '__end__', which is no node"),
         (Command(goto=START), "goes to '__start__', which is no node"),
         (Command(update={"m": 1}), "wrote 'm', which is no key"),
-        (Command(update=[("n", 1), "n"]), "Command with a list as its update"),
+        (Command(update=[("n", 1), "n"]), "a list, but not one of pairs"),
         (Command(update=3), "returned an int"),
         (Command(graph=Command.PARENT, goto="b"), "has no parent"),
         ([Command(goto="b"), 3], "returned an int"),

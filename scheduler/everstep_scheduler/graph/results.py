@@ -70,18 +70,18 @@ def _obey(spec: GraphSpec, node: str, command: Command[Any], result: NodeResult)
         result.sends.append(each) if isinstance(each, Send) else result.goto.append(name)
 
 
-def _update(spec: GraphSpec, node: str, update: Any) -> list[Write]:
+def _update(spec: GraphSpec, node: str, update: object) -> list[Write]:
     """A Command's update: what a node may return, or (key, value) pairs."""
-    if isinstance(update, (list, tuple)):
-        pairs = _flat(update)  # pyright: ignore[reportUnknownArgumentType]
-        if not all(isinstance(each, tuple) and len(each) == 2 for each in pairs):  # pyright: ignore
-            raise InvalidUpdateError(
-                f"The node {node!r} returned a Command with a {type(update).__name__} as its update",
-                node=node,
-                fix="Give a dict, an instance of a schema, or a list of (key, value) pairs.",
-            )
-        return spec.key_writes(node, pairs)
-    return spec.node_writes(node, update)
+    if not isinstance(update, (list, tuple)):
+        return spec.node_writes(node, update)
+    pairs = _flat(update)  # pyright: ignore[reportUnknownArgumentType]
+    if not all(isinstance(each, tuple) and len(each) == 2 for each in pairs):  # pyright: ignore
+        raise InvalidUpdateError(
+            f"The node {node!r} returned a Command whose update is a list, but not one of pairs",
+            node=node,
+            fix="Give a dict, an instance of a schema, or a list of (key, value) pairs.",
+        )
+    return spec.key_writes(node, pairs)
 
 
 def command_ends(
