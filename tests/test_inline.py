@@ -790,7 +790,7 @@ def test_the_keeper_outlives_an_unexpected_error() -> None:
 
     saver = InMemorySaver()
     keeper = LeaseKeeper(Moves(saver.log), "me", 30)
-    lease = Lease("token", "t", 0, "", "n", "n", 1, 0, "g", 0, "r", "g", 1, "", "", "", -2, LEASE_MS, 0)
+    lease = Lease("token", "t", 0, "", "n", "n", 1, 0, "g", 0, "r", "g", 1, "", "", "", -2, LEASE_MS, 0, "")
     keeper.hold([lease])
     wait_for(lambda: len(rounds) >= 2, 10, "a second round")
     keeper.drop("token")

@@ -19,7 +19,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.inline.logmoves import LogMoves
-from everstep_scheduler.moves.contract import Commit, Lease, Moves, Offer, RunKind, Start, Started
+from everstep_scheduler.moves.contract import Answered, Commit, Lease, Moves, Offer, RunKind, Start, Started
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 
 THREAD = "t"
@@ -38,7 +38,14 @@ class Stage:
         return Offer(self.owner, tuple(new_id() for _ in range(count)), lease_ms=60_000, thread=THREAD)
 
     def start(
-        self, run: str = "r1", kind: RunKind = "input", sum: str = "s", tokens: int = 1, mode: Any = "enqueue"
+        self,
+        run: str = "r1",
+        kind: RunKind = "input",
+        sum: str = "s",
+        tokens: int = 1,
+        mode: Any = "enqueue",
+        answers: tuple[tuple[str, str], ...] = (),
+        at: tuple[int, str] | None = None,
     ) -> Started:
         fields: e.Fields = {
             "run": run,
@@ -50,7 +57,20 @@ class Stage:
         }
         task = "update" if kind == "update" else "start"
         started = self.moves.start(
-            Start(THREAD, run, kind, "g", "g", sum, fields, task=task, mode=mode), self.offer(tokens)
+            Start(
+                THREAD,
+                run,
+                kind,
+                "g",
+                "g",
+                sum,
+                fields,
+                task=task,
+                mode=mode,
+                at=at,
+                answers=tuple(Answered(name, question, e.wrap(b"\x01")) for name, question in answers),
+            ),
+            self.offer(tokens),
         )
         self.held.extend(started.leases)
         return started
@@ -96,6 +116,12 @@ class Stage:
         outcome: Any = "retry" if delay_ms else "failed"
         return self.commit(Commit(lease, outcome, (fact,), reason="E: x", delay_ms=delay_ms), 1)
 
+    def ask(self, lease: Lease, question: str, count: int = 1) -> tuple[str, list[str]]:
+        """Pause with a question; all answers so far hold good."""
+        said: e.Fields = {"task": lease.task, "token": lease.token, "node": lease.node, "question": question}
+        fact = e.fact("task_paused", lease.run, **said, kept=lease.answers or None, asks=e.wrap(b"\x01"))
+        return self.commit(Commit(lease, "paused", (fact,), question=question, kept=lease.answers), count)
+
     def commit(self, commit: Commit, count: int) -> tuple[str, list[str]]:
         answer = self.moves.commit([(commit, self.offer(count))])[0]
         self.held.extend(answer.leases)
@@ -103,7 +129,10 @@ class Stage:
 
     def told(self) -> list[tuple[str, ...]]:
         """The log in words that do not depend on dice and clocks."""
-        names = ("kind", "run", "task", "status", "of", "step", "node", "attempt", "error", "actor", "next")
+        names = (
+            "kind", "run", "task", "status", "of", "step", "node", "attempt", "error", "actor", "next", "question",
+            "kept", "answer",
+        )  # fmt: skip
         return [(x.id, *(f"{name}={x.text(name)}" for name in names if name in x.raw)) for x in self.log.read(THREAD)]
 
 
@@ -344,3 +373,134 @@ def test_both_implementations_write_the_same_log(client: redis.Redis) -> None:
     assert len(first) > 10
     for other in others:
         assert other == first
+
+
+# --- questions
+
+
+def two_ask(stage: Stage) -> None:
+    """p0 and p1 have asked q0 and q1, p2 is done: the run rests with two questions."""
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", "c", count=3)
+    assert stage.ask(stage.take("p0"), "q0", 0) == ("ok", [])
+    assert stage.done(stage.take("p2"), 0) == ("ok", [])
+    assert stage.ask(stage.take("p1"), "q1", 0) == ("ok", [])
+    assert stage.log.read(THREAD)[-1].text("status") == "interrupted"
+
+
+def test_a_run_rests_with_its_questions_and_each_answer_opens_its_own_task(stage: Stage) -> None:
+    two_ask(stage)
+    assert stage.claim(3) == []
+    assert stage.start("r2", "resume", answers=(("p1", "q1"),)).status == "started"
+    asked = stage.take("p1")
+    assert (asked.attempt, len(asked.answers.split()), stage.held) == (2, 1, [])
+    assert stage.done(asked) == ("ok", [])
+    assert stage.log.read(THREAD)[-1].text("status") == "interrupted", "the other question still waits"
+    stage.start("r3", "resume", answers=(("p0", "q0"),))
+    assert stage.done(stage.take("p0")) == ("ok", ["join"])
+    assert stage.close(stage.take("join"), step=1) == ("ok", [])
+    assert stage.start("r3").run_status == "done"
+
+
+def test_answers_stay_with_their_task_through_questions_failures_and_losses(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a")
+    stage.ask(stage.take("p0"), "q0")
+    stage.start("r2", "resume", answers=(("p0", "q0"),))
+    first = stage.take("p0")
+    stage.ask(first, "q1")
+    stage.start("r3", "resume", answers=(("p0", "q1"),))
+    second = stage.take("p0")
+    assert second.answers.split()[:-1] == first.answers.split()
+    stage.moves.release(stage.owner, [second.token], "lost")
+    assert stage.claim() == ["p0"]
+    third = stage.take("p0")
+    assert third.answers == second.answers
+    stage.fail(third)
+    stage.start("r4", "continue")
+    assert stage.take("p0").answers == second.answers
+
+
+def test_an_answer_that_does_not_hold_good_is_dropped_with_the_next_question(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a")
+    stage.ask(stage.take("p0"), "q0")
+    stage.start("r2", "resume", answers=(("p0", "q0"),))
+    stage.ask(stage.take("p0")._replace(answers=""), "q0")
+    stage.start("r3", "resume", answers=(("p0", "q0"),))
+    assert len(stage.take("p0").answers.split()) == 1
+
+
+@pytest.mark.parametrize("answers", [(("p0", "q9"),), (("p2", "q0"),), (("p0", "q0"), ("p9", "q1"))])
+def test_an_answer_to_what_is_not_asked_is_stale_and_writes_nothing(stage: Stage, answers: Any) -> None:
+    two_ask(stage)
+    before = stage.told()
+    assert stage.start("r2", "resume", answers=answers).status == "stale"
+    assert stage.start("r2", "resume", answers=(("p0", "q0"),), at=(1, "another digest")).status == "stale"
+    assert stage.told() == before
+    assert stage.start("r2", "resume", answers=(("p0", "q0"),)).status == "started"
+
+
+def test_where_only_questions_are_open_there_is_nothing_to_continue(stage: Stage) -> None:
+    two_ask(stage)
+    before = stage.told()
+    assert stage.start("r2", "continue").status == "asked"
+    assert stage.told() == before
+
+
+def test_an_answer_sent_twice_is_one_run(stage: Stage) -> None:
+    two_ask(stage)
+    assert stage.start("r2", "resume", answers=(("p0", "q0"),)).status == "started"
+    before = stage.told()
+    assert stage.start("r2", "resume", answers=(("p0", "q0"),)).status == "attached"
+    assert stage.start("r2", "resume", sum="other", answers=(("p0", "q0"),)).status == "conflict"
+    assert stage.start("r3", "resume", answers=(("p1", "q1"),)).status == "busy"
+    assert stage.told() == before
+
+
+def test_a_question_sent_twice_is_told_already(stage: Stage) -> None:
+    stage.start()
+    lease = stage.take("start")
+    assert stage.ask(lease, "q0") == ("ok", [])
+    assert stage.ask(lease, "q0") == ("already", [])
+    assert len(stage.log.read(THREAD)) == 3
+
+
+def test_a_failure_beside_a_question_fails_the_run_and_the_question_stays(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    stage.ask(stage.take("p0"), "q0", 0)
+    assert stage.fail(stage.take("p1"))[0] == "ok"
+    assert stage.log.read(THREAD)[-1].text("status") == "failed"
+    stage.start("r2", "continue", tokens=2)
+    assert [x.task for x in stage.held] == ["p1"]
+    stage.done(stage.take("p1"))
+    assert stage.log.read(THREAD)[-1].text("status") == "interrupted"
+
+
+def test_an_early_answer_goes_to_the_task_that_may_ask_next(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", stop="interrupted", count=0)
+    stage.start("r2", "resume", answers=(("p1", ""),), tokens=2)
+    first, second = stage.take("p0"), stage.take("p1")
+    assert first.answers == "" and len(second.answers.split()) == 1
+    stage.ask(second, "q1", 0)
+    stage.done(first)
+    stage.start("r3", "resume", answers=(("p1", "q1"),))
+    assert len(stage.take("p1").answers.split()) == 2
+
+
+def test_a_cancelled_run_keeps_its_question(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    stage.ask(stage.take("p0"), "q0", 0)
+    assert stage.moves.cancel(THREAD) == "cancelled"
+    assert stage.start("r2", "resume", answers=(("p0", "q0"),), tokens=2).status == "started"
+    assert sorted(x.task for x in stage.held if x.run == "r2") == ["p0", "p1"]
+
+
+def test_a_new_input_gives_questions_up(stage: Stage) -> None:
+    two_ask(stage)
+    assert stage.start("r2", sum="new").status == "started"
+    stage.close(stage.take("start"), step=2)
+    assert stage.start("r3", "resume", answers=(("p0", "q0"),)).status == "nothing"

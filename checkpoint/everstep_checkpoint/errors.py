@@ -6,6 +6,8 @@ EverstepError
 │   ├── InvalidInput           input that fails the graph's schema
 │   ├── EmptyInputError        nothing to do: no input and nothing to continue
 │   ├── InvalidThreadId        None, bool, container, empty or over 512 bytes
+│   ├── InvalidResume          an answer to no question, or to one of several without saying which
+│   ├── OutsideNode            interrupt() where no node runs
 │   ├── InvalidUpdateError     a node's return value, or two writes that exclude each other
 │   ├── UnknownType            a value whose type is not in the closed table
 │   └── TooLarge               over a cap: state, input, entry
@@ -92,6 +94,14 @@ class EmptyInputError(InputError):
 
 class InvalidThreadId(InputError):
     """A thread id is a str, int or UUID whose text has 1 to 512 bytes."""
+
+
+class InvalidResume(InputError, RuntimeError):
+    """An answer that no question takes, or that does not say which of several it is for. Nothing was written."""
+
+
+class OutsideNode(InputError, RuntimeError):
+    """What only a node can do was called where no node runs."""
 
 
 class InvalidUpdateError(InputError):

@@ -37,6 +37,7 @@ WORDS = {
     "graphs": ("drawing", "The graphs that workers have published."),
     "draw": ("drawing", "A graph as Mermaid text or SVG, drawn here."),
     "cancel": ("running", "Stop a run now; no step of it is committed after this."),
+    "resume": ("running", "Answer the question that a thread waits with."),
     "retry": ("running", "Let a failed run go on from its last step."),
     "recover": ("serving", "Rebuild every index and job from the logs."),
     "doctor": ("serving", "Is all well? Each line says what to do if not."),

@@ -39,11 +39,17 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
     at = found.config["configurable"].get("checkpoint_id", "")
     step = (found.metadata or {}).get("step")
     errors = [{"node": task.name, "error": task.error} for task in found.tasks if task.error]
+    questions = [
+        {"id": each.id, "node": task.name, "value": each.value, "response_schema": each.response_schema}
+        for task in found.tasks
+        for each in task.interrupts
+    ]
     if as_json:
         return show.emit(
             {
                 "thread": thread, "status": status, "checkpoint_id": at, "step": step, "created_at": found.created_at,
-                "values": found.values, "next": found.next, "errors": errors, "metadata": found.metadata or {},
+                "values": found.values, "next": found.next, "errors": errors, "interrupts": questions,
+                "metadata": found.metadata or {},
             }
         )  # fmt: skip
     from ..history import counted
@@ -54,6 +60,9 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
         click.echo(f"{name:<12}{show.paint(show.clean(text))}")
     for error in errors:
         click.echo(show.paint(f"{'failed':<12}{show.clean(error['node'])}: {show.clean(error['error'] or '')}", "x"))
+    for each in questions:
+        click.echo(show.paint(f"{'asks':<12}{show.clean(each['node'])}: {show.value(each['value'], 500)}", "!"))
+        click.echo(f"{'':<12}everstep resume {show.clean(thread)} ANSWER --id {each['id']}")
     for key, value in found.values.items():
         click.echo(f"  {show.clean(key)} = {show.value(value, 2000)}")
     return None

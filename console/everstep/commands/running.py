@@ -1,4 +1,4 @@
-"""submit, result, cancel, retry: what begins and ends runs."""
+"""submit, result, resume, retry, cancel: what begins and ends runs."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def submit(
         return _come_to(site, made, wait or timeout is not None, timeout, as_json)
 
 
-def _data(given: str) -> Any:
+def _data(given: str, what: str = "INPUT") -> Any:
     """The input as the user gave it. Raises UsageError."""
     try:
         text = sys.stdin.read() if given == "-" else Path(given[1:]).read_text() if given.startswith("@") else given
     except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"INPUT can't be read: {error}") from None
+        raise click.UsageError(f"{what} can't be read: {error}") from None
     try:
         return json.loads(text)
     except ValueError as error:
-        raise click.UsageError(f"INPUT is no JSON: {error}. Quote it for the shell: '{{\"count\": 0}}'") from None
+        raise click.UsageError(f"{what} is no JSON: {error}. Quote it for the shell: '{{\"count\": 0}}'") from None
 
 
 @click.command()
@@ -89,6 +89,37 @@ def retry(site: Site, thread: str, run: str | None, wait: bool, timeout: float |
     """Let THREAD go on where its last run failed or was cancelled. What is done is not done again."""
     with site.open():
         made = site.client.retry(thread, run)
+        return _come_to(site, made, wait or timeout is not None, timeout, as_json)
+
+
+@click.command()
+@click.argument("thread")
+@click.argument("answer", metavar="ANSWER")
+@click.option("--id", "question", metavar="ID", help="The question it answers, if several wait.")
+@click.option("--run", "-r", metavar="R", help="Id of the run that goes on: the same again attaches to it.")
+@waits
+@timeout_s
+@as_json
+@click.pass_obj
+def resume(
+    site: Site,
+    thread: str,
+    answer: str,
+    question: str | None,
+    run: str | None,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> int | None:
+    """Answer the question that THREAD waits with. ANSWER is JSON, @FILE, or - for stdin.
+
+    \b
+    everstep state demo                        shows the questions and their ids
+    everstep resume demo '{"approved": true}' --wait
+    """
+    data = _data(answer, "ANSWER")
+    with site.open():
+        made = site.client.resume(thread, data if question is None else {question: data}, run_id=run, actor="cli")
         return _come_to(site, made, wait or timeout is not None, timeout, as_json)
 
 
@@ -133,7 +164,13 @@ def _come_to(site: Site, run: Run, wait: bool, timeout: float | None, as_json: b
     status = run.status()
     show.emit({**said, "status": status, "output": output} if as_json else output)
     if status == "interrupted":
-        site.say(f"the run waits at an interrupt; `everstep state {show.clean(run.thread_id)}` shows where")
+        thread = show.clean(run.thread_id)
+        asks = "__interrupt__" in output
+        site.say(
+            f"the run waits for an answer; `everstep resume {thread} ANSWER` gives one"
+            if asks
+            else f"the run stopped at a breakpoint; `everstep retry {thread}` lets it go on"
+        )
         return WAITING
     return None
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import (
     EmptyInputError,
+    InvalidResume,
     RunConflict,
     ServerUnavailable,
     Superseded,
@@ -31,6 +32,7 @@ from ..moves.connection import connect as connected
 from ..moves.contract import Start
 from ..moves.record import Config, Mode, check_run_id, start_of, start_with
 from ..moves.redismoves import RedisMoves, Scripts
+from ..reading.questions import gone_on, resume_of
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from ..recovery.rebuild import STATUSES
 from ..recovery.recovery import Recovery
@@ -184,6 +186,11 @@ class Client:
                 raise ThreadBusy("a run is under way on the thread", thread=thread, fix="wait for it, or cancel it")
             case "nothing":
                 raise EmptyInputError("nothing to continue on the thread", thread=thread, fix="submit an input")
+            case "asked":
+                what = "all that is open on the thread waits for answers"
+                raise EmptyInputError(what, thread=thread, fix="`everstep state` shows the questions, resume answers")
+            case "stale":
+                raise gone_on(thread)
             case _:
                 raise self._unreadable(thread)
 
@@ -236,6 +243,44 @@ class Client:
             if status == "done":
                 raise EmptyInputError("nothing to retry: the last run is done", thread=thread, fix="submit an input")
             return self.proceed(thread, graph, queue, Config())
+
+    def resume(
+        self,
+        thread_id: object,
+        answer: Any,
+        *,
+        run_id: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        context: Any = None,
+        actor: str = "",
+    ) -> Run:
+        """Answer what a run asked with `interrupt()`, as a new run that goes on there; durable when it returns.
+
+        `answer`: a value, if one question waits; else `{question id: value, ...}`. The ids are in
+        `state(thread_id).interrupts`. With a `run_id` it may be sent again: the same answer attaches.
+
+        Raises InvalidResume (several questions and no id, an unknown id, an answer that does not fit its schema),
+        ThreadBusy, EmptyInputError (the thread is done), UnknownThread, RunConflict.
+        """
+        thread = thread_id_text(thread_id)
+        with translated(self.url):
+            graph, queue = self._thread(thread, "graph", "queue")
+            said = Config.of(config, context=context, actor=actor)
+            return self.answer(thread, graph, queue, answer, said, run_id, self.reading(graph))
+
+    def answer(
+        self, thread: str, graph: str, queue: str, answer: Any, said: Config, run_id: str | None, reading: Reading
+    ) -> Run:
+        """`resume` with a config that is read already, and with the graph's types where they are known."""
+        run = _run_id(run_id, said)
+        told: dict[str, Any] = {"graph": graph, "queue": queue, "codec": reading.codec}
+        try:
+            start = resume_of(self.log_store, thread, run, answer, said, **told)
+        except InvalidResume:
+            if not self.redis.hexists(self.keys.runs(thread), run):
+                raise
+            start = resume_of(self.log_store, thread, run, answer, said, again=True, **told)
+        return self.started(start, reading)
 
     def proceed(
         self,

@@ -17,7 +17,9 @@ from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, Fold, State, fetch, state_at
 
 from ..moves.contract import JOIN_TASK, START_TASK, UPDATE_TASK
-from ..reading.snapshot import HIDDEN
+from ..reading.questions import interrupts, open_step, question
+from ..reading.snapshot import HIDDEN, snapshot
+from ..steps.streaming import INTERRUPT
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
@@ -53,6 +55,18 @@ class Reading:
         return found or None
 
 
+def standing(log: Log, thread: str, reading: Reading) -> dict[str, Any]:
+    """The output values of a thread at rest, as far as they can be read here, and with the questions that wait."""
+    told = open_step(log, thread)
+    found = interrupts(told, reading.codec) if told is not None else []
+    if reading.spec is not None:
+        values = snapshot(log, thread, spec=reading.spec).values
+        known = {name: values[name] for name in reading.spec.output_schema.fields if name in values}
+    else:  # without the reducers, what siblings of an open task wrote is not shown yet
+        known = reading.output(state_at(log, thread).channels) if told is not None and told.n else {}
+    return {**known, INTERRUPT: found} if found else known
+
+
 class RunStream:
     """Feeds on a thread's entries from its run's first one on, and gives the run's chunks."""
 
@@ -72,6 +86,8 @@ class RunStream:
         if not entry.is_checkpoint:
             if self._fold is not None:
                 self._fold.feed(entry)
+            if ours and entry.kind == "task_paused":
+                return self._asked(entry)
             return self._fact(entry) if ours and entry.kind == "task_done" else []
         state = self._state(entry) if self._fold is not None or (ours and entry.text("source") != "input") else None
         if state is None or not ours or entry.text("source") == "input":
@@ -92,6 +108,14 @@ class RunStream:
         writes = entry.writes()
         self._written |= {name for name, _ in writes}
         return self._updates(entry, writes)
+
+    def _asked(self, entry: e.Entry) -> list[Chunk]:
+        found = (question(entry, self.reading.codec),)
+        chunks = [self._tag("updates", {INTERRUPT: found})] if "updates" in self.modes else []
+        if "values" in self.modes:
+            values = self.reading.output(state_at(self.log, self.thread, entry.n).channels) if entry.n else {}
+            chunks.append(self._tag("values", {**values, INTERRUPT: found}))
+        return chunks
 
     def _checkpoint(self, state: State) -> list[Chunk]:
         entry, task = state.entry, state.entry.text("task")

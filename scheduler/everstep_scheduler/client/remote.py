@@ -16,13 +16,12 @@ from everstep_checkpoint.entries import checkpoint_id
 from everstep_checkpoint.errors import EmptyInputError, InvalidThreadId
 from everstep_checkpoint.keys import thread_id_text
 from everstep_checkpoint.log import new_id
-from everstep_checkpoint.replay import state_at
 
 from ..graph.runtime import START
 from ..moves.connection import translated
-from ..moves.record import Config, start_of, start_with
+from ..moves.record import Config, Nodes, kind_of, start_of, start_with
 from ..reading.snapshot import StateSnapshot, last_writer, snapshot, snapshots
-from .following import Chunk, Reading
+from .following import Chunk, Reading, standing
 from .intake import node_of, take_update
 from .manifest import Manifest
 from .runhandle import Run
@@ -57,19 +56,25 @@ class RemoteGraph:
         context: Any = None,
         stream_mode: str | Sequence[str] = "values",
         run_id: str | None = None,
+        interrupt_before: Nodes = None,
+        interrupt_after: Nodes = None,
         timeout: float | None = None,
     ) -> Any:
         """Run to the end on the workers; the output values, or all chunks if `stream_mode` is not "values".
 
-        `input` None continues what rested. Without a thread_id the thread's id is the run's. `timeout`: seconds.
+        `input` None continues what rested, Command(resume=...) answers its question; a run that rests with questions
+        gives its values with `__interrupt__`. Without a thread_id the thread's id is the run's. `timeout`: seconds.
 
         Raises RunFailed, NodeTimeoutError, GraphRecursionError, RunCancelled, InvalidInput, TimeoutError.
         """
         if stream_mode != "values":
             return list(
-                self.stream(input, config, context=context, stream_mode=stream_mode, run_id=run_id, timeout=timeout)
-            )
-        said = Config.of(config, context=context)
+                self.stream(
+                    input, config, context=context, stream_mode=stream_mode, run_id=run_id, timeout=timeout,
+                    interrupt_before=interrupt_before, interrupt_after=interrupt_after,
+                )
+            )  # fmt: skip
+        said = Config.of(config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after)
         run = self._begin(input, config, said, run_id)
         return self._values(said) if run is None else run.result(timeout)
 
@@ -81,10 +86,12 @@ class RemoteGraph:
         context: Any = None,
         stream_mode: str | Sequence[str] = "updates",
         run_id: str | None = None,
+        interrupt_before: Nodes = None,
+        interrupt_after: Nodes = None,
         timeout: float | None = None,
     ) -> Iterator[Chunk]:
         """The run chunk by chunk: "values", "updates", or a list of both, then as (mode, chunk)."""
-        said = Config.of(config, context=context)
+        said = Config.of(config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after)
         run = self._begin(input, config, said, run_id)
         if run is not None:
             yield from run.chunks(stream_mode, timeout)
@@ -118,13 +125,17 @@ class RemoteGraph:
     def _begin(self, input: object, config: Given, said: Config, run_id: str | None) -> Run | None:
         """The run for an input, or one that continues; None if there is nothing to continue on a known thread."""
         _check_thread(config)
-        if input is not None:
+        kind = kind_of(input)
+        if kind == "input":
             return self.client.begin(self.name, input, said, run_id=run_id, spec=self.spec)
         if not said.has_thread:
             raise EmptyInputError("no input, and no thread to continue", fix="pass an input, or a thread_id")
         thread = thread_id_text(said.thread_id)
         queue = self.spec.default_queue if self.spec is not None else self.manifest.queue
         try:
+            if kind == "resume":
+                command: Any = input
+                return self.client.answer(thread, self.name, queue, command.resume, said, run_id, self._reading())
             return self.client.proceed(thread, self.name, queue, said, run_id, self._reading())
         except EmptyInputError:
             if self.client.log_store.head(thread) is None:
@@ -132,9 +143,8 @@ class RemoteGraph:
             return None
 
     def _values(self, said: Config) -> dict[str, Any]:
-        """The output values as the thread has them."""
-        thread = thread_id_text(said.thread_id)
-        return self._reading().output(state_at(self.client.log_store, thread).channels)
+        """The output values as the thread has them, and its questions."""
+        return standing(self.client.log_store, thread_id_text(said.thread_id), self._reading())
 
     def _reading(self) -> Reading:
         return Reading(self.spec) if self.spec is not None else Reading(None, self.manifest.outputs)

@@ -20,7 +20,7 @@ from everstep_checkpoint.replay import state_at
 from ..moves.connection import BACKOFF_MAX_S, server_error
 from ..reading.ending import Ending, EndingFinder
 from ..steps.streaming import check_modes
-from .following import Chunk, Reading, RunStream
+from .following import Chunk, Reading, RunStream, standing
 from .waiting import waiting_for
 
 if TYPE_CHECKING:
@@ -49,16 +49,19 @@ class Run:
         return self._client.run_status(self.thread_id, self.run_id)[0]
 
     def result(self, timeout: float | None = None) -> dict[str, Any]:
-        """The output values, once the run is done; without a timeout (seconds) it waits for as long as it takes.
+        """The output values once the run is done, or rests with questions, which are then its `__interrupt__`.
+
+        Without a timeout (seconds) it waits for as long as it takes.
 
         Raises RunFailed, NodeTimeoutError, GraphRecursionError, RunCancelled; TimeoutError saying what it waits for.
         """
         ended = self.ending(timeout)
         if ended.status not in ("done", "interrupted"):
             self._raise(ended)
-        return (
-            self._reading.output(state_at(self._client.log_store, self.thread_id, ended.n).channels) if ended.n else {}
-        )
+        log, head = self._client.log_store, self._client.log_store.head(self.thread_id)
+        if ended.status == "interrupted" and head is not None and head.n == ended.n:
+            return standing(log, self.thread_id, self._reading)
+        return self._reading.output(state_at(log, self.thread_id, ended.n).channels) if ended.n else {}
 
     def settled(self, timeout: float | None = None) -> Ending:
         """The ending of a run that went well. Raises as `result` does."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Node = Callable[..., Any]
 Router = Callable[..., Any] | Callable[..., Awaitable[Any]]
 PathMap = Mapping[Hashable, str] | Sequence[str]
+Breakpoints = Sequence[str] | Literal["*"] | None
 
 INJECTED = ("config", "runtime")
 NAME_MAX = 200
@@ -180,7 +181,12 @@ class StateGraph:
         self._check_reachable()
         return self
 
-    def spec(self, name: str | None = None) -> GraphSpec:
+    def spec(
+        self,
+        name: str | None = None,
+        interrupt_before: Breakpoints = None,
+        interrupt_after: Breakpoints = None,
+    ) -> GraphSpec:
         """The graph, checked, as the pure value that plans and runs are made from."""
         self.validate()
         return GraphSpec(
@@ -195,19 +201,39 @@ class StateGraph:
             output_schema=self._output,
             context_schema=self._context_schema,
             registry=registry_of([*self._schemas, self._context_schema]),
+            interrupt_before=self._breakpoints(interrupt_before, "interrupt_before"),
+            interrupt_after=self._breakpoints(interrupt_after, "interrupt_after"),
         )
 
-    def compile(self, checkpointer: Any = None, *, name: str | None = None) -> CompiledGraph:
-        """A graph that runs. `checkpointer` keeps its threads; `name` is the graph's, and its queue's."""
+    def compile(
+        self,
+        checkpointer: Any = None,
+        *,
+        interrupt_before: Breakpoints = None,
+        interrupt_after: Breakpoints = None,
+        name: str | None = None,
+    ) -> CompiledGraph:
+        """A graph that runs. `checkpointer` keeps its threads; `name` is the graph's, and its queue's.
+
+        `interrupt_before`, `interrupt_after`: nodes at which each run stops, "*" for all; `invoke(None, config)` goes
+        on.
+        """
         from ..inline.compiled import CompiledGraph  # late: what runs graphs imports what builds them
 
         if checkpointer is not None and not hasattr(checkpointer, "moves"):
             raise GraphError(
                 f"{checkpointer!r} is no checkpointer", fix="InMemorySaver(), or RedisSaver('redis://127.0.0.1:6379/0')"
             )
-        return CompiledGraph(self.spec(name), checkpointer)
+        return CompiledGraph(self.spec(name, interrupt_before, interrupt_after), checkpointer)
 
     # -- inside
+
+    def _breakpoints(self, given: Breakpoints, what: str) -> tuple[str, ...]:
+        names = () if given is None else ("*",) if given == "*" else tuple(given)
+        for name in names:
+            if name != "*":
+                self._check_known(name, what, "*")
+        return names
 
     def _add_schema(self, cls: type[Any]) -> Schema:
         if cls not in self._schemas:

@@ -94,6 +94,8 @@ class GraphSpec:
     output_schema: Schema
     context_schema: type[Any] | None = None
     registry: Registry = field(default_factory=Registry)
+    interrupt_before: tuple[str, ...] = ()
+    interrupt_after: tuple[str, ...] = ()
 
     # -- identity
 

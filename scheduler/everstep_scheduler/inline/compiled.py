@@ -18,8 +18,8 @@ from everstep_checkpoint.log import new_id
 from ..graph.draw import mermaid, svg
 from ..graph.runtime import START
 from ..graph.spec import GraphSpec
-from ..moves.contract import START_NODE, RunKind
-from ..moves.record import Config
+from ..moves.contract import START_NODE
+from ..moves.record import Config, Nodes, kind_of
 from ..reading.snapshot import StateSnapshot, last_writer, snapshot, snapshots
 from ..steps.loading import Loader
 from ..steps.streaming import Chunk
@@ -53,15 +53,19 @@ class CompiledGraph:
         context: Any = None,
         stream_mode: str | Sequence[str] = "values",
         run_id: str | None = None,
+        interrupt_before: Nodes = None,
+        interrupt_after: Nodes = None,
     ) -> Any:
         """Run to the end here; the output values, or all chunks if `stream_mode` is not "values".
 
-        `input` None continues what rested. `config`: {"configurable": {"thread_id": ...}, "recursion_limit": 10007,
+        `input` None continues what rested, Command(resume=...) answers its question. A run that rests with questions
+        gives its values with `__interrupt__`. `interrupt_before`, `interrupt_after`: nodes to stop at, "*" for all.
+        `config`: {"configurable": {"thread_id": ...}, "recursion_limit": 10007,
         "max_concurrency": 16, "metadata": {...}, "tags": [...]}. A `run_id` makes it idempotent.
 
         Raises what the node raised; GraphRecursionError, InvalidUpdateError, EmptyInputError, InvalidInput.
         """
-        run = self._run(input, config, context, stream_mode, run_id)
+        run = self._run(input, config, context, stream_mode, run_id, (interrupt_before, interrupt_after))
         chunks = list(run.events(None))
         return run.output() if stream_mode == "values" else chunks
 
@@ -73,9 +77,11 @@ class CompiledGraph:
         context: Any = None,
         stream_mode: str | Sequence[str] = "values",
         run_id: str | None = None,
+        interrupt_before: Nodes = None,
+        interrupt_after: Nodes = None,
     ) -> Any:
         """`invoke` on an event loop: async nodes run on it, sync ones in threads."""
-        run = self._run(input, config, context, stream_mode, run_id)
+        run = self._run(input, config, context, stream_mode, run_id, (interrupt_before, interrupt_after))
         chunks = [chunk async for chunk in _on_loop(run)]
         return run.output() if stream_mode == "values" else chunks
 
@@ -87,10 +93,14 @@ class CompiledGraph:
         context: Any = None,
         stream_mode: str | Sequence[str] = "updates",
         run_id: str | None = None,
+        interrupt_before: Nodes = None,
+        interrupt_after: Nodes = None,
     ) -> Iterator[Any]:
         """Run here, chunk by chunk: "values" (the state after each step), "updates" ({node: its update}), or a list of
         both, then as (mode, chunk)."""
-        yield from self._run(input, config, context, stream_mode, run_id).events(None)
+        yield from self._run(input, config, context, stream_mode, run_id, (interrupt_before, interrupt_after)).events(
+            None
+        )
 
     async def astream(
         self,
@@ -100,9 +110,13 @@ class CompiledGraph:
         context: Any = None,
         stream_mode: str | Sequence[str] = "updates",
         run_id: str | None = None,
+        interrupt_before: Nodes = None,
+        interrupt_after: Nodes = None,
     ) -> AsyncIterator[Any]:
         """`stream` on an event loop."""
-        async for chunk in _on_loop(self._run(input, config, context, stream_mode, run_id)):
+        async for chunk in _on_loop(
+            self._run(input, config, context, stream_mode, run_id, (interrupt_before, interrupt_after))
+        ):
             yield chunk
 
     # state
@@ -168,11 +182,12 @@ class CompiledGraph:
         context: Any,
         mode: str | Sequence[str],
         run_id: str | None,
+        stops: tuple[Nodes, Nodes],
     ) -> Inline:
-        said = Config.of(config, context=context)
+        said = Config.of(config, context=context, interrupt_before=stops[0], interrupt_after=stops[1])
         saver = self.checkpointer or InMemorySaver()
         thread = self._thread(said) if self.checkpointer is not None else new_id()
-        kind: RunKind = "continue" if data is None else "input"
+        kind = kind_of(data)
         return Inline(self.spec, saver, thread, run_id or new_id(), data, said, kind, START_NODE, mode, self._loader)
 
 

@@ -31,14 +31,17 @@ from everstep_checkpoint.errors import (
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.replay import state_at
 
+from ..graph.asking import GraphInterrupt
 from ..graph.spec import GraphSpec
 from ..moves.connection import patiently, translated
-from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Started
+from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Start, Started
 from ..moves.record import Config, start_of
 from ..reading.ending import Ending, ending
+from ..reading.questions import asked, gone_on, interrupts, open_step, resume_of
+from ..reading.snapshot import snapshot
 from ..steps.loading import Loader
 from ..steps.perform import Attempt, Performer, Result, Unserved
-from ..steps.streaming import Chunk, Streams
+from ..steps.streaming import INTERRUPT, Chunk, Streams
 from .following import Follower
 from .savers import Saver
 
@@ -114,7 +117,10 @@ class Inline:
             if started.status == "nothing":
                 self._nothing()
                 return
-            if self.kind == "continue":
+            if started.status == "asked":
+                yield from self._still_asked()
+                return
+            if self.kind in ("continue", "resume"):
                 yield from self.streams.before(self.output())
             self._ready.extend(started.leases)
             yield from self._drive(started)
@@ -123,10 +129,11 @@ class Inline:
         self._raise()
 
     def _start(self) -> Started:
-        start = start_of(self.spec, self.thread, self.run, self.data, self.config, self.kind, self.node)
-        offer = self._offer(1)
+        start, offer = self._begun(), self._offer(1)
         started = self._insist(lambda: self.saver.moves.start(start, offer), START_PATIENCE_S)
         self._held(started.leases)
+        if started.status == "stale":
+            raise gone_on(self.thread)
         if started.status == "conflict":
             raise RunConflict(
                 f"run {self.run!r} was used with another input", thread=self.thread, fix="give a new run_id"
@@ -134,6 +141,20 @@ class Inline:
         if started.status == "busy":
             raise ThreadBusy("a run is under way on the thread", thread=self.thread, fix="wait for it, or cancel it")
         return started
+
+    def _begun(self) -> Start:
+        if self.kind != "resume":
+            return start_of(self.spec, self.thread, self.run, self.data, self.config, self.kind, self.node)
+        command: Any = self.data
+        return resume_of(
+            self.saver.log, self.thread, self.run, command.resume, self.config, graph=self.spec.name,
+            queue=self.spec.default_queue, codec=self.spec.codec,
+        )  # fmt: skip
+
+    def _still_asked(self) -> Iterator[Chunk]:
+        """`invoke(None)` where all that is open waits for answers: nothing is run, the questions are told again."""
+        yield from self.streams.before(self.output())
+        yield from self.streams.asked(self.output(), self._interrupts())
 
     def _nothing(self) -> None:
         """`invoke(None)` on a thread that has nothing to continue: its values as they are."""
@@ -263,6 +284,20 @@ class Inline:
         self._after(job, commit, answer)
         if ours and answer.status == "ok":
             yield from self.streams.of(job.attempt, commit)
+            if isinstance(result.error, GraphInterrupt):
+                yield from self._asked(commit)
+
+    def _asked(self, commit: Commit) -> Iterator[Chunk]:
+        """What a paused task asks, for who streams."""
+        if not self.streams.modes:
+            return
+        told = open_step(self.saver.log, self.thread)
+        found = [asked(x, self.spec.codec) for x in told.tasks if x.task == commit.lease.task] if told else []
+        yield from self.streams.asked(self._stored_output(commit.lease.n), [x for x in found if x is not None])
+
+    def _interrupts(self) -> list[Any]:
+        told = open_step(self.saver.log, self.thread)
+        return interrupts(told, self.spec.codec) if told is not None else []
 
     def _insist(self, action: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
         """An outcome in hand outlives a short absence of Redis: the same commit is sent again, harmless twice."""
@@ -286,13 +321,20 @@ class Inline:
     # the end
 
     def output(self) -> Any:
-        """The output values at the run's end."""
+        """The output values at the run's end; with the questions that wait, as `__interrupt__`."""
+        if self.ended is not None and self.ended.status != "interrupted":
+            return self._stored_output()
+        values = snapshot(self.saver.log, self.thread, spec=self.spec).values
+        known = {name: values[name] for name in self.spec.output_schema.fields if name in values}
+        return {**known, INTERRUPT: found} if (found := self._interrupts()) else known
+
+    def _stored_output(self, at: int = 0) -> Any:
         log = self.saver.log
         warm = self.performer.loader.peek(self.thread, self.ended.digest) if self.ended and self.ended.digest else None
         if warm is not None:
             return self.spec.output(warm.channels)
         head = log.head(self.thread)
-        n = self.ended.n if self.ended else head.n if head else 0
+        n = at or (self.ended.n if self.ended else head.n if head else 0)
         return self.spec.output(state_at(log, self.thread, n).channels) if n else {}
 
     def _raise(self) -> None:

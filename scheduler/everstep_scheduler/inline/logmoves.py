@@ -17,6 +17,8 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Head, Log, new_id
 
 from ..moves.contract import JOIN_NODE, JOIN_TASK, Answer, Commit, Lease, Offer, Start, Started
+from ..reading.derive import Task as DerivedTask
+from ..reading.derive import derive
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Task:
     token: str = ""
     owner: str = ""
     due: float = 0.0
+    question: str = ""
+    answers: tuple[str, ...] = ()
 
 
 @dataclass
@@ -51,6 +55,9 @@ class Thread:
     left: int = 0
     width: int = 0
     failed: int = 0
+    asked: int = 0
+    conf: str = ""
+    early: tuple[str, str] = ("", "")  # an answer that came before its question: its task, its fact
     open: dict[str, Task] = field(default_factory=dict[str, Task])
     queued: deque[tuple[Start, str]] = field(default_factory=deque[tuple[Start, str]])
     runs: dict[str, tuple[str, str, str]] = field(default_factory=dict[str, tuple[str, str, str]])
@@ -77,10 +84,10 @@ class LogMoves:
                 status, entry, known = t.runs[start.run]
                 return Started("attached" if known == start.sum else "conflict", entry, status)
             busy = t is not None and t.status == "running"
-            if busy and (start.mode == "reject" or start.kind == "continue"):
+            if busy and (start.mode == "reject" or start.goes_on):
                 return Started("busy")
-            if start.kind == "continue" and (t is None or t.left + t.failed == 0 or t.status == "done"):
-                return Started("nothing")
+            if start.goes_on and (refused := _refused(start, t)):
+                return Started(refused)
             return self._begin_or_queue(start, t, offer, busy)
 
     def _begin_or_queue(self, start: Start, t: Thread | None, offer: Offer | None, busy: bool) -> Started:
@@ -92,7 +99,7 @@ class LogMoves:
             fields["birth"] = birth
         if not busy:
             fields["step"] = t.step
-        if start.kind == "continue":
+        if start.goes_on:
             fields["of"] = t.rec
         entry = self._append(
             start.thread, [e.fact("run_queued" if busy else "run_started", start.run, **fields)], after
@@ -102,22 +109,32 @@ class LogMoves:
         if busy:
             t.queued.append((start, entry))
             return Started("queued", entry)
-        if start.kind == "continue":
-            self._reopen(t, start.run)
+        if start.goes_on:
+            self._reopen(t, start, entry)
         else:
             t.graph, t.queue = start.graph, start.queue
             self._begin(t, start, entry)
         return Started("started", entry, "", self._give(start.thread, t, offer) if offer else ())
 
     def _begin(self, t: Thread, start: Start, entry: str) -> None:
-        t.run, t.rec, t.base, t.status = start.run, entry, t.step, "running"
-        t.width, t.left, t.failed = 1, 1, 0
+        t.run, t.rec, t.conf, t.base, t.status = start.run, entry, entry, t.step, "running"
+        t.width, t.left, t.failed, t.asked, t.early = 1, 1, 0, 0, ("", "")
         t.open = {start.task: Task(start.node, t.queue)}
         t.runs[start.run] = ("running", t.runs[start.run][1], start.sum)
 
-    def _reopen(self, t: Thread, run: str) -> None:
-        t.run, t.base, t.status = run, t.step, "running"
+    def _reopen(self, t: Thread, start: Start, entry: str) -> None:
+        t.run, t.base, t.conf, t.status = start.run, t.step, entry, "running"
         t.left, t.failed = t.left + t.failed, 0
+        for each in start.answers:
+            said: e.Fields = {"task": each.task, "answer": each.value}
+            said |= {"question": each.question} if each.question else {}
+            (fact,) = self._append(start.thread, [e.fact("task_answered", t.run, **said)], t.after)
+            if not each.question:
+                t.early = (each.task, fact)
+                continue
+            task = t.open[each.task]
+            task.place, task.question, task.answers = "stopped", "", (*task.answers, fact)
+            t.asked, t.left = t.asked - 1, t.left + 1
         for task in t.open.values():
             if task.place in ("failed", "stopped"):
                 task.place = "unmade"
@@ -155,7 +172,7 @@ class LogMoves:
         at = int(time.time() * 1000)
         return Lease(
             x.token, thread, t.n, t.digest, name, x.node, x.attempt, x.lost, x.queue, x.timeout_s, t.run, t.graph,
-            t.width, "", t.birth, t.rec, t.base, at, 0,
+            t.width, "", t.birth, t.rec, t.base, at, 0, t.conf, _answers(t, name, x),
         )  # fmt: skip
 
     def due_in(self, thread: str) -> float | None:
@@ -215,7 +232,8 @@ class LogMoves:
             else:
                 t.open.update(_part_tasks(self.log, thread, row[0]))
         t.width = t.left = len(t.open)
-        t.failed = 0
+        t.failed = t.asked = 0
+        t.early = ("", "")
         if not t.open:
             self._rest(thread, t, "done")
         elif commit.stop:
@@ -236,6 +254,12 @@ class LogMoves:
         t.failed += 1
         self._resolved(thread, t)
 
+    def _paused(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
+        task.place, task.question, task.answers = "asked", commit.question, tuple(commit.kept.split())
+        t.early = ("", "") if t.early[0] == name else t.early
+        t.asked += 1
+        self._resolved(thread, t)
+
     def _retry(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
         task.place, task.due = "wake", time.monotonic() + commit.delay_ms / 1000
 
@@ -245,6 +269,8 @@ class LogMoves:
             return
         if t.failed:
             self._rest(thread, t, "failed")
+        elif t.asked:
+            self._rest(thread, t, "interrupted")
         else:
             t.left = 1
             t.open[JOIN_TASK] = Task(JOIN_NODE, t.queue)
@@ -320,7 +346,7 @@ class LogMoves:
                 return "rested"
             self._append(thread, [e.fact("run_cancel_asked", t.run, actor=actor)], t.after)
             for task in t.open.values():
-                if task.place not in ("done", "failed"):
+                if task.place not in ("done", "failed", "asked"):
                     task.place, task.token = "stopped", ""
             left, t.failed, was = t.left + t.failed, 0, t.run
             self._rest(thread, t, "cancelled", actor=actor)
@@ -358,6 +384,22 @@ class LogMoves:
         return found
 
 
+def _refused(start: Start, t: Thread | None) -> str:
+    """Why a run can't take up what is open on a thread at rest; empty if it can."""
+    if t is None or t.left + t.failed + t.asked == 0 or t.status == "done":
+        return "nothing"
+    if t.left + t.failed + len(start.answers) == 0:
+        return "asked"
+    asked = {name: task.question for name, task in t.open.items() if task.place == "asked"}
+    known = all(asked.get(each.task) == each.question for each in start.answers if each.question)
+    return "" if known and start.at in (None, t.after) else "stale"
+
+
+def _answers(t: Thread, name: str, task: Task) -> str:
+    early = t.early[1] if t.early[0] == name else ""
+    return " ".join([*([early] if early else []), *task.answers])
+
+
 def _part_tasks(log: Log, thread: str, ref: str) -> dict[str, Task]:
     from everstep_checkpoint.replay import part_tasks
 
@@ -366,21 +408,31 @@ def _part_tasks(log: Log, thread: str, ref: str) -> dict[str, Task]:
 
 
 def _from_log(log: Log, thread: str, head: Head) -> Thread:
-    from ..reading.derive import derive
-
     told = derive(log, thread)
     t = Thread(
         told.birth, head.n, head.digest, told.step, told.status, told.run, told.rec, told.base, told.graph, told.queue
     )
-    t.width, t.left, t.failed = told.width, told.left, told.failed
-    t.open = {
-        x.task: Task(x.node, x.queue, x.timeout_s, x.place, x.attempt, x.lost, due=_due(x.due_ms)) for x in told.tasks
-    }
+    t.width, t.left, t.failed, t.asked, t.conf = told.width, told.left, told.failed, told.asked, told.conf
+    t.open = {x.task: _task(x) for x in told.tasks}
     t.runs = {run: (word, entry, insum) for run, (word, entry, insum) in told.runs.items()}
     for x in told.queued:
         start = Start(thread, x.run, "input", x.graph, x.queue, told.runs[x.run][2], {}, x.task, x.node)
         t.queued.append((start, x.entry))
     return t
+
+
+def _task(x: DerivedTask) -> Task:
+    return Task(
+        x.node,
+        x.queue,
+        x.timeout_s,
+        x.place,
+        x.attempt,
+        x.lost,
+        due=_due(x.due_ms),
+        question=x.question,
+        answers=x.answers,
+    )
 
 
 def _due(due_ms: int) -> float:

@@ -23,12 +23,16 @@ JOIN_NODE = "__join__"
 LEASE_MS = 10_000
 MOVE_MAX = 250
 
-RunKind = Literal["input", "update", "continue"]
-Outcome = Literal["next", "done", "failed", "retry", "unplanned"]
+RunKind = Literal["input", "update", "continue", "resume"]
+Outcome = Literal["next", "done", "failed", "retry", "unplanned", "paused"]
 
 
 class Lease(NamedTuple):
-    """One attempt at a task: who it is, what it stands on, and the token that fences it."""
+    """One attempt at a task: who it is, what it stands on, and the token that fences it.
+
+    `rec`: the fact with the run's input, `conf`: the one with the record that holds; in a run that continues they are
+    two. `answers`: the facts with answers to the task's questions, in order, by their ids, with spaces between.
+    """
 
     token: str
     thread: str
@@ -49,6 +53,8 @@ class Lease(NamedTuple):
     base: int
     at_ms: int
     suspect: int
+    conf: str
+    answers: str = ""
 
     @property
     def plans(self) -> bool:
@@ -72,9 +78,20 @@ class Offer:
     thread: str = ""
 
 
+class Answered(NamedTuple):
+    """An answer for a task of the open step. `question`: the id it answers; empty: it comes before it is asked."""
+
+    task: str
+    question: str
+    value: bytes
+
+
 @dataclass(frozen=True)
 class Start:
-    """A run to begin. `fields` are those of its fact (record, input, actor, trace); `sum` tells inputs apart."""
+    """A run to begin. `fields` are those of its fact (record, input, actor, trace); `sum` tells inputs apart.
+
+    A run that resumes brings `answers`, for the checkpoint `at` (n, digest) whose questions it has seen.
+    """
 
     thread: str
     run: str
@@ -86,11 +103,19 @@ class Start:
     task: str = START_TASK
     node: str = START_NODE
     mode: Literal["enqueue", "reject"] = "enqueue"
+    answers: tuple[Answered, ...] = ()
+    at: tuple[int, str] | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Does it take up what is open, instead of beginning something?"""
+        return self.kind in ("continue", "resume")
 
 
 @dataclass(frozen=True)
 class Started:
-    """started, queued, attached (known run id, same input), conflict, busy, nothing (to continue)."""
+    """started, queued, attached (known run id, same input), conflict, busy, nothing (to continue), asked (all that is
+    open waits for answers), stale (a question that is answered is not the one that is asked)."""
 
     status: str
     entry: str = ""
@@ -102,6 +127,7 @@ class Started:
 class Commit:
     """An attempt's outcome, hashed by the caller. `head` is (n, digest, step) of the last checkpoint among `entries`.
 
+    `question`: what a paused task asks, `kept`: its answers that hold good (as in `Lease.answers`).
     `wrote`: the keys that the closed step wrote, changed or not; for streams, not stored.
     """
 
@@ -115,6 +141,8 @@ class Commit:
     why: str = ""
     reason: str = ""
     delay_ms: int = 0
+    question: str = ""
+    kept: str = ""
     wrote: frozenset[str] = frozenset()
 
 

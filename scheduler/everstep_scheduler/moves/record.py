@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -21,7 +21,8 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Codec, pack
 from everstep_checkpoint.errors import CorruptEntry, InvalidInput, TooLarge
 
-from .contract import START_NODE, START_TASK, UPDATE_TASK, RunKind, Start
+from ..graph.runtime import Command
+from .contract import MOVE_MAX, START_NODE, START_TASK, UPDATE_TASK, Answered, RunKind, Start
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
@@ -37,7 +38,11 @@ _SECRETS = frozenset(
 )
 _SECRET_KEYS = frozenset({"api", "private", "access", "signing", "encryption"})
 
+ALL = "*"
+_NAMES = frozenset({"tags", "interrupt_before", "interrupt_after"})
+
 Writes = Sequence[tuple[str, bytes]]
+Nodes = Sequence[str] | Literal["*"] | None
 Form = Literal["json", "typed"]
 Mode = Literal["enqueue", "reject"]
 
@@ -72,7 +77,10 @@ def checkpoint_number(checkpoint_id: str) -> int:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run was told. `form`: is its input JSON, to be read by the graph's types, or are its values typed?"""
+    """What a run was told. `form`: is its input JSON, to be read by the graph's types, or are its values typed?
+
+    `interrupt_before`, `interrupt_after`: the nodes at which it is to stop, `*` for all; None: the graph's own.
+    """
 
     kind: RunKind = "input"
     form: Form = "typed"
@@ -86,6 +94,8 @@ class RunRecord:
     trace: str = ""
     deadline: int = 0
     parent: str = ""
+    interrupt_before: tuple[str, ...] | None = None
+    interrupt_after: tuple[str, ...] | None = None
 
     def encode(self, codec: Codec = PLAIN) -> bytes:
         """The canonical encoding, without envelope. Fields that say what everybody says are left out."""
@@ -93,7 +103,7 @@ class RunRecord:
         for each in fields(self):
             value = getattr(self, each.name)
             if value != getattr(_USUAL, each.name) or each.name == "kind":
-                said[each.name] = list(cast("tuple[str, ...]", value)) if each.name == "tags" else value
+                said[each.name] = list(cast("tuple[str, ...]", value)) if each.name in _NAMES else value
         return codec.encode(said, "the run's config, metadata and context")
 
     @classmethod
@@ -106,8 +116,7 @@ class RunRecord:
             )
         given = cast("dict[str, Any]", said)
         known = {each.name: given[each.name] for each in fields(cls) if each.name in given}
-        if "tags" in known:
-            known["tags"] = tuple(known["tags"])
+        known |= {name: tuple(known[name]) for name in _NAMES & known.keys()}
         return cls(**known)
 
 
@@ -129,6 +138,8 @@ class Config:
     context: Any = None
     actor: str = ""
     trace: str = ""
+    interrupt_before: tuple[str, ...] | None = None
+    interrupt_after: tuple[str, ...] | None = None
 
     @property
     def has_thread(self) -> bool:
@@ -150,6 +161,8 @@ class Config:
         tags: Sequence[str] = (),
         actor: str = "",
         trace: str = "",
+        interrupt_before: Nodes = None,
+        interrupt_after: Nodes = None,
     ) -> Config:
         """From `{"configurable": {"thread_id": ...}, "recursion_limit": ..., "metadata": ..., "tags": ...}`.
 
@@ -172,6 +185,8 @@ class Config:
             context=context,
             actor=actor,
             trace=trace,
+            interrupt_before=breakpoints(interrupt_before),
+            interrupt_after=breakpoints(interrupt_after),
         )
 
     def record(self, kind: RunKind, form: Form = "typed") -> RunRecord:
@@ -186,7 +201,31 @@ class Config:
             self.recursion_limit,
             actor=self.actor,
             trace=self.trace,
+            interrupt_before=self.interrupt_before,
+            interrupt_after=self.interrupt_after,
         )
+
+
+def breakpoints(given: Nodes) -> tuple[str, ...] | None:
+    """Nodes to stop at, as they are stored. None says nothing, an empty list says: at none."""
+    return None if given is None else (ALL,) if given == ALL else tuple(given)
+
+
+def stops_at(nodes: Iterable[str], marked: tuple[str, ...]) -> bool:
+    """Is one of the nodes marked?"""
+    return bool(marked) and any(ALL in marked or node in marked for node in nodes)
+
+
+def kind_of(data: object) -> RunKind:
+    """The kind of run that an input asks for. Raises InvalidInput for a Command that this version can't take."""
+    if not isinstance(data, Command):
+        return "continue" if data is None else "input"
+    if data.graph is not None or data.update is not None or data.goes:
+        raise InvalidInput(
+            "a Command as an input can only resume",
+            fix="Command(resume=...); use update_state() to change the state, with as_node to choose where it goes on",
+        )
+    return "continue" if data.resume is None else "resume"
 
 
 def input_sum(graph: str, kind: str, writes: Writes) -> str:
@@ -207,9 +246,19 @@ def start_with(
     node: str = START_NODE,
     mode: Mode = "enqueue",
     codec: Codec = PLAIN,
+    answers: Sequence[Answered] = (),
+    at: tuple[int, str] | None = None,
+    insum: str = "",
 ) -> Start:
-    """The run to begin, from its record and its encoded input. Raises TooLarge, UnknownType, InvalidInput."""
-    insum = input_sum(graph, record.kind, writes)
+    """The run to begin, from its record and its encoded input. Raises TooLarge, UnknownType, InvalidInput.
+
+    `answers` are those of a run that resumes, at most 250; `insum` then tells them from any others.
+    """
+    if len(answers) > MOVE_MAX:
+        raise InvalidInput(
+            f"{len(answers)} answers at once", thread=thread, fix=f"resume with at most {MOVE_MAX}, then with the rest"
+        )
+    insum = insum or input_sum(graph, record.kind, writes)
     said: e.Fields = {
         "run": check_run_id(run), "kind_of_run": record.kind, "task": task, "node": node, "graph": graph,
         "queue": queue, "record": e.wrap(record.encode(codec)), "input": e.pack_writes(writes), "insum": insum,
@@ -217,8 +266,8 @@ def start_with(
     said["sum"] = e.fact_sum(said)
     said |= {"actor": record.actor} if record.actor else {}
     said |= {"trace": record.trace} if record.trace else {}
-    _check_size(thread, said)
-    return Start(thread, run, record.kind, graph, queue, insum, said, task, node, mode)
+    _check_size(thread, said, answers)
+    return Start(thread, run, record.kind, graph, queue, insum, said, task, node, mode, tuple(answers), at)
 
 
 def start_of(
@@ -237,7 +286,7 @@ def start_of(
     Raises InvalidInput, EmptyInputError, InvalidUpdateError, UnknownType, TooLarge.
     """
     match kind:
-        case "continue":
+        case "continue" | "resume":
             task, writes = START_TASK, []
         case "update":
             task, writes = UPDATE_TASK, spec.node_writes(node, data)
@@ -249,8 +298,8 @@ def start_of(
     )  # fmt: skip
 
 
-def _check_size(thread: str, said: e.Fields) -> None:
-    size = sum(len(value) for value in said.values() if isinstance(value, str | bytes))
+def _check_size(thread: str, said: e.Fields, answers: Sequence[Answered] = ()) -> None:
+    size = sum(len(value) for value in (*said.values(), *(x.value for x in answers)) if isinstance(value, str | bytes))
     if size > e.ENTRY_MAX:
         raise TooLarge(
             f"the input and the record of the run have {size:,} bytes, the cap is {e.ENTRY_MAX:,}",

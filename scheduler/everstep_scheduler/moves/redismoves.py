@@ -165,8 +165,13 @@ class RedisMoves:
         header: Header = {
             "thread": start.thread, "run": start.run, "sum": start.sum, "kind": start.kind, "graph": start.graph,
             "queue": start.queue, "task": start.task, "node": start.node, "mode": start.mode, "birth": birth,
-            "jid": job_prefix(start.thread, birth), "salt": salt(), "entries": [["*", "run", len(flat)]],
+            "jid": job_prefix(start.thread, birth), "salt": salt(), "count": len(flat),
         }  # fmt: skip
+        if start.goes_on:
+            header["answers"] = [[each.task, each.question] for each in start.answers]
+            flat += [each.value for each in start.answers]
+        if start.at is not None:
+            header["at"] = start.at
         if offer is not None:
             header |= {"own": 1, **self._offer(offer)}
         answer = self.scripts.run("start", header, flat)
@@ -210,7 +215,7 @@ class RedisMoves:
             header |= {"head": commit.head, "next": commit.next, "stop": commit.stop}
         if commit.parts:
             header["parts"] = commit.parts
-        for name in ("why", "reason", "delay_ms"):
+        for name in ("why", "reason", "delay_ms", "question", "kept"):
             if value := getattr(commit, name):
                 header[name] = value
         if offer.thread:

@@ -19,7 +19,7 @@ from everstep_checkpoint.replay import TaskRef, tasks_of
 from ..moves.contract import JOIN_NODE, JOIN_TASK, START_NODE, START_TASK
 from .ending import error_of
 
-Place = Literal["unmade", "wake", "failed", "stopped", "done"]
+Place = Literal["unmade", "wake", "asked", "failed", "stopped", "done"]
 REAPED = "its process died"
 EXPIRED_SUSPECT = 2
 FRESH_STEP = -2
@@ -43,11 +43,14 @@ class Task:
     token: str = ""
     due_ms: int = 0
     error: tuple[str, str] = ("", "")
+    question: str = ""
+    asks: e.Entry | None = None
+    answers: tuple[str, ...] = ()
 
     @property
     def touched(self) -> bool:
         """Does the log say anything of it beyond that it is open?"""
-        return bool(self.attempt or self.lost or self.place not in ("unmade", "stopped"))
+        return bool(self.attempt or self.lost or self.answers or self.place not in ("unmade", "stopped"))
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Queued:
 
 @dataclass(frozen=True)
 class Told:
-    """Where a thread stands. `left` and `failed` count as the scripts do: what keeps the run going, and what failed."""
+    """Where a thread stands. `left`, `failed` and `asked` count as the scripts do: what keeps the run going, what
+    failed, what waits for an answer. `rec`: the fact with the run's input, `conf`: the one with the record that holds.
+    """
 
     birth: str
     n: int
@@ -79,6 +84,8 @@ class Told:
     width: int
     left: int
     failed: int
+    asked: int
+    conf: str
     tasks: tuple[Task, ...]
     runs: Mapping[str, tuple[str, str, str]]
     queued: tuple[Queued, ...]
@@ -100,6 +107,7 @@ class Reader:
     status: str = ""
     run: str = ""
     rec: str = ""
+    conf: str = ""
     base: int = FRESH_STEP
     graph: str = ""
     queue: str = ""
@@ -126,8 +134,10 @@ class Reader:
                 self._rested(entry)
             case "part":
                 self._part(entry)
-            case "task_done" | "task_failed" | "task_lost":
+            case "task_done" | "task_failed" | "task_lost" | "task_paused":
                 self._task(entry)
+            case "task_answered":
+                self._answered(entry)
             case _:
                 pass
 
@@ -140,6 +150,7 @@ class Reader:
         self._status("running", entry)
         if of and (waiting is None or waiting.run != run):
             self.runs[run] = ("running", entry.id, entry.text("insum") or CONTINUE_SUM)
+            self.conf = entry.id if "record" in entry.raw else self.conf
             self._facts = {name: _reopened(task) for name, task in self._facts.items()}
             return
         if waiting is None:
@@ -150,7 +161,7 @@ class Reader:
         self._begin(waiting or _queued(entry))
 
     def _begin(self, new: Queued) -> None:
-        self.graph, self.queue = new.graph, new.queue
+        self.graph, self.queue, self.conf = new.graph, new.queue, self.rec
         self._begun = (TaskRef(new.task, new.node, new.queue),)
         self._facts = {}
 
@@ -177,6 +188,7 @@ class Reader:
         self._parts = {ref: part for ref, part in self._parts.items() if part.n >= entry.n - 2}
         self.run = entry.text("run") or self.run
         self.rec = self.rec or entry.text("floor")
+        self.conf = self.conf or self.rec
         self.graph = self.graph or entry.text("graph").partition("@")[0]
         if not entry.next:
             self._ends(self.run, "done")
@@ -199,8 +211,17 @@ class Reader:
                 self._facts[name] = replace(task, place="done")
             case "task_failed":
                 self._facts[name] = _failed(task, entry)
+            case "task_paused":
+                self._facts[name] = _paused(task, entry)
             case _:
                 self._facts[name] = _lost(task, reaped=entry.text("error") == REAPED)
+
+    def _answered(self, entry: e.Entry) -> None:
+        """An answer: its task is open again. One that came early says nothing about its task but that it is there."""
+        name = entry.text("task")
+        task = self._facts.get(name) or Task(name, "", "")
+        place = "unmade" if task.place == "asked" else task.place
+        self._facts[name] = replace(task, place=place, question="", answers=(*task.answers, entry.id))
 
     # where it stands
 
@@ -212,6 +233,7 @@ class Reader:
             tasks.append(self._known(TaskRef(JOIN_TASK, JOIN_NODE, self.queue)))
         failed = sum(task.place == "failed" for task in tasks)
         left = sum(task.place in ("unmade", "wake") for task in tasks)
+        asked = sum(task.place == "asked" for task in tasks)
         if self.status != "running":
             tasks = [replace(task, place="stopped") if task.place in ("unmade", "wake") else task for task in tasks]
         if self.status == "cancelled":
@@ -219,8 +241,8 @@ class Reader:
         queue = self.queue or (refs[0].queue if refs else self.graph)
         return Told(
             self.birth, self.n, self.digest or self.birth, self.step, self.status, self.run, self.rec, self.base,
-            self.graph, queue, len(refs), left, failed, tuple(tasks), dict(self.runs), tuple(self.queued.values()),
-            self.since_ms,
+            self.graph, queue, len(refs), left, failed, asked, self.conf or self.rec, tuple(tasks), dict(self.runs),
+            tuple(self.queued.values()), self.since_ms,
         )  # fmt: skip
 
     def _refs(self) -> list[TaskRef]:
@@ -252,6 +274,13 @@ def _failed(task: Task, entry: e.Entry) -> Task:
     if "retry_at" in entry.raw:
         return replace(cleared, place="wake", due_ms=entry.number("retry_at"))
     return replace(cleared, place="failed")
+
+
+def _paused(task: Task, entry: e.Entry) -> Task:
+    """A question clears a suspect. Of the answers so far those are kept that hold good."""
+    cleared = replace(task, suspect=False, alone=0, error=("", ""))
+    kept = tuple(entry.text("kept").split())
+    return replace(cleared, place="asked", question=entry.text("question"), asks=entry, answers=kept)
 
 
 def _lost(task: Task, *, reaped: bool) -> Task:

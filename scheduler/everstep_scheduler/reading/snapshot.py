@@ -2,7 +2,7 @@
 
     snapshot(log, thread)        the live view: what comes next, what failed, finished tasks' writes applied
     snapshot(log, thread, 3)     the record of one checkpoint, with what its tasks came to
-    snapshots(log, thread)       the history, newest first
+    snapshots(log, thread)       the history, newest first: records, also of the head
 
 One implementation for graphs that run inline, for clients of a fleet and for the CLI. With a graph's `spec` values are
 typed; without it they are plain data (`Tagged` for registered classes). Names and meaning are LangGraph's.
@@ -24,9 +24,10 @@ from everstep_checkpoint.replay import Channels, State, input_writes
 from ..graph.channels import apply
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK
 from ..moves.record import RunRecord, checkpoint_number
-from .derive import Reader, Told
 from .derive import Task as Known
+from .derive import Told
 from .frames import Frame, frame_at, frames, run_fact, until_new_input
+from .questions import asked, step_told
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
@@ -102,7 +103,7 @@ def snapshots(
     kept = deque(frames(log, thread, 1 if limit is None else max(last - limit, 1), last), limit)
     while kept:
         frame = kept.pop()
-        yield view.live(frame) if frame.state.n == head.n else view.of(frame)
+        yield view.of(frame)
 
 
 def last_writer(log: Log, thread: str, nodes: Sequence[str]) -> str:
@@ -145,8 +146,9 @@ class _View:
     def unborn(self, facts: Sequence[e.Entry]) -> StateSnapshot:
         """A thread whose first input is still to be applied."""
         told = self._told(None, facts)
-        tasks = tuple(self._task(told, task, {}, None) for task in told.tasks)
-        return self.empty((START_NODE,))._replace(tasks=tasks)
+        tasks = tuple(self._task(told, task, {}, None, live=True) for task in told.tasks)
+        questions = tuple(each for task in tasks for each in task.interrupts)
+        return self.empty((START_NODE,))._replace(tasks=tasks, interrupts=questions)
 
     def live(self, frame: Frame) -> StateSnapshot:
         """The head: its open tasks, and finished siblings' writes applied, for nobody will take them back."""
@@ -155,7 +157,7 @@ class _View:
         channels = self._with(frame.state.channels, [done[task.task] for task in told.tasks if task.task in done])
         following = tuple(task.node for task in told.tasks if task.place != "done")
         return self._snapshot(
-            frame, channels, following, tuple(self._task(told, task, done, None) for task in told.tasks)
+            frame, channels, following, tuple(self._task(told, task, done, None, live=True) for task in told.tasks)
         )
 
     def of(self, frame: Frame) -> StateSnapshot:
@@ -181,8 +183,9 @@ class _View:
         }
         created = datetime.fromtimestamp(entry.number("at") / 1000, UTC).isoformat()
         config = self._config(entry.checkpoint_id)
+        questions = tuple(each for task in tasks for each in task.interrupts)
         return StateSnapshot(
-            self._values(channels), following, config, metadata, created, self._parent(frame), tasks, ()
+            self._values(channels), following, config, metadata, created, self._parent(frame), tasks, questions
         )
 
     def _values(self, channels: Channels) -> dict[str, Any]:
@@ -219,23 +222,19 @@ class _View:
             return channels
 
     def _told(self, frame: Frame | None, facts: Iterable[e.Entry]) -> Told:
-        reader = Reader()
-        if frame is not None:
-            for part in frame.parts:
-                reader.feed(part)
-            reader.feed(frame.state.entry)
-        for fact in facts:
-            if fact.kind == "run_started" and (of := fact.text("of")):
-                for waited in self.log.read(self.thread, of, of):
-                    reader.feed(waited) if waited.kind == "run_queued" else None
-            reader.feed(fact)
-        return reader.told()
+        return step_told(self.log, self.thread, frame, facts)
 
-    def _task(self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None) -> Task:
+    def _task(
+        self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None, live: bool = False
+    ) -> Task:
+        """A task. Live, it shows the question that it waits with; in the record of a step, the last one it asked."""
         key = e.idempotency_key(told.birth, told.n, told.digest, task.task)
         error_type, text = task.error
         shown = f"{error_type.rpartition('.')[2]}({text!r})" if error_type else text or None
-        return Task(key, task.node, _path(task), error=shown, result=self._result(task, done, closing))
+        question = asked(task, self.codec)
+        there = () if question is None or (live and task.place != "asked") else (question,)
+        result = self._result(task, done, closing)
+        return Task(key, task.node, _path(task), error=shown, interrupts=there, result=result)
 
     def _result(self, task: Known, done: Mapping[str, e.Entry], closing: State | None) -> dict[str, Any] | None:
         """What a task wrote: in its own fact, in the checkpoint that it closed its step with, or in the run's input."""

@@ -52,8 +52,9 @@ def _fields(told: Told, thread: str) -> Header:
     return {
         "birth": told.birth, "n": told.n, "digest": told.digest, "step": told.step, "status": told.status,
         "run": told.run, "rec": told.rec, "base": told.base, "graph": told.graph, "queue": told.queue,
-        "width": told.width, "left": told.left, "failed": told.failed, "jobs": 0, "updated": told.since_ms,
-        "jid": job_prefix(thread, told.birth),
+        "width": told.width, "left": told.left, "failed": told.failed, "asked": told.asked,
+        "conf": told.conf, "early": "",
+        "jobs": 0, "updated": told.since_ms, "jid": job_prefix(thread, told.birth),
     }  # fmt: skip
 
 
@@ -90,6 +91,9 @@ def _record(task: Task) -> list[Any]:
         counted = {"t": task.token}
     elif place == "job":
         del counted["t"]
+    elif place == "asked":
+        counted = {"t": task.token, "l": task.lost, "i": task.question}
+    counted |= {"an": " ".join(task.answers)}
     rec |= {name: value for name, value in counted.items() if value}
     return [task.task, rec, task.due_ms if place == "wake" else _reason(task)]
 

@@ -119,17 +119,22 @@ class Loader:
 
     def record(self, lease: Lease, codec: Codec) -> RunRecord:
         """The record of the run that a lease belongs to, its context of the graph's types."""
-        key = (lease.thread, lease.birth, lease.rec)
+        key = (lease.thread, lease.birth, lease.conf)
         with self._lock:
             if key in self._records:
                 return self._records[key]
-        entry = self.entry(lease.thread, lease.birth, lease.rec)
+        entry = self.entry(lease.thread, lease.birth, lease.conf)
         record = RunRecord.decode(entry.value("record") or b"\x80", codec)
         with self._lock:
             self._records[key] = record
             while len(self._records) > ENTRIES_KEPT:
                 self._records.popitem(last=False)
         return record
+
+    def answers(self, lease: Lease) -> list[bytes]:
+        """The encoded answers to the questions of a lease's task, in order."""
+        facts = [self.entry(lease.thread, lease.birth, ref) for ref in lease.answers.split()]
+        return [fact.value("answer") or b"\xc0" for fact in facts]
 
     def send(self, lease: Lease, stand: Stand) -> bytes:
         """The encoded argument of a Send's task, `s<k>_<i>`: the i-th packet of the part whose id ends in `-k`."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from everstep_checkpoint import entries as e
@@ -22,6 +23,7 @@ from everstep_checkpoint.errors import EverstepError, NodeTimeoutError, UnknownN
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import input_writes
 
+from ..graph.asking import CURRENT, Answers
 from ..graph.results import NodeResult, node_result
 from ..graph.runtime import ExecutionInfo, Runtime
 from ..graph.spec import GraphSpec, NodeSpec
@@ -82,10 +84,11 @@ def _late(attempt: Attempt) -> NodeTimeoutError:
 
 @dataclass(frozen=True)
 class Given:
-    """What a task brings along besides the state: a Send's encoded argument, or a run's input."""
+    """What a task brings along besides the state: a Send's encoded argument, a run's input, answers to questions."""
 
     arg: bytes | None = None
     input: tuple[tuple[str, bytes | None], ...] = ()
+    answers: Sequence[bytes] = ()
 
 
 @dataclass
@@ -126,6 +129,7 @@ class Attempt:
     def call(self) -> Result:
         """Run a sync node and its routers. Raises nothing: what the user's code raises is the result."""
         self.began = time.monotonic()
+        before = CURRENT.set(self)
         try:
             self._check()
             if self.lease.task == JOIN_TASK:
@@ -140,10 +144,13 @@ class Attempt:
             return Result(returned(gave.writes, there), None, self.elapsed_ms)
         except BaseException as error:  # noqa: BLE001 - the door to the user's code
             return Result(None, error, self.elapsed_ms)
+        finally:
+            CURRENT.reset(before)
 
     async def acall(self) -> Result:
         """The same on an event loop, for async nodes and routers. Keeps the timeout by itself."""
         self.began = time.monotonic()
+        CURRENT.set(self)  # of this task only: it runs in a context of its own
         try:
             self._check()
             async with asyncio.timeout(self.timeout_s or None):
@@ -158,6 +165,19 @@ class Attempt:
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
             return Result(None, error, self.elapsed_ms)
+
+    def ask(self, value: Any, response_schema: Any) -> Any:
+        """The answer to the node's next question. Raises GraphInterrupt where there is none yet."""
+        return self._answers.next(value, response_schema)
+
+    @cached_property
+    def _answers(self) -> Answers:
+        return Answers(self.key, self.given.answers, self.spec.codec)
+
+    @property
+    def key(self) -> str:
+        """The task's idempotency key."""
+        return e.idempotency_key(self.lease.birth, self.lease.n, self.lease.digest, self.lease.task)
 
     def _check(self) -> None:
         if self.broken is not None:
@@ -215,8 +235,7 @@ class Attempt:
         }
 
     def runtime(self) -> Runtime[Any]:
-        lease = self.lease
-        key = e.idempotency_key(lease.birth, lease.n, lease.digest, lease.task)
+        lease, key = self.lease, self.key
         info = ExecutionInfo(
             checkpoint_id=e.checkpoint_id(lease.n, lease.digest) if lease.n else "",
             task_id=key,
@@ -252,6 +271,7 @@ class Performer:
         try:
             stand, record = self.loader.stand(lease), self.loader.record(lease, spec.codec)
             given = self._given(lease, stand)
+            given = replace(given, answers=self.loader.answers(lease)) if lease.answers else given
             missing = {name: value for name, value in spec.initial().items() if name not in stand.channels}
             stand = _with(stand, missing) if missing else stand
         except EverstepError as error:

@@ -43,10 +43,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Planned:
-    """All channels after the superstep, hidden ones too, and the next step's nodes by name, each once."""
+    """All channels after the superstep, hidden ones too; the next step's nodes by name, each once; those that ran."""
 
     channels: dict[str, bytes]
     pulls: tuple[str, ...]
+    ran: frozenset[str] = frozenset()
 
 
 def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done]) -> Planned:
@@ -62,7 +63,7 @@ def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done]) -
             pulls.add(join.target)
     for node in pulls:
         _known(spec, node, "An edge")
-    return Planned(after, tuple(sorted(pulls)))
+    return Planned(after, tuple(sorted(pulls)), frozenset(ran))
 
 
 def _count(spec: GraphSpec, join: Join, ran: set[str], after: dict[str, bytes]) -> bool:

@@ -1,6 +1,7 @@
 """Judge and plan: from what an attempt came to, to the commit that says so.
 
 error ──► retry | failed
+question ──► paused
 value ──► a task among several ──► task_done
       └─► the last one, or the join ──► plan ──► the next checkpoint and its tasks
                                          └──► unplanned: the writes exclude each other
@@ -20,8 +21,10 @@ from everstep_checkpoint.errors import EverstepError, InvalidUpdateError, TooLar
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, carried, input_writes, state_at, step_of
 
-from ..graph.runtime import Send
+from ..graph.asking import GraphInterrupt, Question
+from ..graph.runtime import START, Send
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Commit, Lease, Moves
+from ..moves.record import stops_at
 from .loading import FRESH_STEP, Loader, Stand, rows_of
 from .outcome import Raised, Returned, raised
 from .plan import Done, Planned, plan
@@ -56,6 +59,8 @@ class Settler:
         self._lock = threading.Lock()
 
     def settle(self, attempt: Attempt, result: Result) -> Commit:
+        if isinstance(result.error, GraphInterrupt):
+            return self._paused(attempt, result, result.error.question)
         if result.error is not None:
             dice = random.random()  # noqa: S311 - jitter, not a secret
             error = raised(attempt.node, _plain(result.error), _failures(attempt.lease), dice)
@@ -101,6 +106,17 @@ class Settler:
         due = lease.at_ms + result.ms + delay_ms
         fact = self._task_fact("task_failed", lease, result.ms, error=said, retry_at=due)
         return Commit(lease, "retry", (fact,), reason=reason, delay_ms=delay_ms)
+
+    def _paused(self, attempt: Attempt, result: Result, question: Question) -> Commit:
+        """The attempt asks something: its task waits for the answer, without a job."""
+        lease = attempt.lease
+        kept = " ".join(lease.answers.split()[: question.kept])
+        wrong = json.dumps({"type": "InvalidResume", "text": question.error[:2000]}) if question.error else None
+        fact = self._task_fact(
+            "task_paused", lease, result.ms, question=question.id, kept=kept or None, error=wrong,
+            schema=json.dumps(question.schema) if question.schema is not None else None, asks=e.wrap(question.value),
+        )  # fmt: skip
+        return Commit(lease, "paused", (fact,), question=question.id, kept=kept)
 
     def _done(self, attempt: Attempt, result: Result, value: Returned) -> Commit:
         parts = self._parts(attempt, value.sends)
@@ -287,7 +303,7 @@ class Settler:
             if writes is not None:
                 fields["writes"] = e.pack_writes(_referred(writes, delta))
         made = e.checkpoint(on, n + 1, sums, **fields)
-        stop, why = self._stop(attempt, step, rows)
+        stop, why = self._stop(attempt, step, rows, planned, parts)
         pulls, sent = rows_of(rows)
         new = Stand(planned.channels, step, sent, pulls, since, grown)
         with self._lock:
@@ -305,15 +321,24 @@ class Settler:
         ]
         return [*pulls, *((ref, count) for ref, _, count, _ in parts)]
 
-    def _stop(self, attempt: Attempt, step: int, rows: Sequence[Row]) -> tuple[Any, str]:
-        """Does the run rest here although tasks come next: at its recursion limit, or because it was an update?"""
+    def _stop(
+        self, attempt: Attempt, step: int, rows: Sequence[Row], planned: Planned, parts: Parts
+    ) -> tuple[Any, str]:
+        """Does the run rest here although tasks come next: at a breakpoint, its recursion limit, or after an update?
+
+        In LangGraph's order: after a node, the limit, before a node.
+        """
         if rows and attempt.lease.task == UPDATE_TASK:
+            return "interrupted", ""
+        before, after = _breakpoints(attempt)
+        if rows and stops_at(planned.ran - {START}, after):
             return "interrupted", ""
         limit = attempt.record.recursion_limit
         if rows and step >= attempt.lease.base + limit + 2:
             text = f"Recursion limit of {limit} reached without hitting a stop condition"
             return "failed", json.dumps({"type": "GraphRecursionError", "text": text})
-        return "", ""
+        sent = (row[0] for _, tasks, *_ in (parts if before else ()) for row in json.loads(tasks))
+        return ("interrupted" if stops_at((*planned.pulls, *sent), before) else ""), ""
 
     def _snapshot(
         self, attempt: Attempt, channels: Channels, parent: str, writes: Sequence[tuple[str, bytes]] | None
@@ -321,7 +346,8 @@ class Settler:
         """A checkpoint that stands alone; a large one's state goes ahead of it in parts, whose sums it covers."""
         lease = attempt.lease
         payload = self.loader.entry(lease.thread, lease.birth, lease.rec)
-        record = payload.raw.get("record", b"")
+        told = payload if lease.conf == lease.rec else self.loader.entry(lease.thread, lease.birth, lease.conf)
+        record = told.raw.get("record", b"")
         fields: e.Fields = {"birth": lease.birth, "record": record, "parent": parent, "floor": lease.rec}
         if writes is not None:
             fields["writes"] = e.pack_writes(writes)
@@ -340,6 +366,13 @@ class Settler:
         if not ids:
             raise Fenced
         return {**fields, "parts": json.dumps(ids)}, [str(piece["sum"]) for piece in pieces]
+
+
+def _breakpoints(attempt: Attempt) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Where the run stops, before and after: as it was told, else as the graph was compiled."""
+    told, spec = attempt.record, attempt.spec
+    before = spec.interrupt_before if told.interrupt_before is None else told.interrupt_before
+    return before, spec.interrupt_after if told.interrupt_after is None else told.interrupt_after
 
 
 def _plain(error: BaseException) -> Exception:

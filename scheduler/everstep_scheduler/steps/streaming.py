@@ -10,6 +10,7 @@ from everstep_checkpoint.delta import decode_delta
 from everstep_checkpoint.errors import InvalidInput
 from everstep_checkpoint.replay import carried
 
+from ..graph.asking import Interrupt
 from ..graph.spec import GraphSpec
 from ..moves.contract import JOIN_TASK, START_TASK, UPDATE_TASK, Commit
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Chunk = Any
 MODES = ("values", "updates")
+INTERRUPT = "__interrupt__"
 
 
 def check_modes(mode: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -40,6 +42,13 @@ class Streams:
     def before(self, values: Any) -> list[Chunk]:
         """What a run that continues tells first: the values as they stand."""
         return [self._tag("values", values)] if "values" in self.modes and values else []
+
+    def asked(self, values: Any, asked: Sequence[Interrupt]) -> list[Chunk]:
+        """What a question tells: itself among the updates, and beside the values as they stand."""
+        found = [self._tag("updates", {INTERRUPT: tuple(asked)})] if "updates" in self.modes else []
+        if "values" in self.modes and asked:
+            found.append(self._tag("values", {**values, INTERRUPT: tuple(asked)}))
+        return found
 
     def of(self, attempt: Attempt, commit: Commit) -> list[Chunk]:
         """The chunks of one commit, updates first, as LangGraph emits them."""

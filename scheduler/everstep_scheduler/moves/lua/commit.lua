@@ -1,9 +1,10 @@
 -- commit: an attempt's outcome, and with the last one of a step the next checkpoint and its tasks. Then refill.
 -- H: thread n digest task token owner salt                       the attempt; fenced by token and (n, digest)
---    outcome = next | done | failed | retry | unplanned           what it came to
+--    outcome = next | done | failed | retry | unplanned | paused  what it came to
 --    entries                                                      what it adds to the log, hashed by the caller
 --    head = {n, digest, step}, next = rows, parts = {id -> tasks JSON}, stop = '' | failed | interrupted, why   (next)
 --    reason, delay_ms                                             (failed, unplanned, retry)
+--    question, kept = answers that hold good                      (paused)
 --    tokens queues proc lease_ms round spare                      refill;  own=1: only from this thread (inline)
 -- Answers JSON: status = ok | already | fenced | rebuild; leases
 local living, suspended = alive()
@@ -57,6 +58,12 @@ elseif H.outcome == 'unplanned' then
   forget_job(rec)
   keep(H.thread, H.task, { p = 'done', t = H.token, a = rec.a, n = rec.n, q = rec.q, w = rec.w })
   fail(H.thread, T, 'join', fresh_record('__join__', T.queue, 0), H.reason)
+elseif H.outcome == 'paused' then
+  forget_job(rec)
+  if T.early_task == H.task then T.early = '' end
+  keep(H.thread, H.task, { p = 'asked', t = H.token, a = rec.a, l = rec.l, n = rec.n, q = rec.q, w = rec.w, i = H.question, an = H.kept })
+  T.asked = (T.asked or 0) + 1
+  resolved(H.thread, T)
 elseif H.outcome == 'retry' then
   rec.p, rec.o, rec.s, rec.k = 'wake', nil, nil, 0
   call('ZADD', S .. 'wakes', NOW + H.delay_ms, place_of(H.thread, T, H.task))

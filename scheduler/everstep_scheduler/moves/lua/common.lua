@@ -1,8 +1,8 @@
 -- What all scripts share. It is put before each of them; the whole is one script, its version is its hash.
 -- KEYS[1]  the stem of our keys, `everstep:{0}:`. ARGV[1]  a JSON header; `rq` in it is RQ's prefix.
--- Places of an open task:  unmade (in the list, no record) | job | lease | wake | parked | failed | stopped | done
+-- Places of an open task:  unmade (in the list, no record) | job | lease | wake | parked | asked | failed | stopped | done
 -- A record: p place, a attempt, l lost, x expiries, k losses while alone, s suspect, t token, o owner, L lease ms,
---           j job id, q queue, n node, w timeout s, r reason
+--           j job id, q queue, n node, w timeout s, r reason, i question asked, an answers so far (entry ids, spaces)
 local S, H, call = KEYS[1], cjson.decode(ARGV[1]), redis.call
 local R = H.rq .. ':'
 local clock = call('TIME')
@@ -42,7 +42,7 @@ local function alive()
 end
 
 -- One thread's hash, read once a script; numbers are numbers.
-local NUMBERS = { n = 1, step = 1, base = 1, left = 1, width = 1, jobs = 1, failed = 1 }
+local NUMBERS = { n = 1, step = 1, base = 1, left = 1, width = 1, jobs = 1, failed = 1, asked = 1 }
 local function load(thread)
   if threads[thread] then return threads[thread] end
   local flat = call('HGETALL', S .. 'thread:' .. thread)
@@ -155,9 +155,15 @@ local function unqueue(T, rec)
   T.jobs = math.max(T.jobs - 1, 0)
 end
 
+-- An answer may come before its question, for a task that may have no record yet: `early` in the thread's hash holds it.
+local function answers_of(T, task, rec)
+  if (T.early or '') == '' or T.early_task ~= task then return rec.an or '' end
+  return rec.an and T.early .. ' ' .. rec.an or T.early
+end
+
 local function row(thread, T, task, rec)
   return { rec.t, thread, T.n, T.digest, task, rec.n, rec.a, rec.l or 0, rec.q, rec.w, T.run, T.graph, T.width, rec.j,
-    T.birth, T.rec, T.base, NOW, rec.s and 1 or 0 }
+    T.birth, T.rec, T.base, NOW, rec.s and 1 or 0, T.conf or T.rec, answers_of(T, task, rec) }
 end
 
 local function lease(thread, T, task, rec, token)
@@ -295,7 +301,7 @@ end
 local function open_step(thread, T, rows, jobs)
   local key, width = S .. 'unmade:' .. thread, 0
   local few = jobs and not H.parts and moved + #rows <= MOVE_MAX
-  T.jobs, T.failed = 0, 0
+  T.jobs, T.failed, T.asked, T.early = 0, 0, 0, ''
   for _, r in ipairs(rows) do
     if #r == 2 then
       call('RPUSH', key, cjson.encode({ part = r[1], k = string.match(r[1], '%-(%d+)$'), from = 0, tasks = H.parts[r[1]] }))
@@ -354,7 +360,7 @@ local function withdraw(thread, T, cursor)
     for i = 1, #page[2], 2 do
       local rec = cjson.decode(page[2][i + 1])
       seen = seen + 1
-      if rec.p ~= 'done' and rec.p ~= 'stopped' and rec.p ~= 'failed' then
+      if rec.p ~= 'done' and rec.p ~= 'stopped' and rec.p ~= 'failed' and rec.p ~= 'asked' then
         leave(thread, T, page[2][i], rec, true)
         forget_job(rec)
         rec.p, rec.t, rec.o = 'stopped', nil, nil
@@ -381,8 +387,8 @@ end
 local function begin(thread, T, run, rec_id, node, graph, queue)
   discard_step(thread, T)
   T.graph, T.queue = graph, queue
-  T.run, T.rec, T.base = run, rec_id, T.step
-  T.width, T.left, T.jobs, T.failed, T.cleaning = 1, 1, 0, 0, ''
+  T.run, T.rec, T.conf, T.base = run, rec_id, rec_id, T.step
+  T.width, T.left, T.jobs, T.failed, T.asked, T.cleaning, T.early = 1, 1, 0, 0, 0, '', ''
   status(thread, T, 'running')
   run_is(thread, run, 'running')
   return fresh_record(node, T.queue, 0)
@@ -409,6 +415,7 @@ local function resolved(thread, T)
   T.left = T.left - 1
   if T.left > 0 then return end
   if T.failed > 0 then return rest(thread, T, 'failed') end
+  if (T.asked or 0) > 0 then return rest(thread, T, 'interrupted') end
   local rec = fresh_record('__join__', T.queue, 0)
   T.left = 1
   local token = table.remove(H.tokens or {}, 1)

@@ -1,8 +1,10 @@
 -- start: a run begins on a thread, or waits behind the one under way.
--- H: thread run sum kind(input|update|continue) graph queue task node jid birth mode(enqueue|reject) salt
+-- H: thread run sum kind(input|update|continue|resume) graph queue task node jid birth mode(enqueue|reject) salt
 --    own=1: an inline caller leases the first task itself (owner lease_ms tokens round)
---    entries = { {'*', 'run', count} }: the fields of the fact, `run` to be read as started or queued
--- Answers JSON: status = started | queued | attached | conflict | busy | rebuild | nothing; entry; leases
+--    count: of the arguments for the fact, which follow ARGV[1]; behind them one value per answer
+--    answers = { {task, question}, ... } (continue, resume; at most 250), at = {n, digest} whose questions they answer;
+--    question '': it comes before it is asked, for the one task that may ask next
+-- Answers JSON: status = started | queued | attached | conflict | busy | rebuild | nothing | asked | stale; entry; leases
 if not alive() then return '{"status":"rebuild"}' end
 local T = load(H.thread)
 if not T and call('EXISTS', S .. 'log:' .. H.thread) == 1 then return '{"status":"rebuild"}' end
@@ -14,11 +16,20 @@ if known then
   return cjson.encode(out)
 end
 local busy = T and T.status == 'running'
-if busy and (H.mode == 'reject' or H.kind == 'continue') then return '{"status":"busy"}' end
-if H.kind == 'continue' and (not T or T.left + T.failed == 0 or T.status == 'done') then return '{"status":"nothing"}' end
-if H.kind == 'continue' and (T.cleaning or '') ~= '' then return '{"status":"busy"}' end
+local onward = H.kind == 'continue' or H.kind == 'resume'
+if busy and (H.mode == 'reject' or onward) then return '{"status":"busy"}' end
+if onward then
+  if not T or T.left + T.failed + (T.asked or 0) == 0 or T.status == 'done' then return '{"status":"nothing"}' end
+  if T.left + T.failed + #H.answers == 0 then return '{"status":"asked"}' end
+  if (T.cleaning or '') ~= '' then return '{"status":"busy"}' end
+  if H.at and (T.n ~= H.at[1] or T.digest ~= H.at[2]) then return '{"status":"stale"}' end
+  for _, a in ipairs(H.answers) do
+    local rec = a[2] ~= '' and record(H.thread, a[1])
+    if a[2] ~= '' and not (rec and rec.p == 'asked' and rec.i == a[2]) then return '{"status":"stale"}' end
+  end
+end
 
-local fields = { unpack(ARGV, 2, 1 + H.entries[1][3]) }
+local fields = { unpack(ARGV, 2, 1 + H.count) }
 if not T then
   T = { birth = H.birth, n = 0, digest = H.birth, step = -2, jid = H.jid, left = 0, failed = 0, jobs = 0, width = 0, rec = '' }
   fields[#fields + 1] = 'birth'
@@ -28,7 +39,7 @@ if not busy then
   fields[#fields + 1] = 'step'
   fields[#fields + 1] = T.step
 end
-if H.kind == 'continue' then
+if onward then
   fields[#fields + 1] = 'of'
   fields[#fields + 1] = T.rec
 end
@@ -44,9 +55,21 @@ if busy then
   return finish()
 end
 out.status = 'started'
-if H.kind == 'continue' then
-  T.run, T.base = H.run, T.step
+if onward then
+  T.run, T.base, T.conf = H.run, T.step, entry
   T.left, T.failed, T.jobs = T.left + T.failed, 0, 0
+  for i, a in ipairs(H.answers) do
+    local question = a[2] ~= '' and { 'question', a[2] } or {}
+    local id = fact(H.thread, T, 'task_answered', 'task', a[1], 'answer', ARGV[1 + H.count + i], unpack(question))
+    if a[2] == '' then
+      T.early, T.early_task = id, a[1]
+    else
+      local rec = record(H.thread, a[1])
+      rec.an, rec.i, rec.p = rec.an and rec.an .. ' ' .. id or id, nil, 'stopped'
+      keep(H.thread, a[1], rec)
+      T.asked, T.left = T.asked - 1, T.left + 1
+    end
+  end
   status(H.thread, T, 'running')
   call('LPUSH', S .. 'unmade:' .. H.thread, cjson.encode({ reopen = '0' }))
   if H.own then

@@ -1,0 +1,115 @@
+"""Questions: `interrupt()` in a node or router, and the answers that an attempt brings along.
+
+    answer = interrupt({"approve": 17})     not answered yet: the attempt ends here, the run rests with a question
+                                            answered: the node runs again from its top, and here is its answer
+
+Answers belong to questions by their order within the attempt, as in LangGraph: ask in the same order each time. Which
+answers there are is told by whoever runs the attempt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from everstep_checkpoint.codec import Codec
+from everstep_checkpoint.errors import OutsideNode
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    """A question that a run waits with. `id`: what an answer names. `response_schema`: JSON schema of the answer."""
+
+    value: Any
+    id: str = ""
+    response_schema: dict[str, Any] | None = None
+
+
+class GraphInterrupt(Exception):
+    """Ends an attempt at a question. Don't catch it: a node that swallows it goes on without an answer."""
+
+    def __init__(self, question: Question) -> None:
+        super().__init__(f"question {question.id} waits for its answer")
+        self.question = question
+
+
+class Question(NamedTuple):
+    """A question as it is stored. `kept`: how many earlier answers hold good. `error`: what was wrong with its own."""
+
+    id: str
+    value: bytes
+    schema: dict[str, Any] | None
+    kept: int
+    error: str = ""
+
+
+class Asking(Protocol):
+    """Who runs an attempt and knows its answers."""
+
+    def ask(self, value: Any, response_schema: Any) -> Any:
+        """The answer to the attempt's next question. Raises GraphInterrupt where there is none yet."""
+        ...
+
+
+CURRENT: ContextVar[Asking | None] = ContextVar("everstep_attempt", default=None)
+
+
+def interrupt(value: Any, *, response_schema: Any = None) -> Any:
+    """Ask, and wait for the answer without holding a worker: the run rests, as `interrupted`.
+
+    `value`: what to ask, of any type that a state may hold. `response_schema`: a JSON schema, or a type (pydantic
+    model, dataclass, TypedDict, `int`); an answer that does not fit is refused before anything is written, and a
+    type's answer comes as that type.
+
+    The node runs again from its top once answered, and with it what stands before `interrupt()`: keep side effects
+    behind it, or give them `runtime.idempotency_key`. Raises OutsideNode where no node runs.
+    """
+    asking = CURRENT.get()
+    if asking is None:
+        raise OutsideNode(
+            "interrupt() was called where no node runs", fix="call it in a node or router, in the node's own thread"
+        )
+    return asking.ask(value, response_schema)
+
+
+class Answers:
+    """An attempt's answers, given out in order. `key`: the task's idempotency key."""
+
+    def __init__(self, key: str, answers: Sequence[bytes], codec: Codec) -> None:
+        self._key = key
+        self._answers = answers
+        self._codec = codec
+        self._asked = 0
+
+    def next(self, value: Any, response_schema: Any) -> Any:
+        """The next answer. Raises GraphInterrupt, UnknownType for a question that can't be stored."""
+        index, self._asked = self._asked, self._asked + 1
+        error = ""
+        if index < len(self._answers):
+            answer = self._codec.decode(self._answers[index], "an answer")
+            if response_schema is None or isinstance(response_schema, dict):
+                return answer
+            try:
+                return TypeAdapter(cast("type[Any]", response_schema)).validate_python(answer)
+            except ValidationError as wrong:
+                error = str(wrong)
+        encoded = self._codec.encode(value, "the question of interrupt()")
+        raise GraphInterrupt(Question(question_id(self._key, index), encoded, _schema(response_schema), index, error))
+
+
+def question_id(key: str, index: int) -> str:
+    """32 hex digits: no other question of any task has them."""
+    return hashlib.sha256(f"{key} {index}".encode()).hexdigest()[:32]
+
+
+def _schema(given: Any) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    if isinstance(given, dict):
+        return cast("dict[str, Any]", given)
+    return TypeAdapter(cast("type[Any]", given)).json_schema()

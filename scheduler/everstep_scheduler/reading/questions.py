@@ -1,0 +1,163 @@
+"""Questions that wait on a thread, and the run that brings their answers.
+
+    open_step(log, thread) ──► Told ──interrupts──► [Interrupt(value, id), ...]
+                                └────resume_of(answer)──► moves.Start, whose script checks once more what is asked
+
+An answer is matched and checked here, before anything is written: by its question's id, or by being the only one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from pydantic_core import to_jsonable_python
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.codec import PLAIN, Codec
+from everstep_checkpoint.errors import InvalidResume
+from everstep_checkpoint.log import Log
+
+from ..graph.asking import Interrupt
+from ..graph.schema import as_dict
+from ..moves.contract import Answered, Start
+from ..moves.record import Config, input_sum, start_with
+from .derive import Reader, Task, Told
+from .frames import Frame, frame_at
+
+_ID = re.compile(r"[0-9a-f]{32}")
+SHOWN_MAX = 5
+
+
+def step_told(log: Log, thread: str, frame: Frame | None, facts: Iterable[e.Entry]) -> Told:
+    """What the facts of one step say about its tasks. `frame` None: the step before the first checkpoint."""
+    reader = Reader()
+    if frame is not None:
+        for part in frame.parts:
+            reader.feed(part)
+        reader.feed(frame.state.entry)
+    for fact in facts:
+        if fact.kind == "run_started" and (of := fact.text("of")):
+            for waited in log.read(thread, of, of):
+                reader.feed(waited) if waited.kind == "run_queued" else None
+        reader.feed(fact)
+    return reader.told()
+
+
+def open_step(log: Log, thread: str) -> Told | None:
+    """The thread's open step; None for a thread without a log. Raises LogError."""
+    head = log.head(thread)
+    if head is None:
+        return None
+    if head.n == 0:
+        return step_told(log, thread, None, log.read(thread, "0-1", "0"))
+    frame = frame_at(log, thread, head.n)
+    return step_told(log, thread, frame, frame.facts)
+
+
+def interrupts(told: Told, codec: Codec = PLAIN) -> list[Interrupt]:
+    """The questions that wait, in task order."""
+    return [found for task in told.tasks if task.place == "asked" and (found := asked(task, codec)) is not None]
+
+
+def asked(task: Task, codec: Codec = PLAIN) -> Interrupt | None:
+    """What a task asked last; None if it never did. Raises CorruptEntry."""
+    return None if task.asks is None else question(task.asks, codec)
+
+
+def question(fact: e.Entry, codec: Codec = PLAIN) -> Interrupt:
+    """The question of a `task_paused`. Raises CorruptEntry."""
+    value = codec.decode(fact.value("asks") or b"\xc0", "a question")
+    return Interrupt(value, fact.text("question"), fact.json("schema"))
+
+
+def resume_of(
+    log: Log,
+    thread: str,
+    run: str,
+    resume: object,
+    config: Config,
+    *,
+    graph: str,
+    queue: str,
+    codec: Codec = PLAIN,
+    again: bool = False,
+) -> Start:
+    """The run that answers. `resume`: the answer, or a dict of answers by question ids.
+
+    `again`: the run was begun before, perhaps: no answers are matched, the moves only tell whether it is the same one.
+    Raises InvalidResume, UnknownType, TooLarge.
+    """
+    told = None if again else open_step(log, thread)
+    answers = () if told is None else _answers(told, resume, codec, thread)
+    raw = codec.encode(resume, "the answer")
+    return start_with(
+        config.record("resume"), (), thread=thread, run=run, graph=graph, queue=queue, codec=codec, answers=answers,
+        at=None if told is None else (told.n, told.digest), insum=input_sum(graph, "resume", [("resume", raw)]),
+    )  # fmt: skip
+
+
+def _answers(told: Told, resume: object, codec: Codec, thread: str) -> list[Answered]:
+    """Which task gets what. Without a question, the first open task gets it early: it may ask when it runs."""
+    waiting = {task.question: task for task in told.tasks if task.place == "asked"}
+    by_id = _by_id(resume)
+    if by_id is None and not waiting:
+        first = next((task for task in told.tasks if task.place != "done"), None)
+        return [] if first is None else [Answered(first.task, "", _encoded(resume, codec))]
+    if by_id is None and len(waiting) > 1:
+        _refuse(f"{len(waiting)} questions wait, and the answer does not say which it is for", waiting, thread)
+    given = dict.fromkeys(waiting, resume) if by_id is None else by_id
+    if not given:
+        _refuse("an empty dict answers nothing", waiting, thread)
+    if unknown := [each for each in given if each not in waiting]:
+        _refuse(f"no question {unknown[0]} waits", waiting, thread)
+    for question, answer in given.items():
+        _check(waiting[question], answer, thread)
+    order = [question for question in waiting if question in given]
+    return [Answered(waiting[q].task, q, _encoded(given[q], codec)) for q in order]
+
+
+def _by_id(resume: object) -> dict[str, Any] | None:
+    """The answers by question, if that is what they are: a dict whose keys are all question ids (LangGraph's rule)."""
+    given = as_dict(resume)
+    return given if given is not None and all(isinstance(k, str) and _ID.fullmatch(k) for k in given) else None
+
+
+def _encoded(answer: object, codec: Codec) -> bytes:
+    return e.wrap(codec.encode(answer, "the answer"))
+
+
+def _check(task: Task, answer: object, thread: str) -> None:
+    """The answer as JSON against the question's schema."""
+    schema = task.asks.json("schema") if task.asks is not None else None
+    if schema is None:
+        return
+    import jsonschema
+
+    plain = to_jsonable_python(answer, fallback=str)
+    try:
+        jsonschema.validate(plain, schema)
+    except jsonschema.ValidationError as error:
+        raise InvalidResume(
+            f"the answer to question {task.question} does not fit: {error.json_path}: {error.message}",
+            thread=thread,
+            node=task.node,
+            fix="its schema is in get_state(config).interrupts; nothing was written",
+        ) from None
+    except jsonschema.SchemaError:
+        return  # the node's mistake: no answer could ever fit it
+
+
+def _refuse(what: str, waiting: Sequence[str] | dict[str, Task], thread: str) -> NoReturn:
+    shown = ", ".join(list(waiting)[:SHOWN_MAX]) or "none"
+    raise InvalidResume(what, thread=thread, fix=f"Command(resume={{id: answer}}); ids that wait: {shown}")
+
+
+def gone_on(thread: str) -> InvalidResume:
+    """The error for an answer whose question changed between looking and answering."""
+    return InvalidResume(
+        "the question was answered by somebody else, or the thread has gone on",
+        thread=thread,
+        fix="look at get_state(config).interrupts again",
+    )
