@@ -34,6 +34,7 @@ from everstep_scheduler.inline.compiled import CompiledGraph
 from everstep_scheduler.moves.connection import connect, server_run_id
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts, source
+from everstep_scheduler.reading.questions import resume_of
 from everstep_scheduler.recovery.rebuild import STATUSES
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_workers.worker import Worker
@@ -210,6 +211,12 @@ class Fleet:
         """Continue a run that has failed."""
         spec = getattr(graphs_for_faults, graph).spec
         return self.moves.start(start_of(spec, thread, new_id(), None, Config.of({}), "continue")).status
+
+    def answer(self, graph: str, thread: str, answer: object) -> str:
+        """Answer the question that a thread waits with."""
+        spec = getattr(graphs_for_faults, graph).spec
+        told = {"graph": spec.name, "queue": spec.default_queue}
+        return self.moves.start(resume_of(self.log, thread, new_id(), answer, Config.of({}), **told)).status
 
     def open_gate(self, node: str = "") -> None:
         """Let all gated nodes end, or all executions of one."""

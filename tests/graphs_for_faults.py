@@ -4,6 +4,7 @@ chain, achain    a -> b -> c, sync and async; a node may wait for a gate (a file
 wide             Sends to `work`, then `last`; one item may kill its process until a file says that it is mended
 frail            one node that fails until a file says that it is mended
 flock            `nap` alone, async, for a hundred threads at once
+asking           `ask` asks, `tell` says the answer
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
+from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START, Runtime, Send
 
@@ -149,6 +151,17 @@ def _alone(name: str, node: Callable[..., Any]) -> StateGraph:
     return graph
 
 
+def _ask(state: State, runtime: Runtime[Any]) -> State:
+    note(state, runtime, "ask", "in")
+    return {"seen": [interrupt("what?")]}
+
+
+def _asking() -> StateGraph:
+    graph = StateGraph(State).add_node("ask", _ask).add_node("tell", step("tell"))
+    return graph.add_edge(START, "ask").add_edge("ask", "tell").add_edge("tell", END)
+
+
+asking = _asking().compile(name="asking")
 chain = _chain(step).compile(name="chain")
 achain = _chain(astep).compile(name="achain")
 wide = _wide().compile(name="wide")

@@ -29,7 +29,7 @@ from servers import server_binaries, wait_for
 GRAPHS = """
 import os, time
 from typing import TypedDict
-from everstep import END, START, StateGraph
+from everstep import END, START, StateGraph, interrupt
 
 class State(TypedDict):
     word: str
@@ -52,6 +52,10 @@ def one(name, node):
     builder.add_edge("node", END)
     return builder.compile(name=name)
 
+def asks(state):
+    return {"word": interrupt({"approve": state["word"]}, response_schema={"type": "string"}), "done": True}
+
+asking = one("asking", asks)
 waiting = one("waiting", waits)
 breaking = one("breaking", breaks)
 """
@@ -96,7 +100,7 @@ def fleet(server_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (folder / "clicounting.py").write_text(COUNTING)
     with EmbeddedServer(binary=server_binaries()[server_name]) as server:
         site = Site(server.url)
-        targets = ("clicounting:graph", "cligraphs:waiting", "cligraphs:breaking")
+        targets = ("clicounting:graph", "cligraphs:waiting", "cligraphs:breaking", "cligraphs:asking")
         crew = Crew(site.url, targets, ("--grace", "1"), out=folder / "worker", env={"PYTHONPATH": str(folder)})
         crew.start()
         try:
@@ -482,3 +486,26 @@ def test_commands_behind_dash_dash_json_print_only_json(cli: Cli) -> None:
     ):
         cli(*args, "--json")
         assert [json.loads(line) for line in cli.out.splitlines()], args
+
+
+# --- questions ---
+
+
+def test_a_question_is_shown_and_answered(cli: Cli) -> None:
+    given = json.dumps({"word": "order 17", "done": False})
+    assert cli("submit", "asking", given, "--thread", "t20", "--wait") == 5
+    assert "everstep resume t20 ANSWER" in cli.err
+    state = cli.json("state", "t20")
+    (question,) = state["interrupts"]
+    assert (state["status"], question["node"], question["value"]) == ("interrupted", "node", {"approve": "order 17"})
+    assert cli("state", "t20") == 0
+    assert f"everstep resume t20 ANSWER --id {question['id']}" in cli.out
+    assert cli("resume", "t20", "17") == 2
+    assert "17 is not of type 'string'" in cli.err and "Traceback" not in cli.err
+    assert cli("resume", "t20", '"yes"', "--id", "0" * 32) == 2
+    assert question["id"] in cli.err
+    answered = cli.json("resume", "t20", '"yes"', "--id", question["id"], "--run", "answer-1", "--wait")
+    assert answered["output"] == {"word": "yes", "done": True}
+    assert cli.json("resume", "t20", '"yes"', "--id", question["id"], "--run", "answer-1", "--wait") == answered
+    assert cli("resume", "t20", '"again"') == 2
+    assert cli("resume", "nobody", "1") == 3

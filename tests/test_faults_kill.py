@@ -76,6 +76,33 @@ def test_a_worker_killed_in_a_wide_step_is_survived(fleet: Fleet, failpoint: str
     assert fleet.state("wide", thread)["sum"] == 3
 
 
+@pytest.mark.parametrize(("point", "began"), [("loaded:1", 2), ("called:1", 3), ("settled:1", 3), ("committed:1", 2)])
+def test_an_answer_outlives_the_worker_that_took_it(fleet: Fleet, point: str, began: int) -> None:
+    thread = fleet.submit("asking")
+    with fleet.heir("asking"):
+        fleet.rests(thread, status="interrupted")
+    assert fleet.answer("asking", thread, "42") == "started"
+    with fleet.sweeping():
+        fleet.worker("asking", failpoint=point, lease_ms=SHORT_MS).dies()
+        with fleet.heir("asking"):
+            fleet.settled(thread)
+    assert fleet.executions(thread) == {"ask": began, "tell": 1}
+    assert fleet.state("asking", thread)["seen"] == ["42", "tell"]
+
+
+@pytest.mark.parametrize(("point", "kinds"), [("called:2", 1), ("settled:2", 1), ("committed:2", 1)])
+def test_a_worker_killed_around_a_question_asks_it_once(fleet: Fleet, point: str, kinds: int) -> None:
+    thread = fleet.submit("asking")
+    with fleet.sweeping():
+        fleet.worker("asking", failpoint=point, lease_ms=SHORT_MS).dies()
+        with fleet.heir("asking"):
+            fleet.rests(thread, status="interrupted")
+            assert fleet.kinds(thread)["task_paused"] == kinds
+            fleet.answer("asking", thread, "42")
+            fleet.settled(thread)
+    assert fleet.state("asking", thread)["seen"] == ["42", "tell"]
+
+
 @pytest.mark.parametrize("graph", ["chain", "achain"])
 @pytest.mark.parametrize("point", ["loaded", "called", "committed"])
 def test_a_pool_takes_back_at_once_what_its_dead_child_held(

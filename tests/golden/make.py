@@ -1,6 +1,7 @@
-"""Makes the golden logs of the format that this everstep writes. Run it only for a new format version:
+"""Makes the golden logs of the format that this everstep writes. Run it for a new format version, or for a new story:
 
     python tests/golden/make.py            writes tests/golden/v1-*.jsonl and v1-*.expected.json
+    python tests/golden/make.py questions  writes those of one story
 
 The files of released formats are never made again: they are what `tests/test_golden.py` reads for ever.
 """
@@ -23,7 +24,7 @@ from everstep_checkpoint import entries as e  # noqa: E402
 from everstep_checkpoint.codec import PLAIN  # noqa: E402
 from everstep_checkpoint.log import Log  # noqa: E402
 from everstep_checkpoint.replay import states, step_of, verify  # noqa: E402
-from everstep_scheduler.inline import driver as inline  # noqa: E402
+from everstep_scheduler.inline import savers as inline  # noqa: E402
 from golden.dump import FOLDER, to_line  # noqa: E402
 from golden.stories import STORIES  # noqa: E402
 
@@ -58,7 +59,8 @@ def scrubbed(line: str) -> str:
 
 
 def main() -> None:
-    for story in STORIES:
+    named = sys.argv[1:]
+    for story in [each for each in STORIES if not named or each.__name__ in named]:
         with patch.object(inline, "os", PINNED), patch.object(inline, "socket", PINNED):
             log, thread = story()
         name = f"v{e.VERSION}-{story.__name__}"

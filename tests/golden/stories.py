@@ -19,15 +19,17 @@ from unittest.mock import patch
 from uuid import UUID
 
 import redis
+from pydantic import AfterValidator
 
 from everstep.embedded import EmbeddedServer
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
+from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.retry import RetryPolicy
-from everstep_scheduler.graph.runtime import END, START, Send
+from everstep_scheduler.graph.runtime import END, START, Command, Send
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.inline.savers import InMemorySaver
 from everstep_scheduler.moves.contract import Lease, Offer, RunKind
@@ -386,6 +388,33 @@ def update() -> tuple[Log, str]:
     raise AssertionError("no limit")
 
 
+def questions() -> tuple[Log, str]:
+    """A breakpoint passed with an early answer; two tasks that ask, one with a schema, answered by two runs; an answer
+    that the asker's type refuses, so that it asks again."""
+    saver = InMemorySaver()
+    built = StateGraph(Work)
+    built.add_node("early", lambda s: {"seen": [interrupt("which way?")]})
+    built.add_node("plain", lambda s: {"seen": [interrupt({"sure?": ["yes", "no"]})]})
+    built.add_node("typed", lambda s: {"seen": [str(interrupt("how many?", response_schema=Even))]})
+    built.add_edge(START, "early").add_edge("early", "plain").add_edge("early", "typed")
+    graph = built.compile(checkpointer=saver, name="asking", interrupt_before=["early"])
+    graph.invoke({"seen": []}, CONFIG)
+    asked = graph.invoke(Command(resume="left"), CONFIG)["__interrupt__"]
+    ids = {each.value if isinstance(each.value, str) else "plain": each.id for each in asked}
+    graph.invoke(Command(resume={ids["plain"]: "yes"}), CONFIG)
+    graph.invoke(Command(resume=3), CONFIG)
+    graph.invoke(Command(resume=4), CONFIG)
+    return saver.log, THREAD
+
+
+def _even(n: int) -> int:
+    if n % 2:
+        raise ValueError("an even number, please")
+    return n
+
+
+Even = Annotated[int, AfterValidator(_even)]
+
 STORIES: tuple[Story, ...] = (
-    chain, payload, wide, sends, fork, snapshot, trimmed, types, faults, queue_cancel, unplanned, update,
+    chain, payload, wide, sends, fork, snapshot, trimmed, types, faults, queue_cancel, unplanned, update, questions,
 )  # fmt: skip
