@@ -38,7 +38,7 @@ WORDS = {
     "draw": ("drawing", "A graph as Mermaid text or SVG, drawn here."),
     "cancel": ("running", "Stop a run now; no step of it is committed after this."),
     "retry": ("running", "Let a failed run go on from its last step."),
-    "recover": ("serving", "Rebuild every index and job from the logs."),
+    "recover": ("mending", "Rebuild every index and job from the logs; or mend one log."),
     "doctor": ("serving", "Is all well? Each line says what to do if not."),
 }
 

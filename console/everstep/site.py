@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from everstep_checkpoint.keys import Keys
     from everstep_checkpoint.redislog import RedisLog
     from everstep_scheduler.client.client import Client
+
+SCANS_MAX = 100
 
 
 class Site:
@@ -66,6 +69,33 @@ class Site:
     def shown(self) -> str:
         """The URL for people: never with its password, wherever in it that stands."""
         return re.sub(r"//([^:@/]*):[^/]*@", r"//\1:***@", self.url.partition("?")[0])
+
+    @property
+    def place(self) -> str:
+        """The namespace and the partition, for people."""
+        return f"namespace {self.namespace!r}, partition {self.partition!r}"
+
+    def rq(self, *words: str) -> str:
+        """A line of RQ's own command, to be pasted into a shell; a URL with a password is left to the environment."""
+        secret = self.shown != self.url.partition("?")[0]
+        prefix = "" if self.keys.rq == "rq" else f"RQ_KEY_PREFIX={shlex.quote(self.keys.rq)} "
+        return f"{prefix}rq {shlex.join(words)} --url " + ('"$EVERSTEP_URL"' if secret else shlex.quote(self.url))
+
+    def unused(self) -> bool:
+        """Has nothing ever run here? No sentinel, no graph, no message, and no log."""
+        keys = self.keys
+        known = self.redis.exists(keys.alive, keys.graphs, keys.inbox)
+        return not known and next(self.log.threads(), None) is None
+
+    def neighbours(self) -> list[str]:
+        """Other namespaces of everstep that a bounded look finds on this server, with their partitions."""
+        found, cursor = set[str](), 0
+        for _ in range(SCANS_MAX):
+            cursor, names = self.redis.scan(cursor, match="*:{*}:alive", count=1000)
+            found |= {name.decode("utf-8", "replace").removesuffix(":alive") for name in names}
+            if not cursor:
+                break
+        return sorted(f"{stem.partition(':')[0]} (partition {stem.partition(':')[2].strip('{}')})" for stem in found)
 
     @contextmanager
     def open(self) -> Generator[Site]:
