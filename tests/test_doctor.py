@@ -41,8 +41,9 @@ def graph(name: str = "shop") -> Any:
 
 
 @pytest.fixture
-def site(redis_url: str) -> Iterator[Site]:
-    """A partition in which the graph `shop` is published and one run is done."""
+def site(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A partition in which the graph `shop` is published and one run is done. The environment says where it is."""
+    monkeypatch.setenv("EVERSTEP_URL", redis_url)
     made = Site(redis_url)
     saver = RedisSaver(redis_url)
     type(graph())(graph().spec, saver).invoke({"word": "a"}, {"configurable": {"thread_id": "done"}})
@@ -195,6 +196,12 @@ def test_a_worker_that_beats_is_alive_and_one_that_died_is_not(site: Site) -> No
     submit(site)
     assert one(site, "workers").said == "1 alive on 1 host, 1 busy"
     assert one(site, "queues").said == "shop: 1 waiting"
+    client.pexpire(name, 10_000)
+    none, silent = found(site, "workers")
+    assert (none.mark, silent.mark) == (ACT, KNOW)
+    assert silent.said == "1 worker silent for up to 20.0 s: everstep.h.1.x"
+    assert one(site, "queues").mark == ACT
+    client.persist(name)
     client.hset(name, "death", "2026-01-01T00:00:00Z")
     assert one(site, "workers").mark == ACT
 
@@ -380,6 +387,19 @@ def test_the_doctor_s_own_lines_reach_its_server(own_server: StartServer) -> Non
     bad = own_server(extra=("--appendonly", "no"))
     fix = one(Site(bad.url), "fsync").fix
     assert fix.startswith(f"redis-cli -s {bad.socket} CONFIG SET appendonly yes; then redis-cli -s")
+
+
+def test_our_own_lines_name_what_the_shell_s_environment_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EVERSTEP_URL", "REDIS_URL", "EVERSTEP_NAMESPACE", "EVERSTEP_PARTITION"):
+        monkeypatch.delenv(name, raising=False)
+    line = "everstep recover (a worker does it by itself)"
+    assert Site("redis://127.0.0.1:6379/0").again(line) == line
+    there = Site("redis://h:1/2", "shop", "3")
+    assert there.again("everstep recover") == "everstep recover --url redis://h:1/2 --namespace shop --partition 3"
+    assert there.again("everstep.run_node") == "everstep.run_node"
+    assert Site("redis://:hush@h/0").again("everstep recover") == "everstep recover --url URL"
+    monkeypatch.setenv("EVERSTEP_URL", "redis://:hush@h/0")
+    assert Site("redis://:hush@h/0").again("everstep recover") == "everstep recover"
 
 
 # --- places ---

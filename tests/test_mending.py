@@ -418,7 +418,7 @@ def test_the_command_line_names_shows_and_cuts(hand: Hand, redis_url: str, capsy
     assert main([*at, "recover", "--cut", "999-0"]) == 2
     assert main([*at, "recover", "--thread", THREAD]) == 7
     looked = capsys.readouterr()
-    assert "fix: everstep recover --thread t --cut 999-0" in looked.err
+    assert f"fix: everstep recover --url {redis_url} --thread t --cut 999-0" in looked.err
     assert json.loads(looked.out)["fields"] == [["some", {"base64": "/w=="}]]
     assert main([*at, "recover", "--thread", THREAD, "--cut", "999-0"]) == 0
     assert capsys.readouterr().out == looked.out

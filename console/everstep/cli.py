@@ -19,9 +19,7 @@ import click
 from everstep_checkpoint import errors as x
 from everstep_checkpoint.errors import EverstepError
 
-from .site import Site
-
-DEFAULT_URL = "redis://127.0.0.1:6379/0"
+from .site import DEFAULT_URL, Site
 
 # word -> (its module under `commands`, what it does in a few words)
 WORDS = {

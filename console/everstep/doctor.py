@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from redis.exceptions import NoPermissionError, ResponseError
 
@@ -39,7 +40,7 @@ def examine(site: Site) -> list[Finding]:
             found.append(
                 Finding(KNOW, about, f"not known: {error}", "give this Redis user the command, or ask as another one")
             )
-    return found
+    return [replace(each, fix=site.again(each.fix)) for each in found]
 
 
 def _told(look: Look) -> Iterator[Finding]:

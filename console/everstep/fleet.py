@@ -12,6 +12,8 @@ from .finding import ACT, KNOW, NAMES_MAX, OK, Finding, Look
 FAILED_MAX = 500
 WORKERS_MAX = 1000
 SAMPLE = 20
+BEAT_LASTS_MS = 30_000  # as in everstep_workers.face, which would import rq
+SILENT_MS = 12_000
 OVERDUE_MAX = 200
 LATE_MS = 2000
 SWEEP_LATE_MS = 5000
@@ -50,30 +52,37 @@ def _nothing_here(look: Look) -> Finding:
 
 
 def workers(look: Look) -> Iterator[Finding]:
-    """RQ's worker keys: they expire 30 s after the last beat of a killed process."""
+    """RQ's worker keys: they expire 30 s after the last beat of a killed process. Ours beat every five seconds."""
     keys = look.site.keys
     names = sorted(look.redis.smembers(keys.rq_workers))[:WORKERS_MAX]
     with look.redis.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.hmget(name, "queues", "hostname", "state", "death")
-        found = [row for row in zip(names, pipe.execute(), strict=True) if row[1][0] is not None and not row[1][3]]
+            pipe.pttl(name)
+        answers = pipe.execute()
+    rows = zip(names, answers[::2], answers[1::2], strict=True)
+    found = [row for row in rows if row[1][0] is not None and not row[1][3]]
     ours = [row for row in found if row[0].removeprefix(keys.rq_worker("").encode()).startswith(b"everstep.")]
-    look.workers = len(ours)
-    look.served = {queue for _, row in found for queue in row[0].decode().split(",")}
-    look.ours_served = {queue for _, row in ours for queue in row[0].decode().split(",")}
-    hosts = {row[1].decode() for _, row in ours if row[1]}
+    silent = [row for row in ours if 0 <= row[2] < BEAT_LASTS_MS - SILENT_MS]
+    alive = [row for row in ours if row not in silent]
+    look.workers = len(alive)
+    look.served = {queue for row in found if row not in silent for queue in row[1][0].decode().split(",")}
+    look.ours_served = {queue for row in alive for queue in row[1][0].decode().split(",")}
+    hosts = {row[1][1].decode() for row in alive if row[1][1]}
     others = f"; {len(found) - len(ours)} of stock RQ" if len(found) > len(ours) else ""
-    if ours:
-        busy = sum(row[2] == b"busy" for _, row in ours)
-        yield Finding(
-            OK,
-            "workers",
-            f"{len(ours)} alive on {len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}, {busy} busy{others}",
-        )
+    if alive:
+        busy = sum(row[1][2] == b"busy" for row in alive)
+        on = f"{len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}"
+        yield Finding(OK, "workers", f"{len(alive)} alive on {on}, {busy} busy{others}")
     else:
-        yield Finding(
-            ACT if _is_work(look) else KNOW, "workers", f"none is alive{others}", "everstep worker MODULE:GRAPH"
-        )
+        mark = ACT if _is_work(look) else KNOW
+        yield Finding(mark, "workers", f"none is alive{others}", "everstep worker MODULE:GRAPH")
+    if silent:
+        named = _named([row[0].removeprefix(keys.rq_worker("").encode()).decode() for row in silent])
+        longest = show.span(max(BEAT_LASTS_MS - row[2] for row in silent))
+        said = f"{show.many(len(silent), 'worker')} silent for up to {longest}: {named}"
+        fix = "dead, or cut off from Redis, or Redis is full: see their hosts; others take over what they held"
+        yield Finding(KNOW, "workers", said, fix)
 
 
 def _is_work(look: Look) -> bool:

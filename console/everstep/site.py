@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Generator
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from everstep_checkpoint.redislog import RedisLog
     from everstep_scheduler.client.client import Client
 
+DEFAULT_URL = "redis://127.0.0.1:6379/0"
 SCANS_MAX = 100
 
 
@@ -75,11 +77,27 @@ class Site:
         """The namespace and the partition, for people."""
         return f"namespace {self.namespace!r}, partition {self.partition!r}"
 
+    def again(self, line: str) -> str:
+        """A line with our own commands, to be pasted into this shell: with the options that its environment lacks."""
+        said = []
+        if self.url != (os.environ.get("EVERSTEP_URL") or os.environ.get("REDIS_URL") or DEFAULT_URL):
+            said += [f"--url {'URL' if self.secret else shlex.quote(self.url)}"]
+        if self.namespace != os.environ.get("EVERSTEP_NAMESPACE", "everstep"):
+            said += [f"--namespace {self.namespace}"]
+        if self.partition != os.environ.get("EVERSTEP_PARTITION", "0"):
+            said += [f"--partition {self.partition}"]
+        # behind the word: there every option is understood, too, and the line reads as the docs have it
+        return re.sub(r"\beverstep ([a-z]+)\b", lambda found: " ".join([found[0], *said]), line) if said else line
+
+    @property
+    def secret(self) -> bool:
+        """Does the URL hold what nobody may see?"""
+        return self.shown != self.url.partition("?")[0] or "password=" in self.url
+
     def rq(self, *words: str) -> str:
         """A line of RQ's own command, to be pasted into a shell; a URL with a password is left to the environment."""
-        secret = self.shown != self.url.partition("?")[0]
         prefix = "" if self.keys.rq == "rq" else f"RQ_KEY_PREFIX={shlex.quote(self.keys.rq)} "
-        return f"{prefix}rq {shlex.join(words)} --url " + ('"$EVERSTEP_URL"' if secret else shlex.quote(self.url))
+        return f"{prefix}rq {shlex.join(words)} --url " + ('"$EVERSTEP_URL"' if self.secret else shlex.quote(self.url))
 
     def unused(self) -> bool:
         """Has nothing ever run here? No sentinel, no graph, no message, and no log."""

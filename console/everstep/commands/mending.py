@@ -76,7 +76,7 @@ def _look(site: Site, thread: str) -> int:
     else:
         what = f"entries behind {found.upto} were removed, and the log takes none below {found.mark}"
     site.say(f"thread {show.clean(thread)}: {what}. Nothing was changed")
-    site.say(f"  fix: everstep recover --thread {shlex.quote(thread)} --cut {found.mark}")
+    site.say("  fix: " + site.again(f"everstep recover --thread {shlex.quote(thread)} --cut {found.mark}"))
     return INTEGRITY
 
 
