@@ -142,6 +142,18 @@ def test_what_was_removed_by_hand_still_stands_in_the_numbering_until_a_cut(hand
     assert derive(hand.log, THREAD).status == "done"
 
 
+def test_a_look_at_a_thread_that_moves_takes_nothing_for_removed(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = mending.Walk.read
+
+    def moving(self: mending.Walk, *told: Any) -> mending.Walk:
+        walked = read(self, *told)
+        hand.do()
+        return walked
+
+    monkeypatch.setattr(mending.Walk, "read", moving)
+    assert look(hand.client, KEYS, THREAD).sound
+
+
 def test_a_sound_log_loses_nothing_to_any_cut(hand: Hand) -> None:
     before = rows(hand.client)
     for mark in ("3-0", "2-0", "999-0"):

@@ -79,7 +79,7 @@ class Site:
 
     def again(self, line: str) -> str:
         """A line with our own commands, to be pasted into this shell: with the options that its environment lacks."""
-        said = []
+        said: list[str] = []
         if self.url != (os.environ.get("EVERSTEP_URL") or os.environ.get("REDIS_URL") or DEFAULT_URL):
             said += [f"--url {'URL' if self.secret else shlex.quote(self.url)}"]
         if self.namespace != os.environ.get("EVERSTEP_NAMESPACE", "everstep"):

@@ -87,10 +87,8 @@ def _cut(site: Site, thread: str, mark: str) -> int:
 
     done = cut(site.redis, site.keys, thread, mark, _emit)
     indexes = "its indexes were made anew" if done.stray else "its indexes were right"
-    site.say(
-        f"thread {show.clean(thread)}: {show.many(done.removed, 'entry').replace('entrys', 'entries')} taken out and "
-        f"printed; it stands at {done.upto}, {indexes}"
-    )
+    gone = f"{done.removed:,} {'entry' if done.removed == 1 else 'entries'} taken out and printed"
+    site.say(f"thread {show.clean(thread)}: {gone}; it stands at {done.upto}, {indexes}")
     return OK
 
 

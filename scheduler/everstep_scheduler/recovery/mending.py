@@ -19,7 +19,7 @@ from typing import Any
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import MALFORMED
-from everstep_checkpoint.errors import Conflict, CorruptEntry, LogError
+from everstep_checkpoint.errors import Conflict, CorruptEntry, LogError, NewerVersion
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import PAGE, new_id, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
@@ -109,6 +109,9 @@ class Walk:
             entry = e.read_entry(*row)
         except CorruptEntry as error:
             return error.what
+        except NewerVersion as error:
+            error.of(self.thread)
+            raise
         try:
             why = self._checkpoint(entry) if entry.is_checkpoint else self._fact(entry)
             if not why:
@@ -231,9 +234,9 @@ def _found(walk: Walk) -> Found:
     walk.check()
     mark = walk.bad[0].id if walk.bad else ""
     info: Any = walk.log.client.xinfo_stream(walk.log.keys.log(walk.thread))
-    given = info["last-generated-id"].decode()
-    if not mark and e.entry_id(given) > e.entry_id(walk.last):
-        mark = given
+    given, last = info["last-generated-id"], info["last-entry"]  # of one moment: the thread may have moved on
+    if not mark and last is not None and given != last[0]:
+        mark = given.decode()
     return Found(walk.thread, walk.length, walk.upto, tuple(walk.bad), mark)
 
 
