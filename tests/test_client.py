@@ -445,7 +445,7 @@ def test_a_schema_cannot_make_us_fetch_anything() -> None:
 
 
 def test_nobody_there_is_said_with_the_way_out() -> None:
-    with connect("redis://127.0.0.1:1/0") as nowhere, pytest.raises(ServerUnavailable, match="redis-cli ping"):
+    with connect("redis://127.0.0.1:1/0") as nowhere, pytest.raises(ServerUnavailable, match="redis-cli -p 1 ping"):
         nowhere.submit("counter", ZERO)
 
 

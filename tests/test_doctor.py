@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from typing import Any, TypedDict
 
 import pytest
+import redis
 
 from everstep import END, START, RedisSaver, StateGraph
 from everstep.cli import main
-from everstep.doctor import ACT, KNOW, Finding, Look, examine, server
+from everstep.doctor import examine, server
 from everstep.embedded import EmbeddedServer
+from everstep.finding import ACT, KNOW, Finding, Look
 from everstep.places import look_at_places
 from everstep.site import Site
+from everstep.tails import look_at_tails
 from everstep_checkpoint.log import new_id
 from everstep_scheduler.client.client import publish
+from everstep_scheduler.moves.connection import redis_cli
 from everstep_scheduler.moves.contract import Offer
 from servers import StartServer
 
@@ -37,8 +41,9 @@ def graph(name: str = "shop") -> Any:
 
 
 @pytest.fixture
-def site(redis_url: str) -> Iterator[Site]:
-    """A partition in which the graph `shop` is published and one run is done."""
+def site(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A partition in which the graph `shop` is published and one run is done. The environment says where it is."""
+    monkeypatch.setenv("EVERSTEP_URL", redis_url)
     made = Site(redis_url)
     saver = RedisSaver(redis_url)
     type(graph())(graph().spec, saver).invoke({"word": "a"}, {"configurable": {"thread_id": "done"}})
@@ -148,6 +153,21 @@ def test_a_full_server_is_found(own_server: StartServer) -> None:
     assert one(full, "memory").mark == ACT and "full" in one(full, "memory").said
 
 
+def test_the_doctor_reports_in_full_under_a_full_server(own_server: StartServer) -> None:
+    """It sends nothing that a full server refuses: no write, and no MULTI, which queues."""
+    full = Site(own_server().url)
+    publish(full.redis, full.keys, [graph().spec])
+    submit(full)
+    full.redis.xadd(full.keys.log("t"), {"some": "junk"})
+    before = [(each.about, each.mark) for each in examine(full)]
+    full.redis.config_set("maxmemory", "100kb")
+    with pytest.raises(redis.ResponseError, match="maxmemory"):
+        full.redis.set("k", "v")
+    after = [(each.about, each.mark) for each in examine(full)]
+    assert after == [(about, ACT if about == "memory" else mark) for about, mark in before]
+    assert ("logs", ACT) in after and ("places", "ok") in after
+
+
 def test_a_user_without_config_rights_is_told_so_and_sees_the_rest(server: EmbeddedServer, site: Site) -> None:
     site.redis.execute_command("ACL", "SETUSER", "looker", "on", ">hush", "~*", "&*", "+@all", "-config")
     try:
@@ -176,6 +196,12 @@ def test_a_worker_that_beats_is_alive_and_one_that_died_is_not(site: Site) -> No
     submit(site)
     assert one(site, "workers").said == "1 alive on 1 host, 1 busy"
     assert one(site, "queues").said == "shop: 1 waiting"
+    client.pexpire(name, 10_000)
+    none, silent = found(site, "workers")
+    assert (none.mark, silent.mark) == (ACT, KNOW)
+    assert silent.said == "1 worker silent for up to 20.0 s: everstep.h.1.x"
+    assert one(site, "queues").mark == ACT
+    client.persist(name)
     client.hset(name, "death", "2026-01-01T00:00:00Z")
     assert one(site, "workers").mark == ACT
 
@@ -192,7 +218,7 @@ def test_lost_keys_are_found_and_recover_mends_them(site: Site) -> None:
 
 def test_a_suspended_fleet_is_said(site: Site) -> None:
     site.redis.set(site.keys.rq_suspended, 1)
-    assert one(site, "suspended").fix == "rq resume"
+    assert one(site, "suspended").fix == f"rq resume --url {site.url}"
 
 
 def test_parked_tasks_name_the_code_that_they_wait_for(site: Site) -> None:
@@ -208,13 +234,67 @@ def test_dead_letters_foreign_jobs_and_failures_are_told_apart(site: Site) -> No
     client: Any = site.redis
     client.sadd(site.keys.rq_queues, site.keys.rq_queue("shop"))
     jobs = {"theirs": '["os.system", null, ["true"], {}]', "poisoned": '["everstep.run_node",null,[],{}]'}
+    why = {"theirs": "refused by everstep: its function is os.system", "poisoned": "poison: its process died 4 times"}
     for job, data in jobs.items():
-        client.hset(site.keys.rq_job(job), mapping={"data": data, "exc_info": "poison: its process died 4 times"})
+        client.hset(site.keys.rq_job(job), mapping={"data": data, "exc_info": why[job]})
         client.zadd(site.keys.rq_failed("shop"), {job: 9e9})
     client.zadd(site.keys.threads("failed"), {"t": 1})
     assert one(site, "foreign jobs").said.endswith("theirs on shop")
     assert one(site, "dead letters").said.startswith("1 task killed") and one(site, "dead letters").mark == ACT
     assert one(site, "failed").said == "1 thread at rest after a failure"
+
+
+def test_queues_of_other_applications_are_told_from_ours(site: Site) -> None:
+    client: Any = site.redis
+    for queue, job in (("mails", "m1"), ("shop", "s1")):
+        client.sadd(site.keys.rq_queues, site.keys.rq_queue(queue))
+        client.rpush(site.keys.rq_queue(queue), job)
+        client.hset(site.keys.rq_job(job), mapping={"data": b"x\x9c\x00", "origin": queue})
+    client.hset(site.keys.rq_job("m0"), mapping={"data": b"x\x9c\x00", "exc_info": "Traceback: ..."})
+    client.zadd(site.keys.rq_failed("mails"), {"m0": 9e9})
+    assert marks(site) == {"workers": KNOW}
+    assert [each.said for each in found(site, "queues")][
+        -1
+    ] == "mails, shop: 2 jobs of other applications, not ours to run"
+    submit(site)
+    ours, theirs = found(site, "queues")
+    assert (ours.mark, ours.said) == (ACT, "shop: 2 waiting, and no worker listens")
+    assert (theirs.mark, theirs.said) == ("ok", "mails: 1 job of other applications, not ours to run")
+
+
+def test_a_job_of_ours_that_was_pushed_by_hand_makes_a_queue_ours(site: Site) -> None:
+    client: Any = site.redis
+    submit(site)
+    job = client.lindex(site.keys.rq_queue("shop"), 0)
+    client.hset(site.keys.counts, "shop", 0)
+    assert one(site, "queues").mark == ACT
+    client.hset(site.keys.rq_job(job.decode()), "everstep", '{"keys": "another:{0}:"}')
+    assert [each.mark for each in found(site, "queues")] == ["ok", "ok"]
+
+
+def test_leases_past_their_end_name_their_holder_and_who_should_take_them_back(site: Site) -> None:
+    client: Any = site.redis
+    submit(site)
+    lease(site)
+    assert one(site, "leases").said == "1 held, none past its end"
+    (token,) = client.zrange(site.keys.leases, 0, -1)
+    seconds, _ = client.time()
+    client.zadd(site.keys.leases, {token: (seconds - 60) * 1000})
+    dead = one(site, "leases")
+    assert dead.mark == ACT and "held by everstep.h.1.x: no worker sweeps, there was never a sweep" in dead.said
+    assert dead.fix.startswith("everstep worker MODULE:GRAPH")
+    site.client.moves.sweep("server", 10_000)
+    held = one(site, "leases")
+    assert held.mark == KNOW and "nothing expires for another 12" in held.said and held.fix.startswith("wait")
+    client.hset(site.keys.sweep, "hold", 0)
+    assert "workers sweep" in one(site, "leases").said
+    client.hset(site.keys.sweep, "at", (seconds - 300) * 1000)
+    assert "the last sweep was 5 min ago" in one(site, "leases").said
+    client.delete(site.keys.sweep)
+    site.client.moves.sweep("server", 10_000)
+    client.hset(site.keys.sweep, mapping={"hold": 0})
+    assert site.client.moves.sweep("server", 10_000)["lost"] == 1
+    assert one(site, "leases").mark == "ok"
 
 
 def test_the_inbox_tells_of_refused_and_of_unread_messages(site: Site) -> None:
@@ -223,6 +303,103 @@ def test_the_inbox_tells_of_refused_and_of_unread_messages(site: Site) -> None:
     unread, refused = found(site, "inbox")
     assert unread.mark == ACT and "nobody reads them" in unread.said
     assert "no graph 'x'\\x1b" in refused.said and "XREVRANGE" in refused.fix
+
+
+# --- logs ---
+
+
+def test_a_log_that_takes_no_entry_is_named_with_its_entry_and_its_fix(site: Site) -> None:
+    submit(site, "it's")
+    site.redis.xadd(site.keys.log("it's"), {"some": "junk"}, id="999-0")
+    bad = one(site, "logs")
+    assert bad.mark == ACT and bad.said.startswith("thread it's: entry 999-0 is not readable")
+    assert bad.fix.startswith("""everstep recover --thread 'it'"'"'s'""")
+
+
+def test_logs_are_looked_at_with_those_that_run_first_and_a_cut_is_said(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(site, "bad")
+    site.redis.xadd(site.keys.log("bad"), {"some": "junk"}, id="999-0")
+    monkeypatch.setattr("everstep.tails.THREADS_MAX", 1)
+    report = look_at_tails(site)
+    assert [trouble.thread for trouble in report.troubles] == ["bad"] and report.cut
+    monkeypatch.setattr("everstep.tails.THREADS_MAX", 2)
+    assert len(look_at_tails(site).troubles) == 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        ("XADD {log} 0-5 v 1 kind checkpoint", "can't have the id"),
+        ("XADD {log} 7-0 v 1 kind checkpoint digest x next []", "ends with entry 7-0, but its index says checkpoint 0"),
+        ("XDEL {log} 0-1", "entries up to 0-1 were removed from its end"),
+        ("DEL {log}", "1 thread with a log and no indexes, or the other way round, as t"),
+        ("DEL {thread}", "1 thread with a log and no indexes, or the other way round, as t"),
+        ("RENAME {runs} {log}", "its log is no stream"),
+    ],
+)
+def test_whatever_is_wrong_with_the_end_of_a_log_is_found(site: Site, harm: str, why: str) -> None:
+    import shlex
+
+    submit(site)
+    keys = site.keys
+    assert one(site, "logs").mark == "ok"
+    site.redis.execute_command(
+        *shlex.split(harm.format(log=keys.log("t"), thread=keys.thread("t"), runs=keys.runs("t")))
+    )
+    assert one(site, "logs").mark == ACT and why in one(site, "logs").said
+
+
+# --- elsewhere ---
+
+
+def test_a_namespace_where_nothing_has_run_stays_empty_and_is_said(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(site.redis.keys("*"))
+    typo = ["--url", site.url, "--namespace", "typo"]
+    assert main([*typo, "recover"]) == 3
+    assert "nothing has ever run in namespace 'typo'" in (said := capsys.readouterr().err)
+    assert "nothing was written" in said and "everstep (partition 0)" in said
+    assert main([*typo, "recover", "--thread", "done"]) == 3
+    assert main([*typo, "cancel", "done"]) == 3 and main([*typo, "retry", "done"]) == 3
+    assert main([*typo, "doctor"]) == 0
+    assert "nothing has ever run in namespace 'typo'" in capsys.readouterr().out
+    assert sorted(site.redis.keys("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis-cli PING"),
+        ("redis://h:6390/2", "redis-cli -h h -p 6390 -n 2 PING"),
+        ("rediss://me:hush@h/0", "redis-cli -h h --tls --user me --askpass PING"),
+        ("redis://:hush@127.0.0.1", "redis-cli --askpass PING"),
+        ("unix:///tmp/a b/s?db=3", "redis-cli -s '/tmp/a b/s' -n 3 PING"),
+    ],
+)
+def test_a_line_of_redis_cli_works_when_it_is_pasted_and_holds_no_password(url: str, line: str) -> None:
+    assert redis_cli(url, "PING") == line
+
+
+def test_the_doctor_s_own_lines_reach_its_server(own_server: StartServer) -> None:
+    bad = own_server(extra=("--appendonly", "no"))
+    fix = one(Site(bad.url), "fsync").fix
+    assert fix.startswith(f"redis-cli -s {bad.socket} CONFIG SET appendonly yes; then redis-cli -s")
+
+
+def test_our_own_lines_name_what_the_shell_s_environment_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EVERSTEP_URL", "REDIS_URL", "EVERSTEP_NAMESPACE", "EVERSTEP_PARTITION"):
+        monkeypatch.delenv(name, raising=False)
+    line = "everstep recover (a worker does it by itself)"
+    assert Site("redis://127.0.0.1:6379/0").again(line) == line
+    there = Site("redis://h:1/2", "shop", "3")
+    assert there.again("everstep recover") == "everstep recover --url redis://h:1/2 --namespace shop --partition 3"
+    assert there.again("everstep.run_node") == "everstep.run_node"
+    assert Site("redis://:hush@h/0").again("everstep recover") == "everstep recover --url URL"
+    monkeypatch.setenv("EVERSTEP_URL", "redis://:hush@h/0")
+    assert Site("redis://:hush@h/0").again("everstep recover") == "everstep recover"
 
 
 # --- places ---

@@ -31,6 +31,7 @@ def spelled() -> set[str]:
         KEYS.unmade,
         KEYS.queued,
         KEYS.runs,
+        KEYS.mended,
         KEYS.held,
         KEYS.waiting,
         KEYS.bell,

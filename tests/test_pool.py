@@ -222,8 +222,8 @@ def test_a_killer_among_200_tasks_is_the_one_dead_letter(shop: Shop) -> None:
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_sigterm_under_load_hands_back_uncounted(shop: Shop, signals: int) -> None:
-    spec = shop.spec("waiting")
-    pool = shop.pool("shop:waiting", concurrency=4, grace_s=0.3 if signals == 1 else 30.0)
+    spec, grace = shop.spec("waiting"), 0.3 if signals == 1 else 30.0
+    pool = shop.pool("shop:waiting", concurrency=4, grace_s=grace)
     threads = [shop.submit(spec) for _ in range(8)]
     wait_for(lambda: len(shop.ran("waits")) == 4)
     for _ in range(signals):
@@ -231,6 +231,8 @@ def test_sigterm_under_load_hands_back_uncounted(shop: Shop, signals: int) -> No
         wait_for(lambda: shop.redis.zcard(KEYS.waiting("waiting")) == 0)
     code, said = ended(pool, 10)
     assert code == 0, said
+    assert f"told to end: 1 worker process drains, for up to {grace:g} s; a second SIGTERM or Ctrl-C" in said
+    assert f"waits up to {grace:g} s for 4 nodes; a second signal gives back at once what still runs" in said
     assert shop.redis.zcard(KEYS.leases) == 0
     assert sum(shop.kinds(thread).count("task_lost") for thread in threads) == 0
     assert shop.redis.llen(KEYS.rq_queue("waiting")) == 8

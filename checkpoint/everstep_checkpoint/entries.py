@@ -126,7 +126,10 @@ class Entry:
         return {name: value if name in VALUES else self.text(name) for name, value in self.raw.items()}
 
     def text(self, name: str) -> str:
-        return self.raw.get(name, b"").decode("utf-8", "surrogatepass")
+        try:
+            return self.raw.get(name, b"").decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            raise self.corrupt(f"field {name!r} is no text") from None
 
     def number(self, name: str) -> int:
         value = self.raw.get(name, b"0")
@@ -183,7 +186,7 @@ class Entry:
         return CorruptEntry(
             f"entry {self.id} is not readable: {why}",
             checkpoint=str(self.n),
-            fix="the log was left as it is; look at it with `everstep log`, or fork from an earlier checkpoint",
+            fix="the log was left as it is; `everstep recover --thread THREAD` shows what can be cut off",
         )
 
 
@@ -191,7 +194,10 @@ def read_entry(entry_id_text: str | bytes, raw: Mapping[Any, Any]) -> Entry:
     """An entry from a stream. Raises CorruptEntry for a foreign one and NewerVersion for a later format."""
     text = entry_id_text.decode() if isinstance(entry_id_text, bytes) else entry_id_text
     n, k = entry_id(text)
-    fields = {(name.decode() if isinstance(name, bytes) else name): value for name, value in raw.items()}
+    fields = {
+        (name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name): value
+        for name, value in raw.items()
+    }
     entry = Entry(n, k, fields)
     version = fields.get("v", b"")
     if version != b"1":

@@ -35,6 +35,7 @@ EverstepError
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 
@@ -118,6 +119,10 @@ class TooLarge(InputError):
 
 class LogError(EverstepError):
     """What is stored can't be trusted or read."""
+
+    def of(self, thread: str) -> None:
+        """Say which thread it is, also in the fix: a reader of entries does not know it."""
+        self.thread, self.fix = thread, self.fix.replace("THREAD", shlex.quote(thread))
 
 
 class CorruptEntry(LogError):

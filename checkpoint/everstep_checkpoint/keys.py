@@ -81,6 +81,10 @@ class Keys:
         """Hash: run id -> `<status> <entry id> <sum of its input>`."""
         return f"{self.stem}runs:{thread}"
 
+    def mended(self, thread: str) -> str:
+        """Stream with expiry: the good entries of a log that is being mended, before they take its place."""
+        return f"{self.stem}mended:{thread}"
+
     # leases and places
     @property
     def leases(self) -> str:

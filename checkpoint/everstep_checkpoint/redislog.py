@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 from . import entries as e
-from .errors import Conflict, TooLarge
+from .errors import Conflict, CorruptEntry, NewerVersion, TooLarge
 from .keys import Keys
 from .log import Head, Log, conflict, stored
 
@@ -54,10 +54,20 @@ class RedisLog(Log):
         *,
         reverse: bool = False,
     ) -> list[e.Entry]:
+        try:
+            return [e.read_entry(*row) for row in self.rows(thread, start, end, count, reverse=reverse)]
+        except (CorruptEntry, NewerVersion) as error:
+            error.of(thread)
+            raise
+
+    def rows(
+        self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False
+    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Entries as they are stored, whoever wrote them."""
         key = self.keys.log(thread)
-        rows: Any
-        rows = self.client.xrevrange(key, end, start, count) if reverse else self.client.xrange(key, start, end, count)
-        return [e.read_entry(entry_id, fields) for entry_id, fields in rows]
+        found: Any
+        found = self.client.xrevrange(key, end, start, count) if reverse else self.client.xrange(key, start, end, count)
+        return found  # type: ignore[no-any-return]
 
     def head(self, thread: str) -> Head | None:
         last = self.read(thread, count=1, reverse=True)

@@ -353,7 +353,7 @@ def verify(log: Log, thread: str) -> Report:
                 parent = entry.text("birth") or parent
                 continue
             report.checkpoints += 1
-            parent = parent or _named_parent(entry)
+            parent = parent or named_parent(entry)
             if parent is None:
                 continue  # below the trim mark: nothing to check it against
             _check_digest(entry, parent, folder, report)
@@ -364,7 +364,7 @@ def verify(log: Log, thread: str) -> Report:
     return report
 
 
-def _named_parent(entry: e.Entry) -> str | None:
+def named_parent(entry: e.Entry) -> str | None:
     """The parent's digest that a snapshot names in full: the first readable entry of a trimmed log."""
     named = entry.text("parent").split(" ")
     return named[-1] if _is_snapshot(entry) and named != [""] else None

@@ -19,9 +19,7 @@ import click
 from everstep_checkpoint import errors as x
 from everstep_checkpoint.errors import EverstepError
 
-from .site import Site
-
-DEFAULT_URL = "redis://127.0.0.1:6379/0"
+from .site import DEFAULT_URL, Site
 
 # word -> (its module under `commands`, what it does in a few words)
 WORDS = {
@@ -39,7 +37,7 @@ WORDS = {
     "cancel": ("running", "Stop a run now; no step of it is committed after this."),
     "resume": ("running", "Answer the question that a thread waits with."),
     "retry": ("running", "Let a failed run go on from its last step."),
-    "recover": ("serving", "Rebuild every index and job from the logs."),
+    "recover": ("mending", "Rebuild every index and job from the logs; or mend one log."),
     "doctor": ("serving", "Is all well? Each line says what to do if not."),
 }
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from . import show
+from . import fleet, show
+from .finding import ACT, KNOW, OK, Check, Finding, Look
 from .site import Site
 
-OK, KNOW, ACT = "ok", "!", "x"
 OLDEST = (7, 0)
 # The first version of a series without a known remote hole that our use of scripts and blocking reads would touch.
 FLOORS: dict[str, dict[tuple[int, ...], int]] = {
@@ -28,39 +27,6 @@ FLOORS: dict[str, dict[tuple[int, ...], int]] = {
 PINGS = 20
 SLOW_MS = 5.0
 FULL = 0.9
-NAMES_MAX = 5
-FAILED_MAX = 500
-WORKERS_MAX = 1000
-HEARTBEAT_MS = 30_000
-FUNCTION = b'["everstep.run_node"'
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report."""
-
-    mark: str
-    about: str
-    said: str
-    fix: str = ""
-
-
-@dataclass
-class Look:
-    """What the checks share: the connection, and what Redis says of itself."""
-
-    site: Site
-    info: dict[str, Any]
-    queues: list[str] = field(default_factory=list[str])
-    served: set[str] = field(default_factory=set[str])
-    workers: int = 0
-
-    @property
-    def redis(self) -> Any:
-        return self.site.redis
-
-
-Check = Callable[[Look], Iterator[Finding]]
 
 
 def examine(site: Site) -> list[Finding]:
@@ -74,7 +40,7 @@ def examine(site: Site) -> list[Finding]:
             found.append(
                 Finding(KNOW, about, f"not known: {error}", "give this Redis user the command, or ask as another one")
             )
-    return found
+    return [replace(each, fix=site.again(each.fix)) for each in found]
 
 
 def _told(look: Look) -> Iterator[Finding]:
@@ -120,7 +86,7 @@ FSYNC = {
     "everysec": (OK, "appendfsync everysec: a crash of Redis loses nothing; a power loss takes back about the last "
                  "second, even steps already shown, and runs go on from an earlier whole step", ""),
     "no": (KNOW, "appendfsync no: a power loss takes back what the system had not written, often 30 s",
-           "redis-cli CONFIG SET appendfsync everysec; then CONFIG REWRITE"),
+           "CONFIG SET appendfsync everysec"),
 }  # fmt: skip
 
 
@@ -139,9 +105,14 @@ def _fsync_policy(look: Look) -> str:
         return ""
 
 
+def _for_good(look: Look, words: str) -> str:
+    """A setting, and that it is kept over a restart."""
+    return f"{look.cli(*words.split(' '))}; then {look.cli('CONFIG', 'REWRITE')}"
+
+
 def durability(look: Look) -> Iterator[Finding]:
     if not look.info.get("aof_enabled"):
-        fix = "redis-cli CONFIG SET appendonly yes; then CONFIG REWRITE"
+        fix = _for_good(look, "CONFIG SET appendonly yes")
         yield Finding(ACT, "fsync", "appendonly is off: a restart of Redis loses every run since its last dump", fix)
         return
     if look.info.get("aof_last_write_status", "ok") != "ok":
@@ -149,7 +120,7 @@ def durability(look: Look) -> Iterator[Finding]:
             ACT, "fsync", "the last write to the append-only file failed", "look at Redis' disk: df -h, and its log"
         )
     mark, said, fix = FSYNC.get(_fsync_policy(look), UNKNOWN_FSYNC)
-    yield Finding(mark, "fsync", said, fix)
+    yield Finding(mark, "fsync", said, _for_good(look, fix) if fix.startswith("CONFIG") else fix)
     if look.info.get("connected_slaves"):
         said = "replicas are asynchronous: a failover takes back what they had not received yet"
         yield Finding(OK, "failover", said)
@@ -164,7 +135,7 @@ def memory(look: Look) -> Iterator[Finding]:
         + f", {policy or 'policy unknown'}"
     )
     if policy != "noeviction" and policy:
-        fix = "redis-cli CONFIG SET maxmemory-policy noeviction; then CONFIG REWRITE"
+        fix = _for_good(look, "CONFIG SET maxmemory-policy noeviction")
         yield Finding(ACT, "memory", f"{said}: Redis may throw logs away", fix)
     elif limit and used >= limit:
         yield Finding(
@@ -196,173 +167,9 @@ def clients(look: Look) -> Iterator[Finding]:
     yield Finding(KNOW if tight else OK, "clients", said, "raise maxclients, or run fewer processes" if tight else "")
 
 
-# --- the fleet ---
-
-
-def sentinels(look: Look) -> Iterator[Finding]:
-    keys = look.site.keys
-    ours, rq, rebuilding, suspended = look.redis.mget(keys.alive, keys.rq_alive, keys.recovery, keys.rq_suspended)
-    if rebuilding:
-        yield Finding(
-            KNOW, "indexes", "a process is rebuilding them from the logs", "wait for it; runs go on by themselves"
-        )
-    elif ours and rq:
-        yield Finding(OK, "indexes", "both sentinels stand: no key of ours or of RQ was lost")
-    elif not ours and not rq and next(look.site.log.threads(), None) is None:
-        yield Finding(OK, "indexes", "nothing has run here yet")
-    else:
-        lost = " and ".join([*(["ours"] if not ours else []), *(["RQ's"] if not rq else [])])
-        yield Finding(
-            ACT, "indexes", f"{lost} were lost; the logs are whole", "everstep recover (a worker does it by itself)"
-        )
-    if suspended:
-        yield Finding(KNOW, "suspended", "RQ is suspended: nothing is claimed", "rq resume")
-
-
-def workers(look: Look) -> Iterator[Finding]:
-    """RQ's worker keys: they expire 30 s after the last beat of a killed process."""
-    keys = look.site.keys
-    names = sorted(look.redis.smembers(keys.rq_workers))[:WORKERS_MAX]
-    with look.redis.pipeline(transaction=False) as pipe:
-        for name in names:
-            pipe.hmget(name, "queues", "hostname", "state", "death")
-        found = [row for row in zip(names, pipe.execute(), strict=True) if row[1][0] is not None and not row[1][3]]
-    ours = [row for row in found if row[0].removeprefix(keys.rq_worker("").encode()).startswith(b"everstep.")]
-    look.workers = len(ours)
-    look.served = {queue for _, row in found for queue in row[0].decode().split(",")}
-    hosts = {row[1].decode() for _, row in ours if row[1]}
-    others = f"; {len(found) - len(ours)} of stock RQ" if len(found) > len(ours) else ""
-    if ours:
-        busy = sum(row[2] == b"busy" for _, row in ours)
-        yield Finding(
-            OK,
-            "workers",
-            f"{len(ours)} alive on {len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}, {busy} busy{others}",
-        )
-    else:
-        yield Finding(
-            ACT if _is_work(look) else KNOW, "workers", f"none is alive{others}", "everstep worker MODULE:GRAPH"
-        )
-
-
-def _is_work(look: Look) -> bool:
-    return bool(look.redis.zcard(look.site.keys.threads("running")))
-
-
-def queues(look: Look) -> Iterator[Finding]:
-    keys = look.site.keys
-    stem = keys.rq_queue("")
-    look.queues = sorted(name.decode().removeprefix(stem) for name in look.redis.smembers(keys.rq_queues))
-    depth = {queue: int(look.redis.llen(keys.rq_queue(queue))) for queue in look.queues}
-    waiting = {queue: n for queue, n in depth.items() if n}
-    if not waiting:
-        yield Finding(OK, "queues", f"{len(depth)} known, nothing waits")
-    for queue, n in waiting.items():
-        if queue.endswith(".suspect"):
-            said = f"{show.many(n, 'task')} whose process died, waiting to be run alone"
-            yield Finding(
-                KNOW, "suspects", f"{queue}: {said}", "a pool does it: everstep worker; see `everstep history THREAD`"
-            )
-        elif queue in look.served:
-            yield Finding(OK, "queues", f"{queue}: {n:,} waiting")
-        else:
-            fix = f"everstep worker MODULE:{queue}, or --queues {queue}"
-            yield Finding(ACT, "queues", f"{queue}: {n:,} waiting, and no worker listens", fix)
-
-
-def parked(look: Look) -> Iterator[Finding]:
-    found = look.redis.hgetall(look.site.keys.parked)
-    for name, count in sorted(found.items()):
-        graph, _, node = name.decode().partition(":")
-        said = f"{show.many(int(count), 'task')}: waiting for a worker that has node {node!r} of graph {graph!r}"
-        yield Finding(ACT, "parked", said, f"start one with that version: everstep worker MODULE:{graph}")
-    if not found:
-        yield Finding(OK, "parked", "no task waits for code that is missing")
-
-
-def failures(look: Look) -> Iterator[Finding]:
-    """RQ's failed registries: dead letters, failed tasks, and jobs that are not ours."""
-    dead: list[str] = []
-    foreign: list[str] = []
-    failed = 0
-    for queue in look.queues:
-        for job, data, reason in _failed_jobs(look, queue):
-            if not data.startswith(FUNCTION):
-                foreign.append(f"{job} on {queue}")
-            elif reason.startswith("poison"):
-                dead.append(job)
-            else:
-                failed += not reason.startswith(("graph ", "node "))
-    threads = int(look.redis.zcard(look.site.keys.threads("failed")))
-    if dead:
-        fix = "everstep threads --status failed; mend the node; everstep retry THREAD"
-        yield Finding(ACT, "dead letters", f"{show.many(len(dead), 'task')} killed every process that ran them", fix)
-    if foreign:
-        said = f"{show.many(len(foreign), 'job')} in our queues not ours, and refused: {', '.join(foreign[:NAMES_MAX])}"
-        yield Finding(
-            KNOW,
-            "foreign jobs",
-            said,
-            "see who enqueues them; remove one: ZREM rq:failed:QUEUE ID, DEL rq:job:ID, as in docs/redis-cli.md",
-        )
-    if threads:
-        yield Finding(
-            KNOW,
-            "failed",
-            f"{show.many(threads, 'thread')} at rest after a failure",
-            "everstep threads --status failed; everstep retry THREAD",
-        )
-    if not (dead or foreign or threads):
-        yield Finding(OK, "failed", "no failed threads, dead letters or foreign jobs")
-
-
-def _failed_jobs(look: Look, queue: str) -> Iterator[tuple[str, bytes, str]]:
-    keys = look.site.keys
-    ids = look.redis.zrevrange(keys.rq_failed(queue), 0, FAILED_MAX - 1)
-    with look.redis.pipeline(transaction=False) as pipe:
-        for job in ids:
-            pipe.hmget(keys.rq_job(job.decode()), "data", "exc_info")
-        for job, (data, reason) in zip(ids, pipe.execute(), strict=True):
-            if data is not None:
-                yield job.decode(), data, (reason or b"").decode("utf-8", "replace")
-
-
-def inbox(look: Look) -> Iterator[Finding]:
-    keys = look.site.keys
-    waiting, refused = int(look.redis.xlen(keys.inbox)), int(look.redis.xlen(keys.inbox_rejected))
-    if waiting and not look.redis.exists(keys.inbox_reader):
-        yield Finding(
-            ACT,
-            "inbox",
-            f"{show.many(waiting, 'message')} waiting, and nobody reads them",
-            "everstep worker MODULE:GRAPH",
-        )
-    else:
-        yield Finding(OK, "inbox", f"{show.many(waiting, 'message')} waiting" if waiting else "empty")
-    if refused:
-        last: dict[bytes, bytes] = look.redis.xrevrange(keys.inbox_rejected, count=1)[0][1]
-        why = show.clean(last.get(b"reason", b"").decode("utf-8", "replace"))[:120]
-        fix = f"redis-cli XREVRANGE '{keys.inbox_rejected}' + - COUNT 5"
-        yield Finding(KNOW, "inbox", f"{show.many(refused, 'message')} refused, the last one: {why}", fix)
-
-
-def places(look: Look) -> Iterator[Finding]:
-    from .places import look_at_places
-
-    report = look_at_places(look.site)
-    if report.problems:
-        named = "; ".join(report.problems[:NAMES_MAX])
-        said = f"{len(report.problems)} of {report.tasks:,} open tasks are not in exactly one place: {named}"
-        yield Finding(ACT, "places", said, "everstep recover")
-    else:
-        more = f" (the first {report.tasks:,})" if report.cut else ""
-        found = f"{show.many(report.tasks, 'open task')} of {show.many(report.threads, 'running thread')}"
-        said = f"{found}, each in exactly one place{more}"
-        yield Finding(OK, "places", said)
-
-
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("server", _told), ("speed", speed),
-    ("indexes", sentinels), ("workers", workers), ("queues", queues), ("parked", parked), ("failed", failures),
-    ("inbox", inbox), ("places", places),
+    ("indexes", fleet.sentinels), ("workers", fleet.workers), ("queues", fleet.queues), ("parked", fleet.parked),
+    ("leases", fleet.leases), ("failed", fleet.failures), ("inbox", fleet.inbox), ("logs", fleet.logs),
+    ("places", fleet.places),
 )  # fmt: skip

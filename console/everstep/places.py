@@ -1,7 +1,8 @@
 """Is each open task in exactly one place? What `everstep doctor` looks at while the fleet goes on working.
 
-A record says the place; the place must have the task, and no other place may. Each task is looked at in one MULTI, with
-its record, so that one that moves meanwhile is seen where it is. Bounded in threads, tasks and the length of lists.
+A record says the place; the place must have the task, and no other place may. Each task's record is read before and
+after its places, so that one that moves meanwhile is passed over: a MULTI would not do, a full server refuses what is
+queued in one. Bounded in threads, tasks and the length of lists.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .site import Site
 THREADS_MAX = 1000
 TASKS_MAX = 5000
 BATCH = 50
+LOOKS = 11
 LIST_MAX = 20_000
 OPEN = ("job", "lease", "wake", "parked")
 
@@ -78,9 +80,9 @@ def _open_tasks(site: Site, report: Report) -> Iterator[Open]:
 
 
 def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
-    """For each task its record again, and whether each place has it."""
+    """For each task its record again, whether each place has it, and the record once more."""
     keys = site.keys
-    with site.redis.pipeline(transaction=True) as pipe:
+    with site.redis.pipeline(transaction=False) as pipe:
         for each in batch:
             job, token, member = (
                 each.record.get("j") or "-",
@@ -97,15 +99,16 @@ def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
             pipe.zscore(keys.rq_scheduled(each.queue), job)
             pipe.lpos(keys.parked_for(each.graph, str(each.record["n"])), member, maxlen=LIST_MAX)
             pipe.zscore(keys.rq_failed(each.queue), job)
+            pipe.hget(keys.open(each.thread), each.task)
         found: list[Any] = pipe.execute()
-    for i in range(0, len(found), 10):
-        yield found[i : i + 10]
+    for i in range(0, len(found), LOOKS):
+        yield found[i : i + LOOKS]
 
 
 def _wrong(task: Open, answer: list[Any]) -> str:
     """What is wrong with a task's place; empty if nothing, or if it has moved since its record was read."""
-    raw, length, listed, lease, named, started, wake, scheduled, parked, failed = answer
-    if raw != task.raw:
+    raw, length, listed, lease, named, started, wake, scheduled, parked, failed, again = answer
+    if raw != task.raw or again != task.raw:
         return ""
     place = str(task.record["p"])
     beyond = place == "job" and listed is None and length > LIST_MAX

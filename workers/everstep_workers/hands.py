@@ -11,7 +11,7 @@ import threading
 from functools import cached_property
 from queue import SimpleQueue
 
-from everstep_checkpoint.errors import ServerError
+from everstep_checkpoint.errors import LogError, ServerError
 from everstep_scheduler.moves.redismoves import RedisMoves
 from everstep_scheduler.steps.failpoints import reach
 from everstep_scheduler.steps.perform import Attempt, Result
@@ -85,6 +85,9 @@ class Hand(threading.Thread):
             return self._step(held)
         except ServerError as error:
             log.warning("%s: its outcome is dropped, the process ends: %s", held, error.what)
+        except LogError as error:
+            self._work.unreadable(held, error)
+            self._work.slots.give_new()
         except BaseException as error:  # noqa: BLE001
             self._work.stumbled(held, error)
             self._work.slots.give_new()

@@ -10,7 +10,7 @@ import asyncio
 import threading
 from queue import Empty, SimpleQueue
 
-from everstep_checkpoint.errors import ServerError
+from everstep_checkpoint.errors import LogError, ServerError
 from everstep_scheduler.moves.redismoves import RedisMoves
 from everstep_scheduler.steps.failpoints import reach
 from everstep_scheduler.steps.perform import Attempt, Result
@@ -83,7 +83,7 @@ class Committer:
             refused = Result.stopped(held.attempt, f"Redis refuses its outcome: {error}")
             self._commit(moves, [Done(held, refused, own)], again=True)
             return
-        self._work.stumbled(held, error)
+        self._work.unreadable(held, error) if isinstance(error, LogError) else self._work.stumbled(held, error)
         if own:
             self._work.slots.give_new()
 

@@ -271,6 +271,12 @@ class Pool:
 
     def _end(self) -> None:
         """Pass the signal on, wait for the grace, kill who is left."""
+        if self._signals:
+            said = "process drains" if len(self._children) == 1 else "processes drain"
+            log.info(
+                "told to end: %d worker %s, for up to %g s; a second SIGTERM or Ctrl-C ends at once, and gives back",
+                len(self._children), said, self._order.grace_s,
+            )  # fmt: skip
         end = time.monotonic() + self._order.grace_s + KILL_MARGIN_S
         passed_on = 0
         while self._children and time.monotonic() < end:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from everstep_checkpoint.errors import ServerError
+from everstep_checkpoint.errors import LogError, ServerError
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
@@ -229,6 +229,9 @@ class Work:
             ready = self.load(held)
         except ServerError as error:
             log.warning("%s: not begun, the process ends: %s", held, error.what)
+        except LogError as error:
+            self.unreadable(held, error)
+            self.slots.give_new()
         except Exception as error:  # noqa: BLE001 - the loop's door: one that can't be loaded must not stop the others
             self.stumbled(held, error)
             self.slots.give_new()
@@ -314,6 +317,12 @@ class Work:
             self.drop(held)
             self.loop.cancel(held)
             log.info("%s: its lease is gone; its result will be dropped", held)
+
+    def unreadable(self, held: Held, error: LogError) -> None:
+        """The log can't be read, or takes no entry, until somebody has mended it. The attempt counts as lost then."""
+        log.error("%s: %s", held, error)
+        held.take_right()
+        self._release([held], "lost")
 
     def stumbled(self, held: Held, error: BaseException) -> None:
         """Our own code failed over an attempt: it counts as lost, so that this can't go on for ever."""

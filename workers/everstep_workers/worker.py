@@ -230,6 +230,7 @@ class Worker:
 
     def _drain(self) -> None:
         """Claim nothing, let nodes end, give the rest back."""
+        self._say_drain()
         self._try("waking the front", self._front.wake)
         self._inbox_client.close()
         self._front.join(THREADS_END_S)
@@ -247,6 +248,16 @@ class Worker:
             self._inbox.join(THREADS_END_S)
         self.work.close()
         log.info("%s: ended", self.name)
+
+    def _say_drain(self) -> None:
+        held = len(self.work.held)
+        if self.work.cold.is_set() or not held:
+            log.info("%s: ending, %s", self.name, "what it holds is given back" if held else "it holds nothing")
+            return
+        log.info(
+            "%s: draining: it claims nothing more and waits up to %g s for %d %s; a second signal gives back at once "
+            "what still runs", self.name, self.setup.grace_s, held, "node" if held == 1 else "nodes",
+        )  # fmt: skip
 
     def _give_back(self) -> None:
         """Take the right to settle from all that runs, let commits that are under way arrive, release the rest."""

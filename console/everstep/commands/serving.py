@@ -1,4 +1,4 @@
-"""worker, recover, doctor: what keeps a fleet going."""
+"""worker, doctor: what keeps a fleet going."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .. import show
 from ..site import Site
 
 if TYPE_CHECKING:
-    from ..doctor import Finding
+    from ..finding import Finding
 
 
 MARGIN = 17
@@ -84,30 +84,11 @@ def _log_to_stderr(quiet: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs: one JSON document.")
 @click.pass_obj
-def recover(site: Site, as_json: bool) -> None:
-    """Rebuild every index and job from the logs. Workers may go on meanwhile, and keep what they hold.
-
-    A worker does this by itself when it finds keys gone; use it when `everstep doctor` says so.
-    """
-    from dataclasses import asdict
-
-    from everstep_scheduler.recovery.recovery import recover as rebuild
-
-    with site.open():
-        report = rebuild(site.redis, site.keys, said=site.say)
-    if as_json:
-        return show.emit(asdict(report))
-    rows = [(name.replace("_", " "), str(value)) for name, value in asdict(report).items()]
-    return show.table(("rebuilt", ""), rows, right=("",))
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON document.")
-@click.pass_obj
 def doctor(site: Site, as_json: bool) -> int:
     """Is all well? Each line says what is, and what to do if it is not. Exit code 1 if anything is marked x."""
     from ..cli import FAILURE, OK
-    from ..doctor import ACT, KNOW, examine
+    from ..doctor import examine
+    from ..finding import ACT, KNOW
 
     with site.open():
         found = examine(site)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import (
+    CorruptEntry,
     EmptyInputError,
+    EverstepError,
     InvalidResume,
     RunConflict,
     ServerUnavailable,
@@ -175,7 +177,11 @@ class Client:
 
     def started(self, start: Start, reading: Reading) -> Run:
         """Record a run that is made already. Raises RunConflict, ThreadBusy, EmptyInputError, LogError."""
-        thread, answer = start.thread, self.moves.start(start)
+        thread = start.thread
+        try:
+            answer = self.moves.start(start)
+        except CorruptEntry as error:
+            raise self._unreadable(thread, error) from error
         match answer.status:
             case "started" | "queued" | "attached":
                 return Run(self, thread, start.run, answer.entry, reading)
@@ -194,11 +200,14 @@ class Client:
             case _:
                 raise self._unreadable(thread)
 
-    def _unreadable(self, thread: str) -> Exception:
-        """A thread that no rebuild could adopt: reading it says why."""
+    def _unreadable(self, thread: str, error: EverstepError | None = None) -> Exception:
+        """A thread that takes no entry (`error`), or that no rebuild could adopt: reading it says which entry it is."""
         from ..reading.derive import derive
 
-        derive(self.log_store, thread)
+        with translated(self.url):
+            derive(self.log_store, thread)
+        if error is not None:
+            return error
         return ServerUnavailable("the indexes could not be rebuilt", thread=thread, fix="see `everstep doctor`")
 
     def run(self, thread_id: object, run_id: str | None = None) -> Run:
@@ -302,7 +311,13 @@ class Client:
         Raises UnknownThread, UnknownRun.
         """
         thread = thread_id_text(thread_id)
-        status = self.moves.cancel(thread, run_id or "", actor)
+        with translated(self.url):
+            if not self.redis.exists(self.keys.log(thread)):  # nor is anything made in a namespace that nobody uses
+                raise unknown_thread(thread)
+        try:
+            status = self.moves.cancel(thread, run_id or "", actor)
+        except CorruptEntry as error:
+            raise self._unreadable(thread, error) from error
         if status == "unknown":
             with translated(self.url):
                 self._thread(thread, "run")
@@ -353,6 +368,8 @@ class Client:
         if values[0] is None and self.redis.exists(self.keys.log(thread)):
             self.recovery()
             values = self.redis.hmget(self.keys.thread(thread), *names)
+            if values[0] is None:
+                raise self._unreadable(thread)
         if values[0] is None:
             raise unknown_thread(thread)
         return [(value or b"").decode() for value in values]

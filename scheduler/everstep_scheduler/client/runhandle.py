@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import redis
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.errors import GraphRecursionError, NodeTimeoutError, RunCancelled, RunFailed, UnknownRun
+from everstep_checkpoint.errors import (
+    GraphRecursionError,
+    LogError,
+    NodeTimeoutError,
+    RunCancelled,
+    RunFailed,
+    UnknownRun,
+)
 from everstep_checkpoint.replay import state_at
 
 from ..moves.connection import BACKOFF_MAX_S, server_error
@@ -126,7 +133,11 @@ class Run:
         left = BLOCK_MS if end is None else int(max(min((end - time.monotonic()) * 1000, BLOCK_MS), 1))
         client: Any = self._client.redis
         answer = client.xread({self._client.keys.log(self.thread_id): cursor}, count=PAGE, block=left)
-        return [e.read_entry(entry_id, fields) for _, rows in answer or () for entry_id, fields in rows]
+        try:
+            return [e.read_entry(entry_id, fields) for _, rows in answer or () for entry_id, fields in rows]
+        except LogError as error:
+            error.of(self.thread_id)
+            raise
 
     def _checked(self, cursor: str) -> str:
         """Nothing came for a while: is the log still the one we follow? After a rewind we begin anew."""

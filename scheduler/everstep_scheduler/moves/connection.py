@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import shlex
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import parse_url  # pyright: ignore[reportUnknownVariableType]
 from redis.retry import Retry
 
-from everstep_checkpoint.errors import ServerError, ServerFull, ServerUnavailable
+from everstep_checkpoint.errors import CorruptEntry, ServerError, ServerFull, ServerUnavailable
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
+LOCAL, PORT = "127.0.0.1", 6379
 CONNECT_S = 5.0
 ANSWER_S = 10.0
 BACKOFF_MAX_S = 1.0
@@ -71,7 +74,31 @@ def error_code(error: redis.RedisError) -> str:
     return code or str(error).partition(" ")[0]
 
 
-def server_error(error: redis.RedisError, url: str = "") -> ServerError:
+def redis_cli(url: str, *words: str) -> str:
+    """The line that asks the server at `url` with redis-cli, to be pasted into a shell. A password is never in it."""
+    try:
+        said: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError:  # no URL of a Redis: whoever connects says so
+        said = {}
+    options = ["redis-cli"]
+    if "path" in said:
+        options += ["-s", str(said["path"])]
+    if (host := said.get("host", LOCAL)) not in (LOCAL, "localhost"):
+        options += ["-h", str(host)]
+    if (port := said.get("port", PORT)) != PORT:
+        options += ["-p", str(port)]
+    if url.startswith("rediss"):
+        options += ["--tls"]
+    if said.get("username"):
+        options += ["--user", str(said["username"])]
+    if said.get("password"):
+        options += ["--askpass"]
+    if said.get("db"):
+        options += ["-n", str(said["db"])]
+    return " ".join([*options[:1], *map(shlex.quote, options[1:]), *map(shlex.quote, words)])
+
+
+def server_error(error: redis.RedisError, url: str = "") -> ServerError | CorruptEntry:
     """What a redis-py error means for our user, with the way out."""
     text, code = str(error), error_code(error)
     where = f" at {redacted(url)}" if url else ""
@@ -83,13 +110,14 @@ def server_error(error: redis.RedisError, url: str = "") -> ServerError:
     if isinstance(error, redis.AuthenticationError) or code in ("NOAUTH", "WRONGPASS", "NOPERM"):
         return ServerUnavailable(f"Redis{where} refuses the login: {text}", fix="check user and password in the URL")
     if "specified in XADD" in text:
-        return ServerError(
-            "something that is not everstep's stands at the end of a thread's log",
-            fix="`everstep log THREAD --verify` names it; XDEL it, XSETID the log to its last real id, "
-            "then `everstep recover`",
+        return CorruptEntry(
+            "something that is not everstep's stands at the end of a thread's log, which takes no entry behind it",
+            fix="`everstep doctor` names it; `everstep recover --thread THREAD` shows how to cut it off",
         )
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return ServerUnavailable(f"Redis{where} does not answer: {text}", fix="check that it runs: `redis-cli ping`")
+        return ServerUnavailable(
+            f"Redis{where} does not answer: {text}", fix=f"check that it runs: `{redis_cli(url, 'ping')}`"
+        )
     return ServerUnavailable(
         f"Redis{where} refused a command: {text}", fix="`everstep doctor` shows the server's state"
     )

@@ -17,7 +17,7 @@ import redis
 from redis.exceptions import NoScriptError
 
 from everstep_checkpoint.entries import Fields
-from everstep_checkpoint.errors import ServerUnavailable
+from everstep_checkpoint.errors import CorruptEntry, EverstepError, ServerUnavailable
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
@@ -64,7 +64,7 @@ class Scripts:
         self.on_rebuild = on_rebuild
 
     def run(self, name: str, header: Header, args: Sequence[Any] = ()) -> Header:
-        """One script, one round trip. Raises ServerError."""
+        """One script, one round trip. Raises ServerError, and CorruptEntry if the log takes no entry."""
         return self.run_all([(name, header, args)])[0]
 
     def run_all(self, calls: Sequence[tuple[str, Header, Sequence[Any]]]) -> list[Header]:
@@ -84,7 +84,15 @@ class Scripts:
                 return [_answered(self._one(*packed[0]))]
             return [_answered(raw) for raw in self._many(packed)]
         except redis.RedisError as error:
-            raise server_error(error, self.url) from error
+            raise self._said(error, calls) from error
+
+    def _said(self, error: redis.RedisError, calls: Sequence[tuple[str, Header, Sequence[Any]]]) -> EverstepError:
+        """The error in our words; where a log refused an entry, with the thread, if only one can be meant."""
+        said = server_error(error, self.url)
+        threads = {str(header.get("thread", "")) for _, header, _ in calls}
+        if isinstance(said, CorruptEntry) and len(threads) == 1:
+            said.of(threads.pop())
+        return said
 
     def _packed(self, header: Header) -> str:
         return _json({"rq": self.keys.rq, **header})

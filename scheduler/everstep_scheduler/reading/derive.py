@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.errors import CorruptEntry
+from everstep_checkpoint.errors import CorruptEntry, LogError
 from everstep_checkpoint.log import Log, unknown_thread
 from everstep_checkpoint.replay import TaskRef, tasks_of
 
@@ -298,9 +298,13 @@ def derive(log: Log, thread: str, tick: Callable[[], object] = lambda: None) -> 
     """
     reader = Reader()
     last = None
-    for last in log.pages(thread):
-        reader.feed(last)
-        tick()
+    try:
+        for last in log.pages(thread):
+            reader.feed(last)
+            tick()
+    except LogError as error:
+        error.of(thread)
+        raise
     if last is None:
         raise unknown_thread(thread)
     if not reader.birth:

@@ -75,6 +75,8 @@ class Rebuild:
         for thread in self.log.threads():
             if (told := self.read(thread)) is not None:
                 self.adopt(told, thread, announced)
+            else:  # its jobs and leases are gone: what is left of its indexes would lie, also once its log is mended
+                self._unindex([thread.encode("utf-8", "surrogatepass")])
         self._finish()
         return self.report
 
@@ -170,15 +172,17 @@ class Rebuild:
         for thread in threads:
             pipe.exists(self.keys.log("").encode() + thread)
         gone = [thread for thread, there in zip(threads, pipe.execute(), strict=True) if not there]
+        if gone:
+            self._unindex(gone)
 
-        def forget(pipe: Any) -> None:
-            for thread in gone:
+    def _unindex(self, threads: Sequence[bytes]) -> None:
+        def unindex(pipe: Any) -> None:
+            for thread in threads:
                 pipe.unlink(*(f"{self.keys.stem}{word}:".encode() + thread for word in _OF_THREADS))
                 for status in STATUSES:
                     pipe.zrem(self.keys.threads(status), thread)
 
-        if gone:
-            self._guarded(forget)
+        self._guarded(unindex)
 
     def _purge(self) -> None:
         """Our jobs leave RQ's keys; jobs of others stay where they are."""

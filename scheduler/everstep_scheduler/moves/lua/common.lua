@@ -95,6 +95,12 @@ local function fact(thread, T, kind, ...)
   return call('XADD', S .. 'log:' .. thread, T.n .. '-*', 'v', '1', 'kind', kind, 'at', NOW, 'run', T.run, ...)
 end
 
+-- The same where other threads are moved by the same call: nothing, and nothing written, if the log refuses the entry.
+local function try_fact(thread, T, run, kind, ...)
+  local id = redis.pcall('XADD', S .. 'log:' .. thread, T.n .. '-*', 'v', '1', 'kind', kind, 'at', NOW, 'run', run, ...)
+  return type(id) == 'string' and id
+end
+
 -- Entries from the caller: H.entries = { {id, kind, number of arguments}, ... }, their arguments follow ARGV[1].
 local function append(thread)
   local at, ids = 2, {}
@@ -431,11 +437,12 @@ local function fail(thread, T, task, rec, reason)
 end
 
 -- An attempt's process died (`reaped`: its pool saw it) or its lease ran out. After that the task may be a suspect.
+-- Nothing is done, and false the answer, while something that is not ours stands at the end of the log.
 local function lost(thread, T, task, rec, reaped)
-  local alone, by = rec.s, rec.o
+  local alone = rec.s
+  if not try_fact(thread, T, T.run, 'task_lost', 'task', task, 'attempt', rec.a, 'token', rec.t, 'by', rec.o, 'node', rec.n,
+    'error', reaped and 'its process died' or 'its lease ran out') then return false end
   unlease(rec)
-  fact(thread, T, 'task_lost', 'task', task, 'attempt', rec.a, 'token', rec.t, 'by', by, 'node', rec.n,
-    'error', reaped and 'its process died' or 'its lease ran out')
   call('HINCRBY', S .. 'stats', 'lost', 1)
   rec.l = (rec.l or 0) + 1
   if not reaped then rec.x = (rec.x or 0) + 1 end
@@ -445,10 +452,12 @@ local function lost(thread, T, task, rec, reaped)
       type = 'Poison', text = 'its process died ' .. rec.l .. ' times, ' .. rec.k .. ' of them while it ran alone' }))
     rec.k, rec.s = 0, nil
     call('HINCRBY', S .. 'stats', 'poison', 1)
-    return fail(thread, T, task, rec, 'poison: its process died ' .. rec.l .. ' times; see `everstep history`, then `everstep retry`')
+    fail(thread, T, task, rec, 'poison: its process died ' .. rec.l .. ' times; see `everstep history`, then `everstep retry`')
+    return true
   end
   if reaped or (rec.x or 0) >= 2 then rec.s = 1 end
   push(thread, T, task, rec, true)
+  return true
 end
 
 local function by_token(token)
@@ -505,14 +514,17 @@ local function ours(id)
   return a
 end
 
--- A failed task of a rested run whose job was pushed again (`rq requeue`): a continue run begins with it.
+-- A failed task of a rested run whose job was pushed again (`rq requeue`): a continue run begins with it. Nothing is done,
+-- and false the answer, if the log refuses the entry.
 local function continue_run(thread, T, run)
+  local id = try_fact(thread, T, run, 'run_started', 'of', T.rec, 'step', T.step)
+  if not id then return false end
   T.run = run
   T.base = T.step
-  local id = fact(thread, T, 'run_started', 'of', T.rec, 'step', T.step)
   call('HSET', S .. 'runs:' .. thread, run, 'running ' .. id .. ' continue')
   T.left, T.failed, T.jobs = T.left + T.failed, 0, 0
   status(thread, T, 'running')
+  return true
 end
 
 -- A job id from a list: lease its task under the token if it is open and unleased and this is its job.
@@ -535,10 +547,10 @@ local function accept(id, q, token)
     return false
   end
   if rec.p == 'failed' and T.status ~= 'running' and (T.cleaning or '') == '' and H.spare then
+    if not continue_run(thread, T, H.spare) then return false end
     hide_failed(rec)
     rec.p, rec.r = 'moving', nil
     keep(thread, task, rec)
-    continue_run(thread, T, H.spare)
     call('RPUSH', S .. 'unmade:' .. thread, cjson.encode({ reopen = '0' }))
     H.spare, more = nil, true
   elseif T.status ~= 'running' then

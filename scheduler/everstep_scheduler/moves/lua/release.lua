@@ -12,13 +12,18 @@ local released = {}
 for _, token in ipairs(tokens) do
   local thread, T, task, rec = by_token(token)
   if thread and rec.p == 'lease' and T.status == 'running' then
+    local taken = true
     if H.to == 'lost' then
-      lost(thread, T, task, rec, true)
-    else
+      taken = lost(thread, T, task, rec, true)
+    elseif H.to == 'parked' then
+      taken = try_fact(thread, T, T.run, 'task_parked', 'task', task, 'node', rec.n, 'by', H.owner, 'error', H.reason)
+    end
+    if not taken then -- the log is obstructed: nobody holds it any more, and it runs out when the log is mended
+      call('HDEL', S .. 'held:' .. H.owner, token)
+    elseif H.to ~= 'lost' then
       unlease(rec)
       rec.a = rec.a - 1
       if H.to == 'parked' then
-        fact(thread, T, 'task_parked', 'task', task, 'node', rec.n, 'by', H.owner, 'error', H.reason)
         rec.p, rec.t = 'parked', nil
         show_failed(thread, T, task, rec, H.reason)
         keep(thread, task, rec)
@@ -29,7 +34,7 @@ for _, token in ipairs(tokens) do
         push(thread, T, task, rec, true)
       end
     end
-    released[#released + 1] = task .. ' ' .. thread
+    if taken then released[#released + 1] = task .. ' ' .. thread end
   else
     call('HDEL', S .. 'held:' .. H.owner, token)
     call('HDEL', S .. 'lease', token)

@@ -17,8 +17,8 @@ else
   for _, token in ipairs(call('ZRANGEBYSCORE', S .. 'leases', '-inf', NOW, 'LIMIT', 0, 100)) do
     local thread, T, task, rec = by_token(token)
     if thread and rec.p == 'lease' and T.status == 'running' then
-      lost(thread, T, task, rec, false)
-      out.lost = out.lost + 1
+      if lost(thread, T, task, rec, false) then out.lost = out.lost + 1
+      else call('ZADD', S .. 'leases', NOW + rec.L, token) end -- its log is obstructed: looked at again, the others go on
     else
       call('ZREM', S .. 'leases', token)
       call('HDEL', S .. 'lease', token)
