@@ -8,7 +8,7 @@ What does not fit is told whole: every place, what is wrong there, and what is k
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PROBLEMS_MAX = 20
 TEXT_MAX = 200
 JsonSchema = dict[str, Any]
+Lacking = Callable[[list[str]], Iterable[str]]
 _KINDS: dict[type, str] = {
     bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object",
 }  # fmt: skip
@@ -142,21 +143,33 @@ def is_json(value: object) -> bool:
     return False
 
 
-def check_input(manifest: Manifest, data: object) -> dict[str, Any]:
-    """The JSON form of an input that fits the graph's schema. Raises InvalidInput with all that is wrong."""
-    keys = ", ".join(manifest.input_schema.get("properties", {})) or "none"
+def check_input(manifest: Manifest, data: object, lacking: Lacking = list) -> dict[str, Any]:
+    """The JSON form of an input that fits the graph's schema. Raises InvalidInput with all that is wrong.
+
+    `lacking`: of the required keys that the input leaves out, those that its thread does not have either.
+    """
+    keys = _keys(manifest.input_schema)
     if data is None:
         raise EmptyInputError(f"no input for the graph {manifest.name!r}", fix=f"give a dict; its keys: {keys}")
     found = json_form(data)
     if not isinstance(found, dict):
         what = f"the input of {manifest.name!r} must be a dict, not {type(data).__name__}"
         raise InvalidInput(what, fix=f"its keys: {keys}")
-    problems = [_said(problem) for problem in _problems(manifest.input_schema, found)]
+    schema = manifest.input_schema
+    left = [name for name in schema.get("required", ()) if name not in found]
+    schema = schema | {"required": list(lacking(left)) if left else []}
+    problems = list(dict.fromkeys(_said(problem) for problem in _problems(schema, found)))
     if problems:
         more = f" (and {len(problems) - PROBLEMS_MAX} more)" if len(problems) > PROBLEMS_MAX else ""
         what = f"the input does not fit the graph {manifest.name!r}: {'; '.join(problems[:PROBLEMS_MAX])}{more}"
-        raise InvalidInput(what, fix=f"keys of the input: {keys}")
+        raise InvalidInput(what, fix=f"its keys: {keys}")
     return cast("dict[str, Any]", found)
+
+
+def _keys(schema: JsonSchema) -> str:
+    """The keys of an input, for `fix=`: `count (required), note`."""
+    needed = schema.get("required", ())
+    return ", ".join(f"{key} (required)" if key in needed else key for key in schema.get("properties", {})) or "none"
 
 
 def check_keys(manifest: Manifest, data: Iterable[str], what: str) -> None:
