@@ -156,13 +156,18 @@ def main(args: Sequence[str] | None = None) -> int:
         return exit_code(error)
 
 
-def tell(error: EverstepError) -> None:
-    """What went wrong, where, and what to do: two lines on stderr."""
+def tell(error: EverstepError, trace: Sequence[str] = ()) -> None:
+    """What went wrong, where, in which lines of the user's code, and what to do: on stderr."""
+    from . import show
+
     named = {"thread": error.thread, "checkpoint": error.checkpoint, "node": error.node}
     where = ", ".join(f"{name} {value}" for name, value in named.items() if value)
-    click.echo(f"error: {error.what}" + (f" ({where})" if where else ""), err=True)
+    what = "\n  ".join(show.clean(line) for line in error.what.rstrip(".").splitlines())
+    click.echo(f"error: {what}" + (f" ({show.clean(where)})" if where else ""), err=True)
+    for line in trace:
+        click.echo(line, err=True)
     if error.fix:
-        click.echo(f"  fix: {error.fix}", err=True)
+        click.echo(f"  fix: {show.clean(error.fix)}", err=True)
 
 
 def exit_code(error: EverstepError) -> int:

@@ -155,10 +155,17 @@ class Run:
             raise GraphRecursionError(
                 ended.text, thread=thread, fix="raise config['recursion_limit'], or retry to go on"
             )
-        what = f"{ended.error_type}: {ended.text}" if ended.error_type else ended.text or "the run failed"
+        what = ended.error.words or "the run failed"
         error = NodeTimeoutError if kind == "NodeTimeoutError" else RunFailed
         fix = "mend the cause, then `everstep retry` the thread"
-        raise error(what, error_type=ended.error_type, thread=thread, node=ended.node, fix=fix)
+        raise error(
+            what,
+            error_type=ended.error_type,
+            traceback=ended.error.traceback,
+            thread=thread,
+            node=ended.node,
+            fix=fix,
+        )
 
 
 def _passes(error: redis.RedisError) -> bool:
