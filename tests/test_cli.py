@@ -363,10 +363,39 @@ def test_graphs_are_listed_and_drawn(cli: Cli, tmp_path: Path, monkeypatch: pyte
     assert re.search(r"counting +\w{8} +counting +inc, check +count, done", cli.out), cli.out
     assert cli("draw", "counting") == 0
     assert "flowchart" in cli.out and "inc" in cli.out
-    assert cli("draw", "counting", "--svg") == 2
+    assert cli("draw", "counting", "--svg") == 0
+    published = cli.out
     monkeypatch.syspath_prepend(str(cli.folder))
-    assert cli("draw", "clicounting:graph", "-o", str(tmp_path / "graph.svg")) == 0
-    assert (tmp_path / "graph.svg").read_text().startswith("<svg")
+    assert cli("draw", "clicounting:graph", "--svg", "-o", "-") == 0
+    assert cli.out == published and published.startswith("<svg")
+
+
+def test_a_drawing_goes_into_a_file_by_its_suffix_and_over_nothing_but_a_drawing(cli: Cli, tmp_path: Path) -> None:
+    for suffix, begin in (("svg", "<svg"), ("mmd", "flowchart TD"), ("txt", "+-------+\n| START |")):
+        file = tmp_path / f"graph.{suffix}"
+        for _ in range(2):
+            assert cli("draw", "counting", "-o", str(file)) == 0
+        assert cli.out == "" and str(file) in cli.err
+        assert file.read_text().lstrip(" ").startswith(begin)
+        file.write_text("START: my notes")
+        assert cli("draw", "counting", "-o", str(file)) == 2
+        assert "is no drawing" in cli.err and file.read_text() == "START: my notes"
+    assert cli("draw", "counting", "--ascii") == 0
+    assert "| START |" in cli.out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["-o", "graph.png"], ".svg, .mmd (Mermaid) or .txt"),
+        (["-o", "graph"], ".svg, .mmd (Mermaid) or .txt"),
+        (["--ascii", "-o", "graph.svg"], "holds svg, and --ascii was asked for"),
+        (["-o", "no/such/folder/graph.svg"], "can't be written: No such file"),
+    ],
+)
+def test_a_drawing_that_can_not_be_written_is_told(cli: Cli, args: list[str], said: str) -> None:
+    assert cli("draw", "counting", *args) == 2
+    assert said in cli.err and "Traceback" not in cli.err
 
 
 # --- serving ---

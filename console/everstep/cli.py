@@ -35,7 +35,7 @@ WORDS = {
     "log": ("reading", "The entries of a thread's log; --verify checks them."),
     "threads": ("reading", "Threads by status, the newest first."),
     "graphs": ("drawing", "The graphs that workers have published."),
-    "draw": ("drawing", "A graph as Mermaid text or SVG, drawn here."),
+    "draw": ("drawing", "A graph as Mermaid text, SVG or characters, drawn here."),
     "cancel": ("running", "Stop a run now; no step of it is committed after this."),
     "retry": ("running", "Let a failed run go on from its last step."),
     "recover": ("serving", "Rebuild every index and job from the logs."),

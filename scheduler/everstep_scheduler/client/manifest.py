@@ -19,7 +19,8 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from everstep_checkpoint.errors import CorruptEntry, EmptyInputError, InvalidInput, UnknownGraph
 from everstep_checkpoint.keys import Keys
 
-from ..graph.draw import mermaid
+from ..graph.drawing.picture import Edge, Graph, graph_from, graph_of
+from ..graph.runtime import END, START
 from ..graph.schema import did_you_mean
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Manifest(BaseModel):
     input_schema: JsonSchema
     output_schema: JsonSchema
     channels: dict[str, str]
+    edges: list[Edge] = []
     mermaid: str = ""
     published_at: str = ""
     everstep: str = ""
@@ -63,9 +65,18 @@ class Manifest(BaseModel):
         """The keys of the output."""
         return list(self.output_schema.get("properties", {}))
 
+    def get_graph(self) -> Graph:
+        """Its nodes and edges, to be drawn. Raises CorruptEntry if it says no edges, or odd ones."""
+        known = {START, END, *self.nodes}
+        if not self.edges or not all(end in known and end.isprintable() for each in self.edges for end in each[:2]):
+            what = f"the graph {self.name!r} was published {'with odd' if self.edges else 'without its'} edges"
+            raise CorruptEntry(what, fix="start a worker of this version: it publishes the graph anew")
+        return graph_from(self.name, self.version, self.nodes, self.edges)
+
 
 def manifest_of(spec: GraphSpec) -> Manifest:
     """What a graph says of itself."""
+    seen = graph_of(spec)
     return Manifest(
         name=spec.name,
         version=spec.version,
@@ -77,7 +88,8 @@ def manifest_of(spec: GraphSpec) -> Manifest:
         input_schema=spec.input_schema_json(),
         output_schema=spec.output_schema_json(),
         channels={name: channel.reducer_name for name, channel in spec.channels.items()},
-        mermaid=mermaid(spec),
+        edges=list(seen.edges),
+        mermaid=seen.draw_mermaid(),
         published_at=datetime.now(UTC).isoformat(timespec="seconds"),
         everstep=_version(),
     )

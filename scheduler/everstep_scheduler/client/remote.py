@@ -18,6 +18,7 @@ from everstep_checkpoint.keys import thread_id_text
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.replay import state_at
 
+from ..graph.drawing.picture import Graph, graph_of
 from ..graph.runtime import START
 from ..moves.connection import translated
 from ..moves.record import Config, start_of, start_with
@@ -46,6 +47,10 @@ class RemoteGraph:
     def manifest(self) -> Manifest:
         """What the graph says of itself. Raises UnknownGraph."""
         return self.client.manifest(self.name)
+
+    def get_graph(self, config: Given = None, *, xray: int | bool = False) -> Graph:
+        """Its nodes and edges, to be looked at or drawn. Raises UnknownGraph."""
+        return graph_of(self.spec) if self.spec is not None else self.manifest.get_graph()
 
     # running
 
