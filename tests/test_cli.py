@@ -511,3 +511,39 @@ def test_commands_behind_dash_dash_json_print_only_json(cli: Cli) -> None:
     ):
         cli(*args, "--json")
         assert [json.loads(line) for line in cli.out.splitlines()], args
+
+
+# --- texts ---
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_help_of_every_word_lists_the_exit_codes(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(re.search(rf"\b{code}  \w", said) for code in range(8))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["submit", "counting", "{}", "--thread", ""], "can't be empty"),
+        (["submit", "counting", "{}", "--thread", "a\nb"], "leave out control characters"),
+        (["submit", "counting", '{"cuont": 1, "done": 5}'], "no key 'cuont'. Did you mean 'count'?; done: must be"),
+        (["submit", "counting", "@nofile"], "nofile: No such file or directory"),
+        (["draw", "shop/orders.py:graph"], "name the module, not its file: shop.orders:GRAPH"),
+        (["draw", "nobody"], "`everstep worker MODULE:GRAPH` publishes"),
+        (["threads", "--url", "redis://127.0.0.1:1/0"], "Connection refused\n  fix: check that it runs"),
+    ],
+)
+def test_a_text_says_once_what_is_wrong_and_what_to_do(cli: Cli, args: list[str], said: str) -> None:
+    assert cli(*args) != 0
+    assert said in cli.err
+    assert "[Errno" not in cli.err and ".;" not in cli.err and ".." not in cli.err
+
+
+@pytest.mark.parametrize("target", ["no_such_module:graph", "no_colon"])
+def test_a_worker_that_can_not_begin_says_why_and_nothing_of_leases(target: str, redis_url: str) -> None:
+    command = [sys.executable, "-m", "everstep", "--url", redis_url, "worker", target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert re.search(r"^error: .*\n  fix: ", done.stderr, re.MULTILINE) and "leases" not in done.stderr

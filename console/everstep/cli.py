@@ -53,19 +53,22 @@ EXITS: tuple[tuple[tuple[type[EverstepError], ...], int], ...] = (
 )
 
 GLOBAL = ("url", "namespace", "partition")
-EPILOG = """\b
+EXIT_CODES = """\b
 Exit codes:
   0  ok                         4  conflict, or the thread is busy
   1  failure: a run failed      5  waiting: the run has not ended yet
   2  wrong usage or bad input   6  Redis is unreachable
   3  no such thing              7  a log is not what it should be
-
-\b
+"""
+EPILOG = (
+    f"{EXIT_CODES}\n"
+    + """\b
 First steps:
   everstep demo                                        see it work, nothing needed
   everstep dev examples.counting:graph                 your graph, live, on a Redis of its own
   everstep submit counting '{"count": 0}' --thread t1 --wait
 """
+)
 
 
 def _again(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
@@ -88,6 +91,7 @@ class Words(click.Group):
         found = getattr(import_module(f".commands.{WORDS[cmd_name][0]}", __package__), cmd_name)
         assert isinstance(found, click.Command)
         if not any(each.name == "url" for each in found.params):
+            found.epilog = EXIT_CODES
             found.params += [
                 click.Option([f"--{name}"], expose_value=False, hidden=True, callback=_again) for name in GLOBAL
             ]

@@ -59,8 +59,10 @@ def _data(given: str) -> Any:
     """The input as the user gave it. Raises UsageError."""
     try:
         text = sys.stdin.read() if given == "-" else Path(given[1:]).read_text() if given.startswith("@") else given
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"INPUT can't be read: {error}") from None
+    except OSError as error:
+        raise click.UsageError(f"INPUT can't be read: {given[1:] or 'stdin'}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"INPUT can't be read: {given.lstrip('@')} is no UTF-8 text: {error.reason}") from None
     try:
         return json.loads(text)
     except ValueError as error:

@@ -226,7 +226,7 @@ class Client:
                 self._thread(thread, "run")
                 found = self.redis.hget(self.keys.runs(thread), run)
         if found is None:
-            raise UnknownRun(f"no run {run!r}", thread=thread, fix="`everstep log` shows the runs of a thread")
+            raise UnknownRun(f"no run {run!r}", thread=thread, fix=f"`everstep log {thread}` shows its runs")
         status, entry, *_ = found.decode().split(" ")
         return status, entry
 
@@ -276,7 +276,7 @@ class Client:
         if status == "unknown":
             with translated(self.url):
                 self._thread(thread, "run")
-            raise UnknownRun(f"no run {run_id!r}", thread=thread, fix="`everstep log` shows the runs of a thread")
+            raise UnknownRun(f"no run {run_id!r}", thread=thread, fix=f"`everstep log {thread}` shows its runs")
         return status == "cancelled"
 
     def delete(self, thread_id: object, cancel: bool = False) -> None:

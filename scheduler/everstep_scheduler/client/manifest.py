@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 
@@ -120,10 +121,10 @@ def read(client: Any, keys: Keys, name: str) -> Manifest:
     """The manifest of a graph. Raises UnknownGraph with those that are known, CorruptEntry."""
     stored = client.get(keys.graph(name))
     if stored is None:
-        known = did_you_mean(name, names(client, keys))
-        raise UnknownGraph(
-            f"no graph {name!r} is published here", fix=f"{known} A worker publishes those that it serves"
-        )
+        there = names(client, keys)
+        known = f"{did_you_mean(name, there)} " if there else ""
+        fix = f"{known}`everstep worker MODULE:GRAPH` publishes the graphs that it serves"
+        raise UnknownGraph(f"no graph {name!r} is published here", fix=fix)
     try:
         return Manifest.model_validate_json(stored)
     except ValidationError as error:
@@ -220,7 +221,7 @@ def _what(problem: Problem) -> str:
         case "additionalProperties":
             known = cast("JsonSchema", problem.schema).get("properties", {})
             odd = [key for key in found if key not in known]
-            return f"has no key {odd[0]!r}. {did_you_mean(odd[0], known)}" if odd else "has a key too many"
+            return f"has no key {odd[0]!r}{_guess(odd[0], known)}" if odd else "has a key too many"
         case "required":
             lacking = [key for key in cast("list[str]", problem.validator_value) if key not in found]
             return f"lacks {', '.join(map(repr, lacking))}"
@@ -232,6 +233,12 @@ def _what(problem: Problem) -> str:
             return f"fits none of its {len(problem.context or [])} forms, being {_kind(found)}"
         case _:
             return f"fails {rule} {json.dumps(problem.validator_value)[:TEXT_MAX]}"
+
+
+def _guess(name: object, known: Iterable[str]) -> str:
+    """The closest known key. All of them are in the error's fix already."""
+    close = get_close_matches(str(name), list(known), 1)
+    return f". Did you mean {close[0]!r}?" if close else ""
 
 
 def _kind(value: object) -> str:

@@ -148,7 +148,7 @@ class Run:
         thread = self.thread_id
         if ended.status == "cancelled":
             raise RunCancelled(
-                f"the run {self.run_id!r} was cancelled", thread=thread, fix="`everstep retry` continues it"
+                f"the run {self.run_id!r} was cancelled", thread=thread, fix=f"`everstep retry {thread}` lets it go on"
             )
         kind = ended.error_type.rpartition(".")[2]
         if kind == "GraphRecursionError":
@@ -157,7 +157,7 @@ class Run:
             )
         what = ended.error.words or "the run failed"
         error = NodeTimeoutError if kind == "NodeTimeoutError" else RunFailed
-        fix = "mend the cause, then `everstep retry` the thread"
+        fix = f"mend the cause, then `everstep retry {thread}`"
         raise error(
             what,
             error_type=ended.error_type,

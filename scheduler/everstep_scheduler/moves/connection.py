@@ -89,7 +89,10 @@ def server_error(error: redis.RedisError, url: str = "") -> ServerError:
             "then `everstep recover`",
         )
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return ServerUnavailable(f"Redis{where} does not answer: {text}", fix="check that it runs: `redis-cli ping`")
+        return ServerUnavailable(
+            f"Redis{where} does not answer: {text.rstrip('.')}",
+            fix="check that it runs (`redis-cli ping`) and that the URL is right; `everstep dev` brings a Redis along",
+        )
     return ServerUnavailable(
         f"Redis{where} refused a command: {text}", fix="`everstep doctor` shows the server's state"
     )
