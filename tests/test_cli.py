@@ -547,3 +547,17 @@ def test_a_worker_that_can_not_begin_says_why_and_nothing_of_leases(target: str,
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert re.search(r"^error: .*\n  fix: ", done.stderr, re.MULTILINE) and "leases" not in done.stderr
+
+
+def test_a_worker_without_the_fast_parser_ends_without_a_word_of_its_own_errors(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "hiredis.py").write_text("raise ImportError('not here')")
+    (tmp_path / "plaincounting.py").write_text(COUNTING)
+    for number in range(3):
+        out = tmp_path / f"out{number}"
+        crew = Crew(redis_url, ("plaincounting:graph",), out=out, env={"PYTHONPATH": str(tmp_path)})
+        crew.start()
+        reader = Site(redis_url)
+        crew.await_ready(reader, 1, 1)
+        wait_for(lambda site=reader: site.redis.exists(site.keys.inbox_reader), what="it reads the inbox")  # type: ignore[misc]
+        crew.stop()
+        assert "Traceback" not in out.read_text() and crew.ended == 0

@@ -65,7 +65,7 @@ EPILOG = (
     + """\b
 First steps:
   everstep demo                                        see it work, nothing needed
-  everstep dev examples.counting:graph                 your graph, live, on a Redis of its own
+  everstep dev MODULE:GRAPH                            your graph, live, on a Redis of its own
   everstep submit counting '{"count": 0}' --thread t1 --wait
 """
 )

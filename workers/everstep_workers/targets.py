@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,8 @@ def _instead(name: str) -> str:
     if name.endswith(".py") or "/" in name:
         dotted = name.removesuffix(".py").strip("./").replace("/", ".")
         return f"name the module, not its file: {dotted}:GRAPH"
+    if name.startswith("examples.") and find_spec("everstep.examples") is not None:
+        return f"where everstep was installed without its checkout, it is everstep.{name}:GRAPH"
     return f"run it where {name!r} can be imported, or install it"
 
 
