@@ -367,10 +367,39 @@ def test_graphs_are_listed_and_drawn(cli: Cli, tmp_path: Path, monkeypatch: pyte
     assert re.search(r"counting +\w{8} +counting +inc, check +count, done", cli.out), cli.out
     assert cli("draw", "counting") == 0
     assert "flowchart" in cli.out and "inc" in cli.out
-    assert cli("draw", "counting", "--svg") == 2
+    assert cli("draw", "counting", "--svg") == 0
+    published = cli.out
     monkeypatch.syspath_prepend(str(cli.folder))
-    assert cli("draw", "clicounting:graph", "-o", str(tmp_path / "graph.svg")) == 0
-    assert (tmp_path / "graph.svg").read_text().startswith("<svg")
+    assert cli("draw", "clicounting:graph", "--svg", "-o", "-") == 0
+    assert cli.out == published and published.startswith("<svg")
+
+
+def test_a_drawing_goes_into_a_file_by_its_suffix_and_over_nothing_but_a_drawing(cli: Cli, tmp_path: Path) -> None:
+    for suffix, begin in (("svg", "<svg"), ("mmd", "flowchart TD"), ("txt", "+-------+\n| START |")):
+        file = tmp_path / f"graph.{suffix}"
+        for _ in range(2):
+            assert cli("draw", "counting", "-o", str(file)) == 0
+        assert cli.out == "" and str(file) in cli.err
+        assert file.read_text().lstrip(" ").startswith(begin)
+        file.write_text("START: my notes")
+        assert cli("draw", "counting", "-o", str(file)) == 2
+        assert "is no drawing" in cli.err and file.read_text() == "START: my notes"
+    assert cli("draw", "counting", "--ascii") == 0
+    assert "| START |" in cli.out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["-o", "graph.png"], ".svg, .mmd (Mermaid) or .txt"),
+        (["-o", "graph"], ".svg, .mmd (Mermaid) or .txt"),
+        (["--ascii", "-o", "graph.svg"], "holds svg, and --ascii was asked for"),
+        (["-o", "no/such/folder/graph.svg"], "can't be written: No such file"),
+    ],
+)
+def test_a_drawing_that_can_not_be_written_is_told(cli: Cli, args: list[str], said: str) -> None:
+    assert cli("draw", "counting", *args) == 2
+    assert said in cli.err and "Traceback" not in cli.err
 
 
 # --- serving ---
@@ -449,7 +478,7 @@ def test_every_value_of_a_log_has_a_json_form() -> None:
     plain = json.loads(json.dumps(show.jsonable(values), allow_nan=False))
     assert plain["a"] == "nan" and plain["b"] == "AA==" and plain["c"] == [1, 3]
     assert plain["d"].startswith("2026-01-02T") and plain["e"] == "1.5"
-    assert plain["f"] == {"name": "User", "fields": {"x": [1]}} and plain["5"] == "\ud800"
+    assert plain["f"] == {"x": [1]} and plain["5"] == "\ud800"
 
 
 def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,6 +515,56 @@ def test_commands_behind_dash_dash_json_print_only_json(cli: Cli) -> None:
     ):
         cli(*args, "--json")
         assert [json.loads(line) for line in cli.out.splitlines()], args
+
+
+# --- texts ---
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_help_of_every_word_lists_the_exit_codes(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(re.search(rf"\b{code}  \w", said) for code in range(8))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["submit", "counting", "{}", "--thread", ""], "can't be empty"),
+        (["submit", "counting", "{}", "--thread", "a\nb"], "leave out control characters"),
+        (["submit", "counting", '{"cuont": 1, "done": 5}'], "no key 'cuont'. Did you mean 'count'?; done: must be"),
+        (["submit", "counting", "@nofile"], "nofile: No such file or directory"),
+        (["draw", "shop/orders.py:graph"], "name the module, not its file: shop.orders:GRAPH"),
+        (["draw", "nobody"], "`everstep worker MODULE:GRAPH` publishes"),
+        (["threads", "--url", "redis://127.0.0.1:1/0"], "Connection refused\n  fix: check that it runs"),
+    ],
+)
+def test_a_text_says_once_what_is_wrong_and_what_to_do(cli: Cli, args: list[str], said: str) -> None:
+    assert cli(*args) != 0
+    assert said in cli.err
+    assert "[Errno" not in cli.err and ".;" not in cli.err and ".." not in cli.err
+
+
+@pytest.mark.parametrize("target", ["no_such_module:graph", "no_colon"])
+def test_a_worker_that_can_not_begin_says_why_and_nothing_of_leases(target: str, redis_url: str) -> None:
+    command = [sys.executable, "-m", "everstep", "--url", redis_url, "worker", target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert re.search(r"^error: .*\n  fix: ", done.stderr, re.MULTILINE) and "leases" not in done.stderr
+
+
+def test_a_worker_without_the_fast_parser_ends_without_a_word_of_its_own_errors(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "hiredis.py").write_text("raise ImportError('not here')")
+    (tmp_path / "plaincounting.py").write_text(COUNTING)
+    for number in range(3):
+        out = tmp_path / f"out{number}"
+        crew = Crew(redis_url, ("plaincounting:graph",), out=out, env={"PYTHONPATH": str(tmp_path)})
+        crew.start()
+        reader = Site(redis_url)
+        crew.await_ready(reader, 1, 1)
+        wait_for(lambda site=reader: site.redis.exists(site.keys.inbox_reader), what="it reads the inbox")  # type: ignore[misc]
+        crew.stop()
+        assert "Traceback" not in out.read_text() and crew.ended == 0
 
 
 # --- questions ---

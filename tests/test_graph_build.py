@@ -293,10 +293,11 @@ def test_the_order_of_building_does_not_matter() -> None:
 SCRIPT = """
 import sys; sys.path.insert(0, sys.argv[1])
 import test_graph_build as t
-from everstep_scheduler.graph.draw import mermaid, svg
+from everstep_scheduler.graph.drawing.picture import graph_of
 for name, each in t.variants().items():
     spec = each.spec()
-    print(name, spec.fingerprint, spec.initial(), mermaid(spec), svg(spec))
+    seen = graph_of(spec)
+    print(name, spec.fingerprint, spec.initial(), seen.draw_mermaid(), seen.draw_svg(), seen.draw_ascii())
 """
 
 

@@ -146,11 +146,13 @@ class RunError(EverstepError):
 
 
 class RunFailed(RunError):
-    """A node raised. `error_type` is the name of its type, as text; it is never rebuilt from stored data."""
+    """A node raised. `error_type` is the name of its type, as text; it is never rebuilt from stored data. `traceback`
+    is its end as the worker wrote it, at most 16,000 characters; empty where there was none."""
 
-    def __init__(self, what: str, *, error_type: str = "", **where: str) -> None:
+    def __init__(self, what: str, *, error_type: str = "", traceback: str = "", **where: str) -> None:
         super().__init__(what, **where)
         self.error_type = error_type
+        self.traceback = traceback
 
 
 class NodeTimeoutError(RunFailed):

@@ -32,11 +32,15 @@ def thread_id_text(thread_id: object) -> str:
         )
     text = str(thread_id)
     size = len(text.encode("utf-8", "surrogatepass"))
-    if not 1 <= size <= THREAD_ID_MAX or not text.isprintable():
+    if size > THREAD_ID_MAX:
+        what = f"a thread_id has at most {THREAD_ID_MAX} bytes, this one has {size:,}"
+        raise InvalidThreadId(what, fix="shorten it, or use a hash of it")
+    if not text.isprintable():
         raise InvalidThreadId(
-            f"a thread_id has 1 to {THREAD_ID_MAX} bytes of printable text, this one has {size}",
-            fix="shorten it, or use a hash of it",
+            "a thread_id is one line of printable text", fix="leave out control characters and line breaks"
         )
+    if not text:
+        raise InvalidThreadId("a thread_id can't be empty", fix="give a text, such as order-17")
     return text
 
 

@@ -33,7 +33,7 @@ WORDS = {
     "log": ("reading", "The entries of a thread's log; --verify checks them."),
     "threads": ("reading", "Threads by status, the newest first."),
     "graphs": ("drawing", "The graphs that workers have published."),
-    "draw": ("drawing", "A graph as Mermaid text or SVG, drawn here."),
+    "draw": ("drawing", "A graph as Mermaid text, SVG or characters, drawn here."),
     "cancel": ("running", "Stop a run now; no step of it is committed after this."),
     "resume": ("running", "Answer the question that a thread waits with."),
     "retry": ("running", "Let a failed run go on from its last step."),
@@ -52,19 +52,22 @@ EXITS: tuple[tuple[tuple[type[EverstepError], ...], int], ...] = (
 )
 
 GLOBAL = ("url", "namespace", "partition")
-EPILOG = """\b
+EXIT_CODES = """\b
 Exit codes:
   0  ok                         4  conflict, or the thread is busy
   1  failure: a run failed      5  waiting: the run has not ended yet
   2  wrong usage or bad input   6  Redis is unreachable
   3  no such thing              7  a log is not what it should be
-
-\b
+"""
+EPILOG = (
+    f"{EXIT_CODES}\n"
+    + """\b
 First steps:
   everstep demo                                        see it work, nothing needed
-  everstep dev examples.counting:graph                 your graph, live, on a Redis of its own
+  everstep dev MODULE:GRAPH                            your graph, live, on a Redis of its own
   everstep submit counting '{"count": 0}' --thread t1 --wait
 """
+)
 
 
 def _again(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
@@ -87,6 +90,7 @@ class Words(click.Group):
         found = getattr(import_module(f".commands.{WORDS[cmd_name][0]}", __package__), cmd_name)
         assert isinstance(found, click.Command)
         if not any(each.name == "url" for each in found.params):
+            found.epilog = EXIT_CODES
             found.params += [
                 click.Option([f"--{name}"], expose_value=False, hidden=True, callback=_again) for name in GLOBAL
             ]
@@ -155,13 +159,18 @@ def main(args: Sequence[str] | None = None) -> int:
         return exit_code(error)
 
 
-def tell(error: EverstepError) -> None:
-    """What went wrong, where, and what to do: two lines on stderr."""
+def tell(error: EverstepError, trace: Sequence[str] = ()) -> None:
+    """What went wrong, where, in which lines of the user's code, and what to do: on stderr."""
+    from . import show
+
     named = {"thread": error.thread, "checkpoint": error.checkpoint, "node": error.node}
     where = ", ".join(f"{name} {value}" for name, value in named.items() if value)
-    click.echo(f"error: {error.what}" + (f" ({where})" if where else ""), err=True)
+    what = "\n  ".join(show.clean(line) for line in error.what.rstrip(".").splitlines())
+    click.echo(f"error: {what}" + (f" ({show.clean(where)})" if where else ""), err=True)
+    for line in trace:
+        click.echo(line, err=True)
     if error.fix:
-        click.echo(f"  fix: {error.fix}", err=True)
+        click.echo(f"  fix: {show.clean(error.fix)}", err=True)
 
 
 def exit_code(error: EverstepError) -> int:

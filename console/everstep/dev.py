@@ -28,6 +28,7 @@ from everstep_scheduler.recovery.rebuild import STATUSES
 from . import show
 from .crew import Crew
 from .site import Site
+from .traces import excerpt
 
 LOOK_MS = 500
 GRACE_S = "5"
@@ -249,8 +250,8 @@ def _ends(entry: e.Entry) -> bool:
 def _said(entry: e.Entry) -> str:
     """One entry in a few words; empty for one that says nothing to who develops."""
     node, took = show.clean(entry.text("node")), show.span(entry.number("ms"))
-    error_type, text = error_of(entry)
-    error = show.clean(f"{error_type}: {text}" if error_type else text)
+    told = error_of(entry)
+    error = show.clean(told.words)
     match entry.kind:
         case e.CHECKPOINT if entry.text("source") == "input":
             return f"step {entry.text('step'):>3}  input"
@@ -261,7 +262,8 @@ def _said(entry: e.Entry) -> str:
             return f"          {node} done  ({took})"
         case "task_failed":
             again = "; tries again" if "retry_at" in entry.raw else ""
-            return show.paint(f"          {node} failed (try {entry.text('attempt')}{again}): {error}", "x")
+            said = show.paint(f"          {node} failed (try {entry.text('attempt')}{again}): {error}", "x")
+            return "\n".join([said, *(f"{'':16}{line}" for line in excerpt(told.traceback))])
         case "task_lost" | "task_parked":
             return show.paint(f"          {node} {entry.kind[5:]}: {error}", "!")
         case "run_rested":

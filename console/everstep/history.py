@@ -35,6 +35,7 @@ class Trouble:
     ms: int
     at: int
     error: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def _trouble(fact: e.Entry) -> Trouble:
     what = TROUBLES.get(fact.kind) or fact.text("status")
     if fact.kind == "task_failed" and "retry_at" in fact.raw:
         what = "retrying"
-    error_type, text = error_of(fact)
-    said = f"{error_type}: {text}" if error_type else text
+    error = error_of(fact)
+    said = error.words
     if fact.kind == "run_rested":
         said = f"the run rests: {what}" + (f" ({said})" if said else "")
     return Trouble(
@@ -148,6 +149,7 @@ def _trouble(fact: e.Entry) -> Trouble:
         fact.number("ms"),
         fact.number("at"),
         said,
+        error.traceback,
     )
 
 

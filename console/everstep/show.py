@@ -18,10 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from datetime import time as clock_time
 from decimal import Decimal
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import click
+
+if TYPE_CHECKING:
+    from everstep_checkpoint.codec import Tagged
 
 COLOURS = {
     "running": "cyan", "queued": "cyan", "done": "green", "failed": "red", "lost": "yellow", "parked": "yellow",
@@ -40,7 +43,8 @@ def emit(document: Any) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """Any value that a log can hold as JSON: times as ISO text, bytes as base64, sets as lists, NaN as text."""
+    """Any value that a log can hold as JSON: times as ISO text, bytes as base64, sets as lists, NaN as text; a model or
+    dataclass as the object of its fields, a member of an Enum as its name."""
     match value:
         case None | bool() | int() | str():
             return value
@@ -69,9 +73,20 @@ def _scalar(value: Any) -> Any:
         return value.total_seconds()
     if isinstance(value, UUID | Decimal):
         return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # Tagged, and records of ours
+    if (tagged := _tagged(value)) is not None:
+        return jsonable(tagged.fields)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # records of ours
         return {each.name: jsonable(getattr(value, each.name)) for each in dataclasses.fields(value)}
     return str(value)
+
+
+def _tagged(value: object) -> Tagged | None:
+    """A model, dataclass or Enum, read without its class. Imports its type only where values are: for no `--help`."""
+    if not dataclasses.is_dataclass(value):
+        return None
+    from everstep_checkpoint.codec import Tagged
+
+    return value if isinstance(value, Tagged) else None
 
 
 # --- for people ---
@@ -141,8 +156,10 @@ def clean(text: str) -> str:
 
 
 def value(found: Any, most: int = 60) -> str:
-    """A value in a few words."""
+    """A value in a few words: `[1, 2]`, `User {"name": "Ann"}`."""
     said = json.dumps(jsonable(found), ensure_ascii=False, allow_nan=False)
+    tagged = _tagged(found)
+    said = f"{tagged.name} {said}" if tagged is not None else said
     return clean(said if len(said) <= most else f"{said[: most - 1]}…")
 
 

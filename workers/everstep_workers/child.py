@@ -42,7 +42,7 @@ class Order:
 
 
 def child_main(order: Order, parent: int, report_fd: int) -> int:
-    """Run a worker to its end. Returns the exit code: 2 if it can't begin for a reason that stays, told in one line."""
+    """Run a worker to its end. Returns the exit code: 2 if it can't begin for a reason that stays, which is told."""
     os.setpgrp()  # a terminal's Ctrl-C is the parent's to handle; it tells us once
     signal.set_wakeup_fd(-1)
     for number in (*SIGNALS, signal.SIGCHLD):
@@ -52,7 +52,7 @@ def child_main(order: Order, parent: int, report_fd: int) -> int:
     try:
         _run(order, report_fd)
     except EverstepError as error:
-        sys.stderr.write(f"everstep: {error}\n")
+        sys.stderr.write(f"error: {error.what}\n" + (f"  fix: {error.fix}\n" if error.fix else ""))
         return EXIT_FAILED if isinstance(error, ServerUnavailable) else EXIT_USAGE
     return 0
 

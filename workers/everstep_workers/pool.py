@@ -234,11 +234,12 @@ class Pool:
         if child.reports >= 0:
             os.close(child.reports)
         wanted = bool(self._signals or self._failed)
-        if not (code == 0 and wanted):  # a node may end its process with code 0, too
+        unusable = code == EXIT_USAGE and not self._queues  # none ever began, so it held nothing
+        if not unusable and not (code == 0 and wanted):  # a node may end its process with code 0, too
             self._debts.append(Debt(child.name, "job" if wanted else "lost", child.queues))
         if code:
             log.warning("%s ended by %s", child.name, f"signal {-code}" if code < 0 else f"exit code {code}")
-        if code == EXIT_USAGE and not self._queues:  # none ever began: nothing but a change of the order helps
+        if unusable:  # nothing but a change of the order helps
             self._failed = EXIT_USAGE
         elif not wanted and not child.solo:
             self._replace(child)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -40,10 +41,7 @@ def _module(target: str, name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise GraphError(
-                f"{target}: there is no module {error.name!r}",
-                fix=f"run it where {name!r} can be imported, or install it",
-            ) from None
+            raise GraphError(f"{target}: there is no module {error.name!r}", fix=_instead(name)) from None
         raise GraphError(
             f"{target}: importing {name!r} needs {error.name!r}, which is missing", fix="install it"
         ) from None
@@ -52,6 +50,16 @@ def _module(target: str, name: str) -> ModuleType:
             f"{target}: importing {name!r} raised {type(error).__name__}: {error}",
             fix=f"try: python -c 'import {name}'",
         ) from error
+
+
+def _instead(name: str) -> str:
+    """What to write instead of a module that is not there."""
+    if name.endswith(".py") or "/" in name:
+        dotted = name.removesuffix(".py").strip("./").replace("/", ".")
+        return f"name the module, not its file: {dotted}:GRAPH"
+    if name.startswith("examples.") and find_spec("everstep.examples") is not None:
+        return f"where everstep was installed without its checkout, it is everstep.{name}:GRAPH"
+    return f"run it where {name!r} can be imported, or install it"
 
 
 def _compiled(target: str, found: dict[str, object], attribute: str) -> CompiledGraph:
@@ -69,6 +77,6 @@ def _compiled(target: str, found: dict[str, object], attribute: str) -> Compiled
         raise GraphError(f"{target} is a graph that is not compiled", fix=f"{attribute} = {attribute}.compile()")
     if not isinstance(graph, CompiledGraph):
         raise GraphError(
-            f"{target} is {type(graph).__name__}, not a compiled graph", fix="name what .compile() returned"
+            f"{target} is of type {type(graph).__name__}, not a compiled graph", fix="name what .compile() returned"
         )
     return graph.named(attribute) if graph.name == UNNAMED else graph

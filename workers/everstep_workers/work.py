@@ -292,7 +292,7 @@ class Work:
         if answer.status not in ("ok", "already"):
             log.info("%s: its outcome came too late (%s)", held, answer.status)
         elif failed:
-            log.warning("%s: failed: %s", held, commit.reason)
+            log.warning("%s failed: %s", held, commit.reason.removeprefix(f"{held.lease.node}: "))
         self.tally.count(failed, time.monotonic() - held.began)
 
     def tell_refused(self, answer: Answer) -> None:

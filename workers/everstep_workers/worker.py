@@ -190,6 +190,8 @@ class Worker:
             try:
                 reader.run(ended)
             except Exception as error:  # noqa: BLE001 - the loop's door
+                if ended():  # the connection was closed under it; redis-py's own parser raises a ValueError then
+                    return
                 log.error("everstep's own error in the inbox", exc_info=error)
                 self.work.draining.wait(INBOX_PAUSE_S)
 

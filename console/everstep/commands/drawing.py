@@ -12,6 +12,7 @@ from ..site import Site
 
 if TYPE_CHECKING:
     from everstep_scheduler.client.manifest import Manifest
+    from everstep_scheduler.graph.drawing.picture import Graph
 
 
 @click.command()
@@ -38,35 +39,74 @@ def _row(manifest: Manifest) -> list[str]:
     return [manifest.name, version, ", ".join(manifest.queues), ", ".join(manifest.nodes), keys]
 
 
+FORMS = {".svg": "svg", ".mmd": "mermaid", ".txt": "ascii"}
+BEGINS = {"svg": "<svg ", "mermaid": "flowchart ", "ascii": "+-"}
+LOOK = 4096  # characters of a file that is there already
+
+
 @click.command()
 @click.argument("graph", metavar="MODULE:GRAPH|GRAPH")
-@click.option("--svg", "form", flag_value="svg", help="As SVG, drawn here.")
-@click.option("--mermaid", "form", flag_value="mermaid", default="mermaid", help="As Mermaid text (so by default).")
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Into this file; .svg means SVG.")
+@click.option("--mermaid", "form", flag_value="mermaid", help="As Mermaid text (so by default).")
+@click.option("--svg", "form", flag_value="svg", help="As SVG.")
+@click.option("--ascii", "form", flag_value="ascii", help="As boxes and lines of plain characters.")
+@click.option(
+    "--output",
+    "-o",
+    "output",
+    metavar="FILE",
+    default="-",
+    help="Into .svg, .mmd (Mermaid) or .txt; - is stdout.",
+)
 @click.pass_obj
-def draw(site: Site, graph: str, form: str, output: Path | None) -> None:
-    """A graph as Mermaid text or SVG: from its code (MODULE:GRAPH), or as a worker has published it (GRAPH)."""
-    if output is not None and output.suffix == ".svg":
-        form = "svg"
-    text = _from_code(graph, form) if ":" in graph else _published(site, graph, form)
-    if output is None:
-        click.echo(text)
+def draw(site: Site, graph: str, form: str | None, output: str) -> None:
+    """A graph as Mermaid text, SVG or characters: from its code (MODULE:GRAPH), or as a worker published it (GRAPH).
+
+    \b
+    everstep draw counting --ascii
+    everstep draw counting -o counting.svg
+    """
+    wanted = _form(form, output)
+    seen = _graph(site, graph)
+    text = {"svg": seen.draw_svg, "mermaid": seen.draw_mermaid, "ascii": seen.draw_ascii}[wanted]()
+    if output == "-":
+        click.echo(text, nl=False)
         return
-    output.write_text(text)
-    site.say(f"{output}: {form}, {len(text):,} characters")
+    _write(Path(output), wanted, text)
+    site.say(f"{output}: {wanted}, {len(text):,} characters")
 
 
-def _from_code(target: str, form: str) -> str:
+def _form(form: str | None, output: str) -> str:
+    """Which form is wanted: the suffix says it, or an option. Raises UsageError if it can't be told, or they differ."""
+    if output == "-":
+        return form or "mermaid"
+    by_suffix = FORMS.get(Path(output).suffix.lower())
+    if by_suffix is None:
+        raise click.UsageError(f"{output!r} is none of .svg, .mmd (Mermaid) or .txt (characters); - is stdout")
+    if form not in (None, by_suffix):
+        raise click.UsageError(f"{output!r} holds {by_suffix}, and --{form} was asked for")
+    return by_suffix
+
+
+def _graph(site: Site, graph: str) -> Graph:
     from everstep_workers.targets import load_target
 
-    graph = load_target(target)
-    return graph.draw_svg() if form == "svg" else graph.draw_mermaid()
-
-
-def _published(site: Site, name: str, form: str) -> str:
-    if form == "svg":
-        raise click.UsageError(
-            f"an SVG is drawn from the code: everstep draw MODULE:{name} --svg; a published graph has Mermaid text"
-        )
+    if ":" in graph:
+        return load_target(graph).get_graph()
     with site.open():
-        return site.client.manifest(name).mermaid
+        return site.client.manifest(graph).get_graph()
+
+
+def _write(path: Path, form: str, text: str) -> None:
+    """Write a drawing; over an earlier drawing only. Raises UsageError."""
+    try:
+        if path.exists() and not _is_drawing(path, form):
+            raise click.UsageError(f"{str(path)!r} is there and is no drawing; remove it, or choose another name")
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"{str(path)!r} can't be written: {error.strerror}") from None
+
+
+def _is_drawing(path: Path, form: str) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        begin = file.read(LOOK).lstrip()
+    return not begin or (begin.startswith(BEGINS[form]) and "START" in begin.upper())

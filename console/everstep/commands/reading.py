@@ -38,7 +38,7 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
         status = _status(site, thread)
     at = found.config["configurable"].get("checkpoint_id", "")
     step = (found.metadata or {}).get("step")
-    errors = [{"node": task.name, "error": task.error} for task in found.tasks if task.error]
+    errors = [{"node": x.name, "error": x.error, "traceback": x.traceback} for x in found.tasks if x.error]
     questions = [
         {"id": each.id, "node": task.name, "value": each.value, "response_schema": each.response_schema}
         for task in found.tasks
@@ -53,6 +53,7 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
             }
         )  # fmt: skip
     from ..history import counted
+    from ..traces import excerpt
 
     rows = [("status", status if checkpoint is None else "(an earlier checkpoint)"), ("checkpoint", at or "none yet")]
     rows += [("step", str(step)), ("next", ", ".join(counted(found.next)) or "nothing"), ("at", found.created_at or "")]
@@ -60,6 +61,8 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
         click.echo(f"{name:<12}{show.paint(show.clean(text))}")
     for error in errors:
         click.echo(show.paint(f"{'failed':<12}{show.clean(error['node'])}: {show.clean(error['error'] or '')}", "x"))
+        for line in excerpt(error["traceback"]):
+            click.echo(f"{'':10}{line}")
     for each in questions:
         click.echo(show.paint(f"{'asks':<12}{show.clean(each['node'])}: {show.value(each['value'], 500)}", "!"))
         click.echo(f"{'':<12}everstep resume {show.clean(thread)} ANSWER --id {each['id']}")
@@ -82,9 +85,10 @@ def _status(site: Site, thread: str) -> str:
 @click.option(
     "-n", "most", type=click.IntRange(1, 10_000), default=50, metavar="N", help="The last N checkpoints (50)."
 )
+@click.option("--traceback", "trace", is_flag=True, help="Below it, the whole traceback of each attempt that failed.")
 @as_json
 @click.pass_obj
-def history(site: Site, thread: str, most: int, as_json: bool) -> None:
+def history(site: Site, thread: str, most: int, trace: bool, as_json: bool) -> None:
     """What happened on THREAD, oldest first: each checkpoint, and each attempt that failed, was lost or parked."""
     from ..history import lines
 
@@ -101,8 +105,19 @@ def history(site: Site, thread: str, most: int, as_json: bool) -> None:
     rows += [*map(_trouble_row, now.troubles[-TROUBLES_MAX:])]
     rows += [_row(now)] if status in ("running", "") and now.next else []
     show.table(heads, _without_host(rows), right=("step", "try", "took"))
-    site.say(_summary(thread, status, now))
+    if trace:
+        _show_traces([trouble for line in found for trouble in line.troubles[-TROUBLES_MAX:]])
+    site.say(_summary(thread, status, now, trace))
     return None
+
+
+def _show_traces(troubles: list[Trouble]) -> None:
+    from ..traces import whole
+
+    for each in troubles:
+        if each.traceback:
+            click.echo(f"\n{show.clean(each.node)}, try {each.attempt}, {show.moment(each.at)}")
+            click.echo("\n".join(whole(each.traceback)))
 
 
 def _without_host(rows: list[list[str]]) -> list[list[str]]:
@@ -146,17 +161,15 @@ def _document(line: Line) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(thread: str, status: str, now: Line) -> str:
+def _summary(thread: str, status: str, now: Line, traced: bool) -> str:
     word = status or "no index; a worker or `everstep recover` rebuilds it"
     said = f"thread {show.clean(thread)}: {show.paint(word, status)}"
     match status:
         case "failed":
-            errors = [
-                f"\n  {show.clean(x.node)}: {show.clean(x.error)}"
-                for x in now.troubles
-                if x.what == "failed" and x.node
-            ]
-            return f"{said}{''.join(errors[-3:])}\n  fix: mend the cause, then: everstep retry {show.clean(thread)}"
+            failed = [x for x in now.troubles if x.what == "failed" and x.node][-3:]
+            errors = "".join(f"\n  {show.clean(x.node)}: {show.clean(x.error)}" for x in failed)
+            more = "" if traced or not any(x.traceback for x in failed) else " (--traceback shows where it was raised)"
+            return f"{said}{errors}\n  fix: mend the cause{more}, then: everstep retry {show.clean(thread)}"
         case "interrupted" | "cancelled":
             return f"{said}\n  fix: everstep retry {show.clean(thread)} lets it go on"
         case _:

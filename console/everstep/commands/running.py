@@ -13,6 +13,7 @@ from .. import show
 from ..site import Site
 
 if TYPE_CHECKING:
+    from everstep_checkpoint.errors import RunError
     from everstep_scheduler.client.client import Run
 
 as_json = click.option(
@@ -58,8 +59,10 @@ def _data(given: str, what: str = "INPUT") -> Any:
     """The input as the user gave it. Raises UsageError."""
     try:
         text = sys.stdin.read() if given == "-" else Path(given[1:]).read_text() if given.startswith("@") else given
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{what} can't be read: {error}") from None
+    except OSError as error:
+        raise click.UsageError(f"{what} can't be read: {given[1:] or 'stdin'}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{what} can't be read: {given.lstrip('@')} is no UTF-8 text: {error.reason}") from None
     try:
         return json.loads(text)
     except ValueError as error:
@@ -70,12 +73,13 @@ def _data(given: str, what: str = "INPUT") -> Any:
 @click.argument("thread")
 @click.option("--run", "-r", metavar="R", help="This run (the last one).")
 @timeout_s
+@click.option("--traceback", "trace", is_flag=True, help="If a node failed, show its whole traceback.")
 @as_json
 @click.pass_obj
-def result(site: Site, thread: str, run: str | None, timeout: float | None, as_json: bool) -> int | None:
-    """Wait for the last run on THREAD, and print its output as JSON."""
+def result(site: Site, thread: str, run: str | None, timeout: float | None, trace: bool, as_json: bool) -> int | None:
+    """Wait for the last run on THREAD, and print its output as JSON; or where and why it failed."""
     with site.open():
-        return _come_to(site, site.client.run(thread, run), True, timeout, as_json)
+        return _come_to(site, site.client.run(thread, run), True, timeout, as_json, trace)
 
 
 @click.command()
@@ -139,11 +143,11 @@ def cancel(site: Site, thread: str, run: str | None, as_json: bool) -> None:
         site.say(f"thread {show.clean(thread)}: {said}")
 
 
-def _come_to(site: Site, run: Run, wait: bool, timeout: float | None, as_json: bool) -> int | None:
+def _come_to(site: Site, run: Run, wait: bool, timeout: float | None, as_json: bool, trace: bool = False) -> int | None:
     """Say which run it is; wait for it if asked, and print what it came to."""
     from everstep_checkpoint.errors import RunError
 
-    from ..cli import WAITING, exit_code
+    from ..cli import WAITING
 
     said = {"thread": run.thread_id, "run": run.run_id}
     if not wait:
@@ -157,10 +161,7 @@ def _come_to(site: Site, run: Run, wait: bool, timeout: float | None, as_json: b
     except TimeoutError as error:
         return _waiting(site, said | {"status": run.status()}, str(error), as_json)
     except RunError as error:
-        if not as_json:
-            raise
-        show.emit({**said, "status": run.status(), "error": error.what, "node": error.node, "fix": error.fix})
-        return exit_code(error)
+        return _failed(said | {"status": run.status()}, error, as_json, trace)
     status = run.status()
     show.emit({**said, "status": status, "output": output} if as_json else output)
     if status == "interrupted":
@@ -173,6 +174,24 @@ def _come_to(site: Site, run: Run, wait: bool, timeout: float | None, as_json: b
         )
         return WAITING
     return None
+
+
+def _failed(said: dict[str, Any], error: RunError, as_json: bool, trace: bool) -> int:
+    """Say why the run failed: the user's lines of the traceback, or all of it if asked; always all of it in JSON."""
+    from .. import traces
+    from ..cli import exit_code, tell
+
+    stored = str(getattr(error, "traceback", ""))
+    if as_json:
+        kind = getattr(error, "error_type", "")
+        told = {"error": error.what, "error_type": kind, "node": error.node, "fix": error.fix, "traceback": stored}
+        show.emit(said | told)
+        return exit_code(error)
+    lines = traces.whole(stored) if trace else traces.excerpt(stored)
+    if stored and not trace:
+        error.fix += f"; `everstep result {error.thread} --traceback` shows all of it"
+    tell(error, lines)
+    return exit_code(error)
 
 
 def _waiting(site: Site, said: dict[str, Any], why: str, as_json: bool) -> int:

@@ -28,6 +28,7 @@ from everstep_checkpoint.errors import (
 from everstep_checkpoint.keys import Keys, rq_prefix, thread_id_text
 from everstep_checkpoint.log import Log, new_id, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
+from everstep_checkpoint.replay import state_at
 
 from ..moves.connection import DEFAULT_URL, translated
 from ..moves.connection import connect as connected
@@ -167,13 +168,27 @@ class Client:
         given = said.thread_id if thread_id is None else thread_id
         thread = thread_id_text(run if given is None else given)
         if spec is not None:
+            if missing := self._lacking(thread, spec.lacking(input)):
+                raise spec.lacks(missing)
             return self.started(start_of(spec, thread, run, input, said, "input", mode=mode), Reading(spec))
         known = self.manifest(graph)
-        form, writes = take(known, input)
+        form, writes = take(known, input, lambda names: self._lacking(thread, names))
         start = start_with(
             said.record("input", form), writes, thread=thread, run=run, graph=known.name, queue=known.queue, mode=mode
         )
         return self.started(start, Reading(None, known.outputs))
+
+    def _lacking(self, thread: str, names: Sequence[str]) -> Sequence[str]:
+        """Which of these keys have no value on a thread. None while a run is under way, for it may write them: the
+        input waits behind it, and is looked at again when its turn comes."""
+        if not names:
+            return ()
+        with translated(self.url):
+            if self.redis.hget(self.keys.thread(thread), "status") == b"running":
+                return ()
+            head = self.log_store.head(thread)
+            have = state_at(self.log_store, thread).channels if head is not None and head.n else {}
+        return [name for name in names if name not in have]
 
     def started(self, start: Start, reading: Reading) -> Run:
         """Record a run that is made already. Raises RunConflict, ThreadBusy, EmptyInputError, LogError."""
@@ -227,7 +242,7 @@ class Client:
                 self._thread(thread, "run")
                 found = self.redis.hget(self.keys.runs(thread), run)
         if found is None:
-            raise UnknownRun(f"no run {run!r}", thread=thread, fix="`everstep log` shows the runs of a thread")
+            raise UnknownRun(f"no run {run!r}", thread=thread, fix=f"`everstep log {thread}` shows its runs")
         status, entry, *_ = found.decode().split(" ")
         return status, entry
 
@@ -321,7 +336,7 @@ class Client:
         if status == "unknown":
             with translated(self.url):
                 self._thread(thread, "run")
-            raise UnknownRun(f"no run {run_id!r}", thread=thread, fix="`everstep log` shows the runs of a thread")
+            raise UnknownRun(f"no run {run_id!r}", thread=thread, fix=f"`everstep log {thread}` shows its runs")
         return status == "cancelled"
 
     def delete(self, thread_id: object, cancel: bool = False) -> None:

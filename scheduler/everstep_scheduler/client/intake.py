@@ -15,17 +15,20 @@ from everstep_checkpoint.errors import InvalidInput, UnknownType
 
 from ..graph.schema import updates_of
 from ..moves.record import Form, Writes
-from .manifest import Manifest, check_input, check_keys, is_json, json_form
+from .manifest import Lacking, Manifest, check_input, check_keys, is_json, json_form
 
 _CODEC = Codec()  # no registered types; capped like the workers' own
 
 
-def take(manifest: Manifest, data: object) -> tuple[Form, Writes]:
-    """An input as it travels. Raises InvalidInput, EmptyInputError, TooLarge; nothing was written then."""
+def take(manifest: Manifest, data: object, lacking: Lacking = list) -> tuple[Form, Writes]:
+    """An input as it travels. Raises InvalidInput, EmptyInputError, TooLarge; nothing was written then.
+
+    `lacking`: of the required keys that the input leaves out, those that its thread does not have either.
+    """
     fields = updates_of(data)
     given: object = data if fields is None else fields
     typed = _typed(given)  # first: what is too large is not worth a check
-    checked = check_input(manifest, given)
+    checked = check_input(manifest, given, lacking)
     if typed is None:
         return "json", _encoded(checked)
     return ("json" if is_json(given) else "typed"), typed

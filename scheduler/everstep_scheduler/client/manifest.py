@@ -8,8 +8,9 @@ What does not fit is told whole: every place, what is wrong there, and what is k
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,8 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from everstep_checkpoint.errors import CorruptEntry, EmptyInputError, InvalidInput, UnknownGraph
 from everstep_checkpoint.keys import Keys
 
-from ..graph.draw import mermaid
+from ..graph.drawing.picture import Edge, Graph, graph_from, graph_of
+from ..graph.runtime import END, START
 from ..graph.schema import did_you_mean
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 PROBLEMS_MAX = 20
 TEXT_MAX = 200
 JsonSchema = dict[str, Any]
+Lacking = Callable[[list[str]], Iterable[str]]
 _KINDS: dict[type, str] = {
     bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object",
 }  # fmt: skip
@@ -53,6 +56,7 @@ class Manifest(BaseModel):
     input_schema: JsonSchema
     output_schema: JsonSchema
     channels: dict[str, str]
+    edges: list[Edge] = []
     mermaid: str = ""
     published_at: str = ""
     everstep: str = ""
@@ -62,9 +66,18 @@ class Manifest(BaseModel):
         """The keys of the output."""
         return list(self.output_schema.get("properties", {}))
 
+    def get_graph(self) -> Graph:
+        """Its nodes and edges, to be drawn. Raises CorruptEntry if it says no edges, or odd ones."""
+        known = {START, END, *self.nodes}
+        if not self.edges or not all(end in known and end.isprintable() for each in self.edges for end in each[:2]):
+            what = f"the graph {self.name!r} was published {'with odd' if self.edges else 'without its'} edges"
+            raise CorruptEntry(what, fix="start a worker of this version: it publishes the graph anew")
+        return graph_from(self.name, self.version, self.nodes, self.edges)
+
 
 def manifest_of(spec: GraphSpec) -> Manifest:
     """What a graph says of itself."""
+    seen = graph_of(spec)
     return Manifest(
         name=spec.name,
         version=spec.version,
@@ -76,7 +89,8 @@ def manifest_of(spec: GraphSpec) -> Manifest:
         input_schema=spec.input_schema_json(),
         output_schema=spec.output_schema_json(),
         channels={name: channel.reducer_name for name, channel in spec.channels.items()},
-        mermaid=mermaid(spec),
+        edges=list(seen.edges),
+        mermaid=seen.draw_mermaid(),
         published_at=datetime.now(UTC).isoformat(timespec="seconds"),
         everstep=_version(),
     )
@@ -107,10 +121,10 @@ def read(client: Any, keys: Keys, name: str) -> Manifest:
     """The manifest of a graph. Raises UnknownGraph with those that are known, CorruptEntry."""
     stored = client.get(keys.graph(name))
     if stored is None:
-        known = did_you_mean(name, names(client, keys))
-        raise UnknownGraph(
-            f"no graph {name!r} is published here", fix=f"{known} A worker publishes those that it serves"
-        )
+        there = names(client, keys)
+        known = f"{did_you_mean(name, there)} " if there else ""
+        fix = f"{known}`everstep worker MODULE:GRAPH` publishes the graphs that it serves"
+        raise UnknownGraph(f"no graph {name!r} is published here", fix=fix)
     try:
         return Manifest.model_validate_json(stored)
     except ValidationError as error:
@@ -142,21 +156,33 @@ def is_json(value: object) -> bool:
     return False
 
 
-def check_input(manifest: Manifest, data: object) -> dict[str, Any]:
-    """The JSON form of an input that fits the graph's schema. Raises InvalidInput with all that is wrong."""
-    keys = ", ".join(manifest.input_schema.get("properties", {})) or "none"
+def check_input(manifest: Manifest, data: object, lacking: Lacking = list) -> dict[str, Any]:
+    """The JSON form of an input that fits the graph's schema. Raises InvalidInput with all that is wrong.
+
+    `lacking`: of the required keys that the input leaves out, those that its thread does not have either.
+    """
+    keys = _keys(manifest.input_schema)
     if data is None:
         raise EmptyInputError(f"no input for the graph {manifest.name!r}", fix=f"give a dict; its keys: {keys}")
     found = json_form(data)
     if not isinstance(found, dict):
         what = f"the input of {manifest.name!r} must be a dict, not {type(data).__name__}"
         raise InvalidInput(what, fix=f"its keys: {keys}")
-    problems = [_said(problem) for problem in _problems(manifest.input_schema, found)]
+    schema = manifest.input_schema
+    left = [name for name in schema.get("required", ()) if name not in found]
+    schema = schema | {"required": list(lacking(left)) if left else []}
+    problems = list(dict.fromkeys(_said(problem) for problem in _problems(schema, found)))
     if problems:
         more = f" (and {len(problems) - PROBLEMS_MAX} more)" if len(problems) > PROBLEMS_MAX else ""
         what = f"the input does not fit the graph {manifest.name!r}: {'; '.join(problems[:PROBLEMS_MAX])}{more}"
-        raise InvalidInput(what, fix=f"keys of the input: {keys}")
+        raise InvalidInput(what, fix=f"its keys: {keys}")
     return cast("dict[str, Any]", found)
+
+
+def _keys(schema: JsonSchema) -> str:
+    """The keys of an input, for `fix=`: `count (required), note`."""
+    needed = schema.get("required", ())
+    return ", ".join(f"{key} (required)" if key in needed else key for key in schema.get("properties", {})) or "none"
 
 
 def check_keys(manifest: Manifest, data: Iterable[str], what: str) -> None:
@@ -195,7 +221,7 @@ def _what(problem: Problem) -> str:
         case "additionalProperties":
             known = cast("JsonSchema", problem.schema).get("properties", {})
             odd = [key for key in found if key not in known]
-            return f"has no key {odd[0]!r}. {did_you_mean(odd[0], known)}" if odd else "has a key too many"
+            return f"has no key {odd[0]!r}{_guess(odd[0], known)}" if odd else "has a key too many"
         case "required":
             lacking = [key for key in cast("list[str]", problem.validator_value) if key not in found]
             return f"lacks {', '.join(map(repr, lacking))}"
@@ -207,6 +233,12 @@ def _what(problem: Problem) -> str:
             return f"fits none of its {len(problem.context or [])} forms, being {_kind(found)}"
         case _:
             return f"fails {rule} {json.dumps(problem.validator_value)[:TEXT_MAX]}"
+
+
+def _guess(name: object, known: Iterable[str]) -> str:
+    """The closest known key. All of them are in the error's fix already."""
+    close = get_close_matches(str(name), list(known), 1)
+    return f". Did you mean {close[0]!r}?" if close else ""
 
 
 def _kind(value: object) -> str:

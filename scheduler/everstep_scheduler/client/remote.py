@@ -17,6 +17,7 @@ from everstep_checkpoint.errors import EmptyInputError, InvalidThreadId
 from everstep_checkpoint.keys import thread_id_text
 from everstep_checkpoint.log import new_id
 
+from ..graph.drawing.picture import Graph, graph_of
 from ..graph.runtime import START
 from ..moves.connection import translated
 from ..moves.record import Config, Nodes, kind_of, start_of, start_with
@@ -45,6 +46,10 @@ class RemoteGraph:
     def manifest(self) -> Manifest:
         """What the graph says of itself. Raises UnknownGraph."""
         return self.client.manifest(self.name)
+
+    def get_graph(self, config: Given = None, *, xray: int | bool = False) -> Graph:
+        """Its nodes and edges, to be looked at or drawn. Raises UnknownGraph."""
+        return graph_of(self.spec) if self.spec is not None else self.manifest.get_graph()
 
     # running
 

@@ -162,17 +162,24 @@ class Run:
         thread = self.thread_id
         if ended.status == "cancelled":
             raise RunCancelled(
-                f"the run {self.run_id!r} was cancelled", thread=thread, fix="`everstep retry` continues it"
+                f"the run {self.run_id!r} was cancelled", thread=thread, fix=f"`everstep retry {thread}` lets it go on"
             )
         kind = ended.error_type.rpartition(".")[2]
         if kind == "GraphRecursionError":
             raise GraphRecursionError(
                 ended.text, thread=thread, fix="raise config['recursion_limit'], or retry to go on"
             )
-        what = f"{ended.error_type}: {ended.text}" if ended.error_type else ended.text or "the run failed"
+        what = ended.error.words or "the run failed"
         error = NodeTimeoutError if kind == "NodeTimeoutError" else RunFailed
-        fix = "mend the cause, then `everstep retry` the thread"
-        raise error(what, error_type=ended.error_type, thread=thread, node=ended.node, fix=fix)
+        fix = f"mend the cause, then `everstep retry {thread}`"
+        raise error(
+            what,
+            error_type=ended.error_type,
+            traceback=ended.error.traceback,
+            thread=thread,
+            node=ended.node,
+            fix=fix,
+        )
 
 
 def _passes(error: redis.RedisError) -> bool:

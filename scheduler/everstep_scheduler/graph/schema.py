@@ -121,13 +121,15 @@ class Schema:
                 fix=f"{self.cls.__name__} declares it as {self.fields[name].typ}.",
             ) from error
 
-    def json_schema(self) -> dict[str, Any]:
-        """JSON schema of the partial form: known keys, none required, `{}` where JSON can't say the type."""
+    def json_schema(self, required: Iterable[str] = ()) -> dict[str, Any]:
+        """JSON schema: known keys, `required` ones, none else; `{}` where JSON can't say the type."""
         sayable = [(name, each.adapter) for name, each in self.fields.items() if _sayable(each.adapter)]
         found, shared = _schemas(cast("list[tuple[str, TypeAdapter[Any]]]", sayable))
         whole: dict[str, Any] = {"type": "object", "title": self.cls.__name__}
         whole["properties"] = {name: found.get(name, {}) for name in self.fields}
         whole["additionalProperties"] = False
+        if needed := list(required):
+            whole["required"] = needed
         return whole | ({"$defs": shared} if shared else {})
 
 
@@ -201,11 +203,17 @@ def _fields(cls: type[Any], kind: str) -> Iterator[Field]:
             yield Field(name, hints.get(name, info.annotation), _field_type(info), info.is_required())
     elif kind == "dataclass":
         for each in dataclasses.fields(cls):
-            needed = each.init and each.default is each.default_factory is dataclasses.MISSING
-            yield Field(each.name, hints[each.name], bare(hints[each.name]), needed)
+            yield Field(each.name, hints[each.name], bare(hints[each.name]), each.init and _lacks_default(each))
     else:
         for name, hint in hints.items():
             yield Field(name, hint, bare(hint), False)
+
+
+def _lacks_default(each: dataclasses.Field[Any]) -> bool:
+    """Whether a dataclass's field must be given. pydantic's `Field(gt=0)` stands where a default would, and is none."""
+    if isinstance(each.default, FieldInfo):
+        return each.default.is_required()
+    return each.default is each.default_factory is dataclasses.MISSING
 
 
 def _field_type(info: FieldInfo) -> Any:

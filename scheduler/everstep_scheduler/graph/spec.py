@@ -194,6 +194,24 @@ class GraphSpec:
 
     # -- input
 
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """The keys without which no input can begin a thread: fields without a default, and without a reducer, whose
+        empty value would stand in. A TypedDict requires none, as in LangGraph."""
+        return tuple(self.input_schema.missing(self.initial()))
+
+    def lacking(self, data: object) -> list[str]:
+        """The required keys that an input does not bring; a thread may have them already. Raises as `input_writes`."""
+        given = self._input_dict(data)
+        return [name for name in self.required if name not in given]
+
+    def lacks(self, names: Iterable[str]) -> InvalidInput:
+        """The error for an input without these required keys."""
+        return InvalidInput(
+            f"The input of {self.name!r} lacks {', '.join(map(repr, names))}",
+            fix=f"{self.input_schema.cls.__name__} requires it: add it to the input, or give the field a default.",
+        )
+
     def input_writes(self, data: object, channels: Mapping[str, bytes] | None = None) -> list[Write]:
         """An input as writes. Partial input is fine; `{}` begins a run that writes nothing.
 
@@ -202,10 +220,7 @@ class GraphSpec:
         given = self._input_dict(data)
         values = self.input_schema.check(given)
         if channels is not None and (missing := self.input_schema.missing({*given, *channels})):
-            raise InvalidInput(
-                f"The input of {self.name!r} lacks {', '.join(map(repr, missing))}",
-                fix=f"{self.input_schema.cls.__name__} requires it.",
-            )
+            raise self.lacks(missing)
         return self._encoded(values.items(), START)
 
     def input_from_json(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,8 +228,8 @@ class GraphSpec:
         return self.input_schema.from_json(self._input_dict(data))
 
     def input_schema_json(self) -> dict[str, Any]:
-        """JSON schema of the input, for producers without the graph's code."""
-        return self.input_schema.json_schema()
+        """JSON schema of the input of a new thread, for producers without the graph's code."""
+        return self.input_schema.json_schema(self.required)
 
     def output_schema_json(self) -> dict[str, Any]:
         """JSON schema of the output."""

@@ -15,7 +15,7 @@ from everstep_checkpoint.errors import InvalidInput
 from everstep_checkpoint.keys import thread_id_text
 from everstep_checkpoint.log import new_id
 
-from ..graph.draw import mermaid, svg
+from ..graph.drawing.picture import Graph, graph_of
 from ..graph.runtime import START
 from ..graph.spec import GraphSpec
 from ..moves.contract import START_NODE
@@ -153,13 +153,22 @@ class CompiledGraph:
 
     # drawing
 
+    def get_graph(self, config: Mapping[str, Any] | None = None, *, xray: int | bool = False) -> Graph:
+        """Its nodes and edges, to be looked at or drawn. `config` and `xray` are taken as LangGraph's are, and change
+        nothing: a graph here has no subgraphs."""
+        return graph_of(self.spec)
+
     def draw_mermaid(self) -> str:
         """The graph as Mermaid text."""
-        return mermaid(self.spec)
+        return self.get_graph().draw_mermaid()
 
     def draw_svg(self) -> str:
         """The graph as an SVG, drawn here."""
-        return svg(self.spec)
+        return self.get_graph().draw_svg()
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows: the SVG, without a network."""
+        return self.get_graph()._repr_mimebundle_()  # pyright: ignore[reportPrivateUsage]
 
     # inside
 

@@ -350,7 +350,11 @@ class Inline:
         if isinstance(self.raised, Exception):
             raise self.raised
         raise RunFailed(
-            f"{ended.error_type}: {ended.text}", error_type=ended.error_type, thread=self.thread, node=ended.node
+            ended.error.words,
+            error_type=ended.error_type,
+            traceback=ended.error.traceback,
+            thread=self.thread,
+            node=ended.node,
         ) from self.raised
 
     def _close(self) -> None:

@@ -116,7 +116,9 @@ def server_error(error: redis.RedisError, url: str = "") -> ServerError | Corrup
         )
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return ServerUnavailable(
-            f"Redis{where} does not answer: {text}", fix=f"check that it runs: `{redis_cli(url, 'ping')}`"
+            f"Redis{where} does not answer: {text.rstrip('.')}",
+            fix=f"check that it runs (`{redis_cli(url, 'ping')}`) and that the URL is right; "
+            "`everstep dev` brings a Redis along",
         )
     return ServerUnavailable(
         f"Redis{where} refused a command: {text}", fix="`everstep doctor` shows the server's state"

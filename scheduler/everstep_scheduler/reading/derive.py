@@ -17,7 +17,7 @@ from everstep_checkpoint.log import Log, unknown_thread
 from everstep_checkpoint.replay import TaskRef, tasks_of
 
 from ..moves.contract import JOIN_NODE, JOIN_TASK, START_NODE, START_TASK
-from .ending import error_of
+from .ending import NO_ERROR, Said, error_of
 
 Place = Literal["unmade", "wake", "asked", "failed", "stopped", "done"]
 REAPED = "its process died"
@@ -42,7 +42,7 @@ class Task:
     suspect: bool = False
     token: str = ""
     due_ms: int = 0
-    error: tuple[str, str] = ("", "")
+    error: Said = NO_ERROR
     question: str = ""
     asks: e.Entry | None = None
     answers: tuple[str, ...] = ()
@@ -265,7 +265,7 @@ def _queued(entry: e.Entry) -> Queued:
 
 def _reopened(task: Task) -> Task:
     """What failed, or waited for its next attempt, is open again in a run that continues, and shows no stale error."""
-    return replace(task, place="unmade", error=("", ""), due_ms=0) if task.place in ("failed", "wake") else task
+    return replace(task, place="unmade", error=NO_ERROR, due_ms=0) if task.place in ("failed", "wake") else task
 
 
 def _failed(task: Task, entry: e.Entry) -> Task:
@@ -278,7 +278,7 @@ def _failed(task: Task, entry: e.Entry) -> Task:
 
 def _paused(task: Task, entry: e.Entry) -> Task:
     """A question clears a suspect. Of the answers so far those are kept that hold good."""
-    cleared = replace(task, suspect=False, alone=0, error=("", ""))
+    cleared = replace(task, suspect=False, alone=0, error=NO_ERROR)
     kept = tuple(entry.text("kept").split())
     return replace(cleared, place="asked", question=entry.text("question"), asks=entry, answers=kept)
 

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from everstep_checkpoint import entries as e
+from everstep_checkpoint.errors import EverstepError
 from everstep_checkpoint.log import Log
+
+OWN_ERRORS = f"{EverstepError.__module__}."
+
+
+class Said(NamedTuple):
+    """An error as the log has it. `traceback` begins with the user's code; empty where none was kept."""
+
+    error_type: str = ""
+    text: str = ""
+    traceback: str = ""
+
+    @property
+    def words(self) -> str:
+        """`ValueError: no such item`, as Python would say it; errors of ours go by their short name."""
+        kind = self.error_type.removeprefix(OWN_ERRORS)
+        return f"{kind}: {self.text}" if kind and self.text else kind or self.text
+
+
+NO_ERROR = Said()
 
 
 @dataclass(frozen=True)
@@ -18,9 +38,16 @@ class Ending:
     n: int
     entry: str
     node: str = ""
-    error_type: str = ""
-    text: str = ""
+    error: Said = NO_ERROR
     digest: str = ""
+
+    @property
+    def error_type(self) -> str:
+        return self.error.error_type
+
+    @property
+    def text(self) -> str:
+        return self.error.text
 
 
 class EndingFinder:
@@ -28,7 +55,7 @@ class EndingFinder:
 
     def __init__(self, run: str) -> None:
         self.run = run
-        self._error: tuple[str, str, str] = ("", "", "")
+        self._node, self._error = "", NO_ERROR
 
     def feed(self, entry: e.Entry) -> Ending | None:
         if entry.text("run") != self.run:
@@ -36,25 +63,27 @@ class EndingFinder:
         if entry.is_checkpoint:
             done = entry.text("source") != "input" and not entry.next
             return Ending("done", entry.n, entry.id, digest=entry.digest) if done else None
-        if entry.kind == "task_failed" and "retry_at" not in entry.raw and not self._error[1]:
-            self._error = (entry.text("node"), *error_of(entry))
+        if entry.kind == "task_failed" and "retry_at" not in entry.raw and not self._error.error_type:
+            self._node, self._error = entry.text("node"), error_of(entry)
         if entry.kind != "run_rested":
             return None
         own = error_of(entry)
-        node, error_type, text = ("", *own) if own[0] else self._error
-        return Ending(entry.text("status"), entry.n, entry.id, node, error_type, text)
+        node, error = ("", own) if own.error_type else (self._node, self._error)
+        return Ending(entry.text("status"), entry.n, entry.id, node, error)
 
 
-def error_of(entry: e.Entry) -> tuple[str, str]:
-    """(type name, text) of an entry's error; both empty where it has none."""
+def error_of(entry: e.Entry) -> Said:
+    """An entry's error; all empty where it has none."""
     raw = entry.text("error")
     if not raw:
-        return "", ""
+        return NO_ERROR
     try:
         said: Any = json.loads(raw)
     except ValueError:
-        return "", raw
-    return (str(said.get("type", "")), str(said.get("text", ""))) if isinstance(said, dict) else ("", raw)  # pyright: ignore
+        return Said(text=raw)
+    if not isinstance(said, dict):
+        return Said(text=raw)
+    return Said(*(str(said.get(name, "")) for name in ("type", "text", "traceback")))  # pyright: ignore
 
 
 def ending(log: Log, thread: str, run: str, since: str) -> Ending | None:

@@ -38,7 +38,8 @@ Config = dict[str, Any]
 
 
 class Task(NamedTuple):
-    """One task of a checkpoint. `result`: what it wrote, None while it is not done. `error`: the last one, as text."""
+    """One task of a checkpoint. `result`: what it wrote, None while it is not done. `error`: the last one, as text;
+    `traceback`: its end, as its worker wrote it."""
 
     id: str
     name: str
@@ -47,6 +48,7 @@ class Task(NamedTuple):
     interrupts: tuple[Any, ...] = ()
     state: Any = None
     result: dict[str, Any] | None = None
+    traceback: str = ""
 
 
 class StateSnapshot(NamedTuple):
@@ -229,12 +231,12 @@ class _View:
     ) -> Task:
         """A task. Live, it shows the question that it waits with; in the record of a step, the last one it asked."""
         key = e.idempotency_key(told.birth, told.n, told.digest, task.task)
-        error_type, text = task.error
+        error_type, text, traceback = task.error
         shown = f"{error_type.rpartition('.')[2]}({text!r})" if error_type else text or None
         question = asked(task, self.codec)
         there = () if question is None or (live and task.place != "asked") else (question,)
         result = self._result(task, done, closing)
-        return Task(key, task.node, _path(task), error=shown, interrupts=there, result=result)
+        return Task(key, task.node, _path(task), error=shown, interrupts=there, result=result, traceback=traceback)
 
     def _result(self, task: Known, done: Mapping[str, e.Entry], closing: State | None) -> dict[str, Any] | None:
         """What a task wrote: in its own fact, in the checkpoint that it closed its step with, or in the run's input."""

@@ -99,5 +99,5 @@ def _record(task: Task) -> list[Any]:
 
 
 def _reason(task: Task) -> str:
-    error_type, text = task.error
+    error_type, text, _ = task.error
     return f"{task.node}: {error_type}: {text}"[:2000] if error_type else text[:2000]

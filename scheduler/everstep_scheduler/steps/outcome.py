@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from everstep_checkpoint.errors import EverstepError
+
 from ..graph.channels import Write
 from ..graph.retry import next_delay
 from ..graph.runtime import Send
@@ -18,6 +20,8 @@ from .plan import Destinations
 
 TEXT_MAX = 4_000
 TRACEBACK_MAX = 16_000
+CHAIN_MAX = 20
+HERE = __file__.rpartition("steps")[0]  # the package's folder: what calls the user's code is in it
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ def type_name(error: BaseException) -> str:
 
 
 def _text(error: BaseException) -> str:
-    """What the error says. Safe for one whose `str` raises, as traceback is."""
+    """What the error says. Safe for one whose `str` raises, as traceback is. Of ours without the place: it is known."""
+    if isinstance(error, EverstepError):
+        return (f"{error.what.rstrip('.')}. {error.fix}" if error.fix else error.what)[:TEXT_MAX]
     whole = "".join(traceback.format_exception_only(error)).strip()
     for prefix in (type_name(error), type(error).__qualname__):
         whole = whole.removeprefix(prefix).removeprefix(": ")
@@ -67,5 +73,23 @@ def _text(error: BaseException) -> str:
 
 
 def _trace(error: BaseException) -> str:
-    """The end of the traceback: there is the line that raised."""
-    return "".join(traceback.format_exception(error))[-TRACEBACK_MAX:]
+    """The end of the traceback, where the line is that raised, from the user's code on. An error that we raise about
+    what the user's code did has no line of it to show."""
+    told = traceback.TracebackException.from_exception(error)
+    if isinstance(error, EverstepError) and all(map(_is_ours, told.stack)):
+        return "".join(told.format_exception_only())[-TRACEBACK_MAX:]
+    _begin_with_theirs(told)
+    return "".join(told.format())[-TRACEBACK_MAX:]
+
+
+def _begin_with_theirs(told: traceback.TracebackException, depth: int = 0) -> None:
+    """Drop our own frames before the user's first one, also in the errors behind it. One with ours alone keeps them."""
+    theirs = next((i for i, frame in enumerate(told.stack) if not _is_ours(frame)), 0)
+    del told.stack[:theirs]
+    for behind in (told.__cause__, told.__context__, *(told.exceptions or ())):
+        if behind is not None and depth < CHAIN_MAX:
+            _begin_with_theirs(behind, depth + 1)
+
+
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith(HERE)
