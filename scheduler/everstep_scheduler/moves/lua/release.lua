@@ -24,7 +24,7 @@ for _, token in ipairs(tokens) do
         keep(thread, task, rec)
         call('RPUSH', S .. 'parked:' .. T.graph .. ':' .. rec.n, place_of(thread, T, task))
         call('HINCRBY', S .. 'parked', T.graph .. ':' .. rec.n, 1)
-        call('HINCRBY', S .. 'stats', 'parked', 1)
+        show('HINCRBY', S .. 'stats', 'parked', 1)
       else
         push(thread, T, task, rec, true)
       end

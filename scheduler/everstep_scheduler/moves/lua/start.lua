@@ -18,6 +18,7 @@ if busy and (H.mode == 'reject' or H.kind == 'continue') then return '{"status":
 if H.kind == 'continue' and (not T or T.left + T.failed == 0 or T.status == 'done') then return '{"status":"nothing"}' end
 if H.kind == 'continue' and (T.cleaning or '') ~= '' then return '{"status":"busy"}' end
 
+call('LLEN', R .. 'queue:' .. H.queue) -- what can't be queued is not written
 local fields = { unpack(ARGV, 2, 1 + H.entries[1][3]) }
 if not T then
   T = { birth = H.birth, n = 0, digest = H.birth, step = -2, jid = H.jid, left = 0, failed = 0, jobs = 0, width = 0, rec = '' }
