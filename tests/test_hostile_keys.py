@@ -15,11 +15,15 @@ from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START
 from everstep_scheduler.moves.contract import Offer
 from everstep_scheduler.recovery import recovery
+from everstep_scheduler.recovery.recovery import audit, recover
 from hand import KEYS, LEASE_MS, THREAD, Hand
 
 SCRIPT_MAX_MS = 50
 ROWS = {"birth": "b", "n": 1, "digest": "d", "step": 0, "status": "running", "run": "r", "rec": "0-1", "base": -2,
         "graph": "g", "queue": "g", "width": 1, "left": 1, "failed": 0, "jobs": 0, "jid": "j"}  # fmt: skip
+
+
+STALE = '["everstep.run_node",null,[],{"thread":"x","task":"y"}]'
 
 
 class State(TypedDict):
@@ -179,6 +183,15 @@ def test_junk_among_the_queued_inputs_does_not_end_the_next_one(hand: Hand) -> N
     assert hand.client.hget(KEYS.runs(THREAD), "r2").startswith(b"done ")
 
 
+def test_an_audit_looks_at_all_queues_beside_one_of_another_type(hand: Hand) -> None:
+    hand.client.rpush(KEYS.rq_queue("wrong"), "stale")
+    hand.client.hset(
+        KEYS.rq_job("stale"), "data", f'["everstep.run_node",null,[],{json.dumps({"thread": "x", "task": "y"})}]'
+    )
+    hand.client.set(KEYS.rq_queue("text"), "x")
+    assert audit(hand.client, KEYS, ["text", "wrong"]) == {"wrong": 1}
+
+
 # bounds
 
 
@@ -252,3 +265,96 @@ def test_elements_of_no_use_among_the_unmade_are_passed_in_bounded_calls(hand: H
     begin_to_measure(client)
     assert hand.claim() == ["start"]
     assert slowest_ms(client) < SCRIPT_MAX_MS
+
+
+# a rebuild
+
+
+def entries(client: Any, *told: tuple[str, dict[str, Any]]) -> None:
+    """A log of strange entries on the thread `bad`."""
+    begun = {"kind": "run_started", "run": "x", "birth": "b", "graph": "g", "at": "1", "step": "-2"}
+    for entry_id, fields in (("0-1", begun), *told):
+        client.xadd(KEYS.log("bad"), {"v": "1", **fields}, id=entry_id)
+
+
+def a_head(client: Any, following: str, *before: tuple[str, dict[str, Any]]) -> None:
+    entries(client, *before, ("1-0", {"kind": "checkpoint", "digest": "d", "step": "-1", "next": following}))
+
+
+def lease_without_fields(client: Any) -> None:
+    client.hset(KEYS.thread("bad"), mapping=ROWS)
+    client.hset(KEYS.open("bad"), "p0", '{"p":"lease"}')
+
+
+def thread_of_letters(client: Any) -> None:
+    client.hset(KEYS.thread("bad"), mapping={**ROWS, "n": "x"})
+    client.hset(KEYS.open("bad"), "p0", '{"p":"lease"}')
+
+
+def part_with_count(count: int | str) -> Callable[[Any], None]:
+    def plant(client: Any) -> None:
+        a_head(
+            client, '[["0-2",5]]', ("0-2", {"kind": "part", "run": "x", "tasks": json.dumps([["a", "g", 0, count]])})
+        )
+
+    return plant
+
+
+def a_part_named_nine_times(client: Any) -> None:
+    a_head(client, json.dumps([["0-2", 5]] * 9), ("0-2", {"kind": "part", "tasks": '[["a","g",0,5]]'}))
+
+
+def an_endless_error(client: Any) -> None:
+    entries(client, ("0-2", {"kind": "task_failed", "task": "start", "error": "[" * 100_000}))
+
+
+STRANGE: dict[str, Callable[[Any], object]] = {
+    "next is nested without end": lambda c: a_head(c, "[" * 100_000),
+    "next names things": lambda c: a_head(c, '[["p0",{"x":1},["y"],0]]'),
+    "a timeout is a list": lambda c: a_head(c, '[["p0","a","g",[]]]'),
+    "a timeout is infinite": lambda c: a_head(c, '[["p0","a","g",1e999]]'),
+    "next is numbers": lambda c: a_head(c, "[1,2]"),
+    "a part is named over and over": a_part_named_nine_times,
+    "a part's count lies": part_with_count(10**12),
+    "a part's count is a text": part_with_count("many"),
+    "an error is nested without end": an_endless_error,
+    "a log is a list": lambda c: c.lpush(KEYS.log("bad"), "x"),
+    "a log has no text for a name": lambda c: c.xadd(KEYS.log("").encode() + b"\xff", {"v": "1", "kind": "note"}),
+    "a record is junk": junk_in_a_record,
+    "a lease says nothing": lease_without_fields,
+    "a thread's number is a letter": thread_of_letters,
+    "a thread is a list": a_list_for_a_thread,
+    "tasks are a text": a_text_for_its_tasks,
+    "threads are a list": lambda c: (c.delete(KEYS.threads("done")), c.lpush(KEYS.threads("done"), "x")),
+    "announced is a list": lambda c: c.lpush(KEYS.announced, "x"),
+    "a job is a list": lambda c: c.lpush(KEYS.rq_job("evil"), "x"),
+    "a queue is a text": lambda c: c.set(KEYS.rq_queue("evil"), "x"),
+    "a queue has no text for a name": lambda c: c.rpush(KEYS.rq_queue("").encode() + b"\xff", "x"),
+    "a registry is a text": lambda c: c.set(KEYS.rq_started("evil"), "x"),
+    "the lock has no end": lambda c: c.set(KEYS.recovery, "nobody"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", ["alive", "rq_alive"])
+@pytest.mark.parametrize("strange", STRANGE)
+def test_a_rebuild_comes_to_its_end_whatever_stands_in_redis(hand: Hand, strange: str, lost: str) -> None:
+    hand.submit("r1")
+    hand.claim()
+    hand.do()
+    hand.claim()
+    STRANGE[strange](hand.client)
+    hand.client.delete(getattr(KEYS, lost))
+    assert hand.do("a") == "ok", "the lease lives on, and the rebuild is done"
+    hand.drive()
+    assert run_is_done(hand)
+    assert hand.client.exists(KEYS.alive, KEYS.rq_alive) == 2
+
+
+def test_a_recover_on_demand_makes_a_broken_thread_anew(hand: Hand) -> None:
+    hand.submit("r1")
+    hand.client.hset(KEYS.open(THREAD), "start", "{junk")
+    hand.client.delete(KEYS.runs(THREAD))
+    hand.client.lpush(KEYS.runs(THREAD), "x")
+    recover(hand.client, KEYS)
+    hand.drive()
+    assert run_is_done(hand)

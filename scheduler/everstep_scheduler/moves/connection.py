@@ -71,6 +71,12 @@ def error_code(error: redis.RedisError) -> str:
     return code or str(error).partition(" ")[0]
 
 
+def is_hopeless(error: ServerError) -> bool:
+    """Does the server refuse the command for what it is, so that the same one will be refused again?"""
+    cause = error.__cause__
+    return isinstance(cause, redis.ResponseError) and error_code(cause) in ("ERR", "EVERSTEP", "WRONGTYPE")
+
+
 def server_error(error: redis.RedisError, url: str = "") -> ServerError:
     """What a redis-py error means for our user, with the way out."""
     text, code = str(error), error_code(error)

@@ -52,7 +52,7 @@ def error_of(entry: e.Entry) -> tuple[str, str]:
         return "", ""
     try:
         said: Any = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "", raw
     return (str(said.get("type", "")), str(said.get("text", ""))) if isinstance(said, dict) else ("", raw)  # pyright: ignore
 

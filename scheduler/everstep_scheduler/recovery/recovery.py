@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import redis
+
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
@@ -23,6 +25,7 @@ from ..moves.redismoves import Scripts
 from .rebuild import LOCK_MS, MARGIN_S, LockLost, Rebuild, Report, announce
 
 WAIT_S = 0.1
+NO_EXPIRY = -1
 
 __all__ = ["Recovery", "Report", "audit", "recover"]
 
@@ -70,6 +73,10 @@ class Recovery:
                     self.said("the rebuild was taken over by another process")
                 finally:
                     self._free(mine)
+            if self.client.pttl(self.keys.recovery) == NO_EXPIRY:
+                self.client.delete(
+                    self.keys.recovery
+                )  # ours all expire: this one is nobody's, and would stand for ever
             time.sleep(WAIT_S)
 
     def _missing(self) -> list[str]:
@@ -180,8 +187,15 @@ def _lengths(client: Any, keys: Keys, queues: Sequence[str]) -> dict[str, tuple[
     pipe.hmget(keys.counts, list(queues))
     for queue in queues:
         pipe.llen(keys.rq_queue(queue))
-    counts, *lengths = pipe.execute()
-    return {queue: (int(length), int(count or 0)) for queue, length, count in zip(queues, lengths, counts, strict=True)}
+    counts, *lengths = pipe.execute(raise_on_error=False)
+    if isinstance(counts, Exception):
+        raise counts
+    said = {queue: int(count or 0) for queue, count in zip(queues, counts, strict=True)}
+    # a key of another type is nothing that could be counted, and must not keep the other queues from it
+    return {
+        queue: (said[queue] if isinstance(length, redis.ResponseError) else int(length), said[queue])
+        for queue, length in zip(queues, lengths, strict=True)
+    }
 
 
 def differing(client: Client, keys: Keys, queues: Sequence[str]) -> list[str]:
