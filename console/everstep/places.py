@@ -72,9 +72,20 @@ def _open_tasks(site: Site, report: Report) -> Iterator[Open]:
         report.threads += 1
         graph, n = ((found or b"").decode() for found in client.hmget(site.keys.thread(thread), "graph", "n"))
         for task, raw in client.hscan_iter(site.keys.open(thread), count=100):
-            record = json.loads(raw)
-            if record.get("p") in OPEN:
+            record = _record(raw)
+            if record is None:
+                report.problems.append(f"{show.clean(thread)}: a record in {site.keys.open(thread)} is not readable")
+            elif record.get("p") in OPEN:
                 yield Open(thread, graph, n, task.decode(), raw, record)
+
+
+def _record(raw: bytes) -> Record | None:
+    """A task's record; None for what no script of ours wrote."""
+    try:
+        found: Any = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and {"q", "n"} <= found.keys() else None  # pyright: ignore
 
 
 def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
