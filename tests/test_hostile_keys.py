@@ -146,7 +146,31 @@ def half_a_thread(client: Any) -> None:
     client.hset(KEYS.open("bad"), "p0", '{"p":"wake","a":1,"n":"a","q":"g","w":0}')
 
 
-@pytest.mark.parametrize("plant", [junk_in_a_record, a_list_for_a_thread, a_text_for_its_tasks, half_a_thread])
+def numbers_without_end(client: Any) -> None:
+    client.hset(KEYS.thread("bad"), mapping={**ROWS, "width": "inf", "left": "nan"})
+    for task in ("p0", "p1", "p2"):
+        rec = {"p": "wake", "a": 1, "n": "a", "q": "g", "w": 0}
+        client.hset(KEYS.open("bad"), task, json.dumps(rec))
+
+
+def records_without_end(client: Any) -> None:
+    client.hset(KEYS.thread("bad"), mapping=ROWS)
+    client.hset(KEYS.open("bad"), "p0", '{"p":"wake","a":1e999,"n":"a","q":"g","w":0}')
+    client.hset(KEYS.open("bad"), "p1", '{"p":"parked","a":1,"n":"a","q":"g","w":1e999}')
+    client.hset(KEYS.open("bad"), "p2", '{"p":"lease","a":1,"n":"a","q":"g","w":0,"t":"token-p2"}')
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        junk_in_a_record,
+        a_list_for_a_thread,
+        a_text_for_its_tasks,
+        half_a_thread,
+        numbers_without_end,
+        records_without_end,
+    ],
+)
 def test_a_broken_thread_keeps_no_other_from_its_claims_and_sweeps(hand: Hand, plant: Callable[[Any], None]) -> None:
     client = hand.client
     plant(client)
@@ -173,6 +197,18 @@ def test_a_broken_thread_keeps_no_other_from_its_claims_and_sweeps(hand: Hand, p
         hand.moves.sweep("server", LEASE_MS)
     assert not any(client.exists(key) for key in (KEYS.wakes, KEYS.leases, KEYS.discards, KEYS.cleanings))
     assert client.exists(KEYS.log("another")), "a discard can name nothing but a discard"
+
+
+def test_a_dead_process_s_leases_are_taken_back_beside_one_that_can_not_be(hand: Hand) -> None:
+    hand.submit("r1")
+    hand.submit("r2", "bad")
+    assert hand.claim(2) == ["start", "start"]
+    record = json.loads(hand.client.hget(KEYS.open("bad"), "start"))
+    hand.client.hset(KEYS.open("bad"), "start", json.dumps({**record, "l": "many"}))
+    assert hand.moves.release(hand.owner, None, "lost") == 1
+    hand.held.clear()
+    hand.drive()
+    assert run_is_done(hand)
 
 
 def test_junk_among_the_queued_inputs_does_not_end_the_next_one(hand: Hand) -> None:

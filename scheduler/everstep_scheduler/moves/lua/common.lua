@@ -93,20 +93,35 @@ local function decoded(text)
   return good and type(found) == 'table' and found or nil
 end
 
+-- A number that JSON can say and that can be counted on: Lua reads `inf` and `nan`, too.
+local function counts(value) return type(value) == 'number' and math.abs(value) < 2 ^ 53 end
+
 -- The record behind a field of `open:*`, nil for what we did not write.
 local function sound(text)
   local rec = decoded(text)
-  if rec and type(rec.p) == 'string' and type(rec.a) == 'number' and type(rec.n) == 'string' and type(rec.q) == 'string'
-    and type(rec.w) == 'number' then
+  if rec and type(rec.p) == 'string' and type(rec.n) == 'string' and type(rec.q) == 'string' and counts(rec.a) and counts(rec.w)
+    and (rec.p ~= 'lease' or (type(rec.t) == 'string' and type(rec.o) == 'string')) then
     return rec
   end
+end
+
+-- What every script counts on in a thread's hash.
+local TEXTS = { 'jid', 'digest', 'birth', 'status', 'graph', 'queue', 'run', 'rec' }
+local function whole(T)
+  for name in pairs(NUMBERS) do
+    if not counts(T[name]) then return false end
+  end
+  for _, name in ipairs(TEXTS) do
+    if not T[name] then return false end
+  end
+  return true
 end
 
 -- The thread and the open task that a name in an index leads to. Nothing where their keys are not what we wrote: one such
 -- thread must not keep all others from their work. `everstep recover` makes its indexes anew.
 local function opened(thread, task)
   local good, T = pcall(load, thread)
-  if not (good and T and T.n and T.jid and T.digest and T.status and T.graph and T.left and T.failed and T.jobs and T.width) then return end
+  if not (good and T and whole(T)) then return end
   local text = show('HGET', S .. 'open:' .. thread, task)
   local rec = type(text) == 'string' and sound(text)
   if rec then return T, rec end

@@ -9,26 +9,30 @@ if not tokens then
   tokens = call('HRANDFIELD', S .. 'held:' .. H.owner, MOVE_MAX)
 end
 local released = {}
+
+local function give_back(thread, T, task, rec)
+  if H.to == 'lost' then
+    lost(thread, T, task, rec, true)
+  else
+    unlease(rec)
+    rec.a = rec.a - 1
+    if H.to == 'parked' then
+      fact(thread, T, 'task_parked', 'task', task, 'node', rec.n, 'by', H.owner, 'error', H.reason)
+      rec.p, rec.t = 'parked', nil
+      show_failed(thread, T, task, rec, H.reason)
+      keep(thread, task, rec)
+      call('RPUSH', S .. 'parked:' .. T.graph .. ':' .. rec.n, place_of(thread, T, task))
+      call('HINCRBY', S .. 'parked', T.graph .. ':' .. rec.n, 1)
+      show('HINCRBY', S .. 'stats', 'parked', 1)
+    else
+      push(thread, T, task, rec, true)
+    end
+  end
+end
+
 for _, token in ipairs(tokens) do
   local thread, T, task, rec = by_token(token)
-  if thread and rec.p == 'lease' and T.status == 'running' then
-    if H.to == 'lost' then
-      lost(thread, T, task, rec, true)
-    else
-      unlease(rec)
-      rec.a = rec.a - 1
-      if H.to == 'parked' then
-        fact(thread, T, 'task_parked', 'task', task, 'node', rec.n, 'by', H.owner, 'error', H.reason)
-        rec.p, rec.t = 'parked', nil
-        show_failed(thread, T, task, rec, H.reason)
-        keep(thread, task, rec)
-        call('RPUSH', S .. 'parked:' .. T.graph .. ':' .. rec.n, place_of(thread, T, task))
-        call('HINCRBY', S .. 'parked', T.graph .. ':' .. rec.n, 1)
-        show('HINCRBY', S .. 'stats', 'parked', 1)
-      else
-        push(thread, T, task, rec, true)
-      end
-    end
+  if thread and rec.p == 'lease' and T.status == 'running' and pcall(give_back, thread, T, task, rec) then
     released[#released + 1] = task .. ' ' .. thread
   else
     call('HDEL', S .. 'held:' .. H.owner, token)
