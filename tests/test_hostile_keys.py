@@ -228,6 +228,18 @@ def test_an_audit_looks_at_all_queues_beside_one_of_another_type(hand: Hand) -> 
     assert audit(hand.client, KEYS, ["text", "wrong"]) == {"wrong": 1}
 
 
+@pytest.mark.parametrize("plant", ["field", "key"])
+def test_counts_that_are_junk_are_counted_anew(hand: Hand, plant: str) -> None:
+    client = hand.client
+    hand.submit("r1")
+    client.delete(KEYS.counts)
+    _ = client.hset(KEYS.counts, "g", "many") if plant == "field" else client.lpush(KEYS.counts, "x")
+    assert audit(client, KEYS, ["g"]) == {"g": 0}
+    assert client.hgetall(KEYS.counts) == {b"g": b"1"}
+    hand.drive()
+    assert run_is_done(hand)
+
+
 # bounds
 
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ import redis
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
-from ..moves.connection import Client, translated
+from ..moves.connection import Client, error_code, translated
 from ..moves.contract import LEASE_MS, Lease
 from ..moves.redismoves import Scripts
 from .rebuild import LOCK_MS, MARGIN_S, LockLost, Rebuild, Report, announce
@@ -188,14 +189,24 @@ def _lengths(client: Any, keys: Keys, queues: Sequence[str]) -> dict[str, tuple[
     for queue in queues:
         pipe.llen(keys.rq_queue(queue))
     counts, *lengths = pipe.execute(raise_on_error=False)
+    if isinstance(counts, redis.ResponseError) and error_code(counts) == "WRONGTYPE":
+        counts = [b"of another type"] * len(queues)
     if isinstance(counts, Exception):
         raise counts
-    said = {queue: int(count or 0) for queue, count in zip(queues, counts, strict=True)}
+    said = {queue: _number(count) for queue, count in zip(queues, counts, strict=True)}
     # a key of another type is nothing that could be counted, and must not keep the other queues from it
     return {
         queue: (said[queue] if isinstance(length, redis.ResponseError) else int(length), said[queue])
         for queue, length in zip(queues, lengths, strict=True)
     }
+
+
+def _number(count: bytes | None) -> int:
+    """A count. What is no number is more than any list has: a rebuild counts anew."""
+    try:
+        return int(count or 0)
+    except ValueError:
+        return sys.maxsize
 
 
 def differing(client: Client, keys: Keys, queues: Sequence[str]) -> list[str]:
