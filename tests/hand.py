@@ -13,7 +13,7 @@ from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.client.client import publish
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.moves.connection import connect
-from everstep_scheduler.moves.contract import Lease, Offer
+from everstep_scheduler.moves.contract import Lease, Offer, Start
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
@@ -41,6 +41,10 @@ class Hand:
     def submit(self, run: str, thread: str = THREAD, count: int = 1) -> str:
         start = start_of(self.spec, thread, run, {"count": count}, Config(), "input")
         return self.moves.start(start).status
+
+    def continued(self, thread: str = THREAD) -> Start:
+        """What starts a run that goes on with what failed."""
+        return start_of(self.spec, thread, new_id(), None, Config(), "continue")
 
     def offer(self, count: int) -> Offer:
         tokens = tuple(new_id() for _ in range(count))

@@ -326,3 +326,28 @@ def test_any_stored_bytes_fold_or_are_a_corrupt_entry(data: bytes, value: object
 def test_diff_of_bytes_that_are_no_encoding_never_lies(before: bytes, after: bytes) -> None:
     op = diff(before, after)
     assert op is None or fold({"c": before}, {"c": op}) == {"c": after}
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        [6, [1] * 3000, "c"],
+        [6, ["1-1"] * 2, "c"],
+        [5, 1, "c", [["wrap"]] * 20_000],
+    ],
+    ids=["a fact over and over", "twice", "wrapped over and over"],
+)
+def test_a_few_bytes_can_not_name_a_value_over_and_over(op: list[Any]) -> None:
+    with pytest.raises(CorruptEntry):
+        decode_delta(encode_delta({"c": op}))
+    with pytest.raises(CorruptEntry):
+        fold({}, {"c": op}, lambda ref, channel: E([b"x" * 1000] * 1000))
+
+
+def test_what_a_delta_sets_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(d, "STATE_MAX", 10_000)
+    value = E(b"x" * 3000)
+    taken: dict[str, list[Any]] = {f"c{i}": [5, 1, "c", []] for i in range(4)}
+    with pytest.raises(CorruptEntry, match="over 10,000 bytes"):
+        fold({}, taken, lambda ref, channel: value)
+    assert len(fold({}, dict(list(taken.items())[:3]), lambda ref, channel: value)) == 3

@@ -445,3 +445,22 @@ def test_a_lease_that_is_nobody_s_or_unseen_by_rq_is_found(site: Site) -> None:
     assert look_at_places(site).problems == ["t start: in lease, but RQ's registry does not show it"]
     client.delete(site.keys.leases)
     assert look_at_places(site).problems == ["t start: its record says lease, which does not have it"]
+
+
+def test_a_running_thread_without_any_open_task_is_found_and_mended(site: Site) -> None:
+    client: Any = site.redis
+    submit(site)
+    lease(site)
+    client.delete(site.keys.open("t"))
+    assert look_at_places(site).problems == ["t: it is running, and none of its tasks is in any place"]
+    assert one(site, "places").fix == "everstep recover"
+    assert main(["--url", site.url, "recover"]) == 0
+    assert look_at_places(site).problems == []
+
+
+def test_a_record_that_is_junk_is_found(site: Site) -> None:
+    client: Any = site.redis
+    submit(site)
+    client.hset(site.keys.open("t"), "start", "{junk")
+    (said, *_) = look_at_places(site).problems
+    assert "is not readable" in said

@@ -214,3 +214,95 @@ def test_a_message_is_a_run_within_fifty_milliseconds(fleet: Client, client: red
                 time.sleep(0.001)
             took.append(time.perf_counter() - began)
     assert statistics.median(took) < 0.05
+
+
+# what is planted beside the inbox
+
+
+def with_schema(client: redis.Redis, schema: object) -> None:
+    """The manifest of the graph `evil`."""
+    stored: Any = client.get(KEYS.graph("counter"))
+    client.set(KEYS.graph("evil"), json.dumps({**json.loads(stored), "name": "evil", "input_schema": schema}))
+
+
+def twice_twice_twice(depth: int) -> object:
+    """A schema of a few lines that is followed 2 ** depth times."""
+    steps: dict[str, Any] = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(depth)}
+    return {"$defs": {**steps, f"d{depth}": {}}, "$ref": "#/$defs/d0"}
+
+
+SCHEMAS: dict[str, tuple[object, str]] = {
+    "refers to itself": ({"$ref": "#"}, "{}"),
+    "refers to itself ever so often": (twice_twice_twice(40), "{}"),
+    "has a type that is none": ({"type": "evil"}, "{}"),
+    "has rules of the wrong types": ({"required": 5, "properties": [1], "allOf": 7}, "{}"),
+    "compares with a text": ({"properties": {"a": {"minimum": "x"}}}, '{"a": 5}'),
+    "has a pattern without end": ({"properties": {"a": {"pattern": "^(a+)+$"}}}, json.dumps({"a": "a" * 60 + "!"})),
+    "has keys of a pattern without end": (
+        {"patternProperties": {"^(a+)+$": {}}, "additionalProperties": False},
+        json.dumps({"a" * 60 + "!": 1}),
+    ),
+}
+
+
+@pytest.mark.parametrize("which", SCHEMAS)
+def test_a_manifest_can_not_stop_the_inbox(fleet: Client, client: redis.Redis, redis_url: str, which: str) -> None:
+    schema, given = SCHEMAS[which]
+    with_schema(client, schema)
+    send(client, graph="evil", input=given)
+    send(client, thread="good")
+    read_once(redis_url)
+    assert client.xlen(KEYS.inbox) == 0
+    assert client.exists(KEYS.thread("good")), "the message behind it has become a run"
+    assert len(rejected(client)) == 1
+
+
+def test_patterns_of_a_schema_are_still_checked(fleet: Client, client: redis.Redis, redis_url: str) -> None:
+    with_schema(
+        client, {"properties": {"a": {"pattern": "^[a-z]+-[0-9]{2}$"}, "b": {"pattern": "(?=only Python knows this)"}}}
+    )
+    send(client, graph="evil", input='{"a": "order-17", "b": "x"}', thread="fits")
+    send(client, graph="evil", input='{"a": "order-x"}', thread="does not")
+    read_once(redis_url)
+    assert client.exists(KEYS.thread("fits"))
+    (refused,) = rejected(client)
+    assert b"fails pattern" in refused[b"reason"]
+
+
+def a_foreign_end(client: Any) -> None:
+    with connect_like(client) as made:
+        made.submit("counter", {"count": 0}, thread_id="bad")
+    client.xadd(KEYS.log("bad"), {"a": "b"}, id="9999-0")
+
+
+def connect_like(client: redis.Redis) -> Client:
+    return Client("", KEYS, client)
+
+
+def an_endless_next(client: Any) -> None:
+    begun = {"v": "1", "kind": "run_started", "run": "x", "birth": "b", "graph": "counter", "at": "1", "step": "-2"}
+    client.xadd(KEYS.log("bad"), begun, id="0-1")
+    client.xadd(KEYS.log("bad"), {"v": "1", "kind": "checkpoint", "next": "[" * 100_000}, id="1-0")
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        a_foreign_end,
+        an_endless_next,
+        lambda client: client.lpush(KEYS.log("bad"), "x"),
+        lambda client: client.lpush(KEYS.thread("bad"), "x"),
+        lambda client: client.lpush(KEYS.runs("bad"), "x"),
+        lambda client: client.set(KEYS.inbox_reader, "nobody, for ever"),
+    ],
+    ids=["a foreign end", "a next without end", "log", "thread", "runs", "reader"],
+)
+def test_a_broken_thread_can_not_stop_the_inbox(
+    fleet: Client, client: redis.Redis, redis_url: str, plant: Callable[[Any], None]
+) -> None:
+    plant(client)
+    send(client, thread="bad")
+    send(client, thread="good")
+    with reading(redis_url):
+        wait_for(lambda: not client.xlen(KEYS.inbox), what="the inbox to be empty")
+    assert client.exists(KEYS.thread("good"))

@@ -36,7 +36,7 @@ SET, APPEND, MERGE, SPLICE, DELETE, TAKE, TAKE_APPEND = range(7)
 STATE_MAX = 512 * 2**20  # Redis' bound of one value
 WALK_MAX = 50_000  # items of a list, or pairs of a dict, that are compared one by one; beyond it: SET
 NEST_MAX = 16  # dicts in dicts that are merged; a deeper one is set
-PATH_MAX = 64
+PATH_MAX = 64  # steps of a path, and edits of a value
 _REF = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
@@ -128,22 +128,30 @@ def _spells(whole: bytes, pieces: Iterable[Piece]) -> bool:
 def fold(state: Mapping[str, bytes], delta: Delta, written: Written | None = None) -> dict[str, bytes]:
     """The state after a delta. `written(ref, channel)` gives what a fact wrote. Raises CorruptEntry."""
     after = dict(state)
+    room = STATE_MAX
     for channel, op in delta.items():
         try:
-            _fold_one(after, channel, op, written)
+            room -= _fold_one(after, channel, op, written, room)
         except (Impossible, *MALFORMED) as error:  # type: ignore[misc]
             why = str(error) or type(error).__name__
             raise _corrupt(f"the change of channel {channel!r} can't be applied: {why}") from error
     return after
 
 
-def _fold_one(after: dict[str, bytes], channel: str, op: Op, written: Written | None) -> None:
+def _fold_one(after: dict[str, bytes], channel: str, op: Op, written: Written | None, room: int) -> int:
+    """Change one channel; the bytes of its new value. A few bytes may name large values many times: not over `room`."""
     if not _is_op(op, 0):
         raise Impossible(f"it has an unknown form, {reprlib.repr(op)}")
-    if op != [DELETE]:
-        after[channel] = b"".join(_applied(after.get(channel), op, written))
-    elif after.pop(channel, None) is None:
-        raise Impossible("there is nothing to delete")
+    if op == [DELETE]:
+        if after.pop(channel, None) is None:
+            raise Impossible("there is nothing to delete")
+        return 0
+    pieces = _applied(after.get(channel), op, written)
+    size = sum(map(len, pieces))
+    if size > room:
+        raise Impossible(f"what a delta sets has over {STATE_MAX:,} bytes")
+    after[channel] = b"".join(pieces)
+    return size
 
 
 def _applied(before: bytes | None, op: Op, written: Written | None) -> list[Piece]:
@@ -355,6 +363,6 @@ _FORMS: dict[int, tuple[Callable[[Any], bool], ...]] = {
     APPEND: (_is_number, _is_bytes),
     SPLICE: (_is_number, _is_number, _is_number, _is_bytes),
     DELETE: (),
-    TAKE: (_is_ref, _is_name, _all(_is_edit)),
-    TAKE_APPEND: (_all(_is_ref), _is_name),
+    TAKE: (_is_ref, _is_name, lambda edits: _all(_is_edit)(edits) and len(edits) <= PATH_MAX),
+    TAKE_APPEND: (lambda found: _all(_is_ref)(found) and len(set(found)) == len(found), _is_name),
 }

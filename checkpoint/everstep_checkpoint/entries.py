@@ -141,7 +141,7 @@ class Entry:
     def json(self, name: str) -> Any:
         try:
             return json.loads(self.raw.get(name, b"null"))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self.corrupt(f"field {name!r} is not JSON") from None
 
     def value(self, name: str) -> bytes | None:

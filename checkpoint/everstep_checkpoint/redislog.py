@@ -85,7 +85,10 @@ class RedisLog(Log):
         pattern = re.sub(r"([\[\]*?\\])", r"\\\1", stem) + "*"
         client: Any = self.client
         for key in client.scan_iter(match=pattern, count=1000):
-            yield key[len(stem.encode()) :].decode("utf-8", "surrogatepass")
+            try:
+                yield key[len(stem.encode()) :].decode("utf-8")
+            except UnicodeDecodeError:
+                continue  # no thread of ours has such an id
 
     def delete(self, thread: str) -> bool:
         return bool(self.client.unlink(self.keys.log(thread)))

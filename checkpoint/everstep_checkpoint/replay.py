@@ -21,6 +21,7 @@ from .log import PAGE, Log, unknown_thread
 
 Channels = dict[str, bytes]
 RUN_FACTS = ("run_started", "run_queued")
+TIMEOUT_MAX_S = 2**53
 
 
 @dataclass(frozen=True)
@@ -290,23 +291,43 @@ class Step:
 
 
 def tasks_of(checkpoint: e.Entry, parts: Mapping[str, e.Entry]) -> list[TaskRef]:
-    """The tasks of a checkpoint in task order: PULL tasks by node name, then Sends by part and index."""
+    """The tasks of a checkpoint in task order: PULL tasks by node name, then Sends by part and index.
+
+    Raises CorruptEntry for rows that no writer of ours makes, KeyError for a part that is not among `parts`.
+    """
     found: list[TaskRef] = []
+    named: set[str] = set()
     for row in checkpoint.next:
         if len(row) == 4:
-            found.append(TaskRef(*row))
+            found.append(_ref(checkpoint, row[0], row[1:]))
+        elif row[0] in named:
+            raise checkpoint.corrupt(f"field 'next' names the part {row[0]} twice")
         else:
+            named.add(row[0])
             found.extend(part_tasks(parts[row[0]]))
     return found
 
 
+def _ref(entry: e.Entry, task: Any, rest: Sequence[Any], part: str = "", index: int = 0) -> TaskRef:
+    """A task as a stored row names it, if it is one that a queue can take."""
+    node, queue, timeout_s = rest
+    if not all(isinstance(each, str) for each in (task, node, queue)) or type(timeout_s) not in (int, float):
+        raise entry.corrupt("a row of its tasks is not [task, node, queue, seconds]")
+    if not 0 <= timeout_s <= TIMEOUT_MAX_S:
+        raise entry.corrupt(f"a task of it has a timeout of {timeout_s} seconds")
+    return TaskRef(task, node, queue, timeout_s, part, index)
+
+
 def part_tasks(part: e.Entry) -> list[TaskRef]:
-    """The tasks of one Send part. Its plain field `tasks` is run-length: `[node, queue, timeout_s, count]`."""
+    """The tasks of one Send part. Its plain field `tasks` is run-length: `[node, queue, timeout_s, count]`.
+
+    Raises CorruptEntry; a lying count costs nothing, since a part has a most.
+    """
     found: list[TaskRef] = []
-    for node, queue, timeout_s, count in part.json("tasks"):
-        for _ in range(count):
-            i = len(found)
-            found.append(TaskRef(f"s{part.k}_{i}", node, queue, timeout_s, part.id, i))
+    for *rest, count in part.json("tasks"):
+        if type(count) is not int or not 0 < count <= e.PART_TASKS_MAX - len(found):
+            raise part.corrupt(f"a part has at most {e.PART_TASKS_MAX} tasks")
+        found += [_ref(part, f"s{part.k}_{i}", rest, part.id, i) for i in range(len(found), len(found) + count)]
     return found
 
 

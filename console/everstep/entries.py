@@ -123,7 +123,7 @@ def _error(text: str) -> str:
     try:
         said = json.loads(text)
         return f"{said.get('type')}: {said.get('text')}"
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return text
 
 

@@ -72,11 +72,39 @@ def _open_tasks(site: Site, report: Report) -> Iterator[Open]:
     for name in threads[:THREADS_MAX]:
         thread = name.decode("utf-8", "surrogatepass")
         report.threads += 1
-        graph, n = ((found or b"").decode() for found in client.hmget(site.keys.thread(thread), "graph", "n"))
+        head = client.hmget(site.keys.thread(thread), "graph", "n", "run", "status")
+        graph, n = ((found or b"").decode() for found in head[:2])
+        looked = going = 0
         for task, raw in client.hscan_iter(site.keys.open(thread), count=100):
-            record = json.loads(raw)
-            if record.get("p") in OPEN:
+            looked += 1
+            record = _record(raw)
+            if record is None:
+                report.problems.append(f"{show.clean(thread)}: a record in {site.keys.open(thread)} is not readable")
+            elif record.get("p") in OPEN:
+                going += 1
                 yield Open(thread, graph, n, task.decode(), raw, record)
+        if not going and _stands_still(site, thread, head, looked):
+            report.problems.append(f"{show.clean(thread)}: it is running, and none of its tasks is in any place")
+
+
+def _stands_still(site: Site, thread: str, head: list[Any], looked: int) -> bool:
+    """Is the thread as it was when none of its tasks was found, so that none had only moved meanwhile?"""
+    keys = site.keys
+    with site.redis.pipeline(transaction=True) as pipe:
+        pipe.hmget(keys.thread(thread), "graph", "n", "run", "status")
+        pipe.hlen(keys.open(thread))
+        pipe.exists(keys.unmade(thread))
+        now, tasks, unmade = pipe.execute()
+    return now == head and now[3] == b"running" and tasks == looked and not unmade
+
+
+def _record(raw: bytes) -> Record | None:
+    """A task's record; None for what no script of ours wrote."""
+    try:
+        found: Any = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and {"q", "n"} <= found.keys() else None  # pyright: ignore
 
 
 def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:

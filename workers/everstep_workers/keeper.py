@@ -21,6 +21,7 @@ from .face import Face
 from .work import Work, log
 
 SWEEP_EVERY_S = 1.0
+SWEEPS_MAX = 10
 SHOW_EVERY_S = 1.0
 REGISTRY_EVERY_S = 20 * 60.0
 
@@ -102,7 +103,9 @@ class Keeper(threading.Thread):
 
     def _sweep(self) -> None:
         server = server_run_id(self._client)  # each time: a client may reconnect unseen
-        self._moves.sweep(server, self._work.setup.lease_ms)
+        for _ in range(SWEEPS_MAX):  # what is left is for the next sweep, so that renewals never wait long
+            if not self._moves.sweep(server, self._work.setup.lease_ms).get("more"):
+                break
 
     def _audit(self) -> None:
         """A queue that differs from our count for a whole lease: ids that are wrong there go, lost jobs come back.

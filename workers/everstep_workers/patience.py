@@ -11,7 +11,7 @@ from typing import TypeVar
 import redis
 
 from everstep_checkpoint.errors import ServerError
-from everstep_scheduler.moves.connection import error_code, patiently, server_error, translated
+from everstep_scheduler.moves.connection import is_hopeless, patiently, server_error, translated
 
 SAY_EVERY_S = 5.0
 TRIES_MAX = 3
@@ -22,11 +22,6 @@ T = TypeVar("T")
 
 class Hopeless(Exception):
     """Redis refuses a command for what it is, and would refuse it for ever."""
-
-
-def _is_hopeless(error: ServerError) -> bool:
-    cause = error.__cause__
-    return isinstance(cause, redis.ResponseError) and error_code(cause) in ("ERR", "EVERSTEP", "WRONGTYPE")
 
 
 class Patience:
@@ -77,7 +72,7 @@ class Patience:
                     return action()
             except ServerError as error:
                 self.say(f"{error.what}; trying again")
-                tries += _is_hopeless(error)
+                tries += is_hopeless(error)
                 if tries >= TRIES_MAX:
                     raise Hopeless(error.what) from error
                 raise

@@ -19,7 +19,7 @@ from everstep_checkpoint.errors import EverstepError, InvalidInput, ServerError
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
-from ..moves.connection import connect, patiently, translated
+from ..moves.connection import connect, is_hopeless, patiently, translated
 from .client import Client
 
 READER_MS = 5000
@@ -30,6 +30,7 @@ MESSAGE_MAX = 2**20
 REJECTED_MAX = 1000
 KEPT_BYTES = 4096
 KEPT_FIELDS = 16
+NO_EXPIRY = -1
 NEEDED = ("graph", "thread", "input")
 
 Message = Mapping[bytes, bytes]
@@ -90,6 +91,8 @@ class InboxReader:
         if client.redis.set(key, self.name, nx=True, px=READER_MS):
             return True
         if client.redis.get(key) != self.name.encode():
+            if client.redis.pttl(key) == NO_EXPIRY:
+                client.redis.delete(key)  # a reader's always expires: this one is nobody's, and would stand for ever
             return False
         return bool(client.redis.pexpire(key, READER_MS))
 
@@ -111,7 +114,22 @@ class InboxReader:
     def _take(self, client: Client, entry_id: bytes, fields: Message) -> None:
         """Submit a message and take it out, or put it aside with the reason."""
         try:
-            said = _read(fields)
+            self._submit(client, entry_id, _read(fields))
+        except ServerError as error:
+            if not is_hopeless(error):
+                raise
+            self._reject(client, entry_id, fields, str(error))  # it would be refused for ever, and all behind it wait
+            return
+        except EverstepError as error:
+            self._reject(client, entry_id, fields, str(error))
+            return
+        except Exception as error:  # noqa: BLE001 - the door: one message must not keep those behind it
+            self._reject(client, entry_id, fields, f"everstep's own error over it: {error!r}")
+            return
+        client.redis.xdel(self.keys.inbox, entry_id)
+
+    def _submit(self, client: Client, entry_id: bytes, said: Mapping[str, str]) -> None:
+        with translated(client.url):
             client.submit(
                 said["graph"],
                 _json(said["input"]),
@@ -119,12 +137,6 @@ class InboxReader:
                 run_id=said.get("run") or f"inbox-{entry_id.decode()}",
                 actor=said.get("actor", ""),
             )
-        except ServerError:
-            raise
-        except EverstepError as error:
-            self._reject(client, entry_id, fields, str(error))
-            return
-        client.redis.xdel(self.keys.inbox, entry_id)
 
     def _reject(self, client: Client, entry_id: bytes, fields: Message, reason: str) -> None:
         self.said(f"refused the inbox message {entry_id.decode()}: {reason}")

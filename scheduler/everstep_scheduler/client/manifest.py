@@ -195,18 +195,20 @@ def check_keys(manifest: Manifest, data: Iterable[str], what: str) -> None:
 
 
 def _problems(schema: JsonSchema, data: Any) -> Sequence[Problem]:
-    from jsonschema import Draft202012Validator
-    from referencing import Registry
+    """What is wrong with an input. A schema is data: whatever it says, it must not hold up or end who reads it."""
     from referencing.exceptions import Unresolvable
 
-    # a registry of our own: a schema can't make us fetch what it refers to
-    registry: Any = cast("Any", Registry)()
-    validator: Any = Draft202012Validator(schema, registry=registry)
+    from .checking import TooMuch, validator
+
+    fix = "publish the graph anew: its schema has to hold all that it refers to"
     try:
-        return sorted(validator.iter_errors(data), key=lambda problem: [str(part) for part in problem.absolute_path])
-    except Unresolvable as error:
-        fix = "publish the graph anew: its schema has to hold all that it refers to"
+        found = validator(schema, data).iter_errors(data)
+        return sorted(found, key=lambda problem: [str(part) for part in problem.absolute_path])
+    except (Unresolvable, TooMuch) as error:
         raise InvalidInput(f"the graph's input schema can't be followed: {error}", fix=fix) from None
+    except Exception as error:  # noqa: BLE001 - what a schema that is none makes of its reader
+        what = f"the graph's input schema can't be followed: {type(error).__name__}"
+        raise InvalidInput(what, fix="a worker of this graph publishes it anew when it begins") from None
 
 
 def _said(problem: Problem) -> str:

@@ -18,6 +18,8 @@ def waiting_for(client: Any, keys: Keys, thread: str, run: str) -> str:
         return _told(client, keys, thread, run)
     except redis.RedisError as error:
         return f"Redis does not answer ({error})"
+    except (ValueError, AttributeError, RecursionError):
+        return "its indexes are not readable: `everstep recover` makes them anew"
 
 
 def _told(client: Any, keys: Keys, thread: str, run: str) -> str:

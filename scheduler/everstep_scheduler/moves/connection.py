@@ -74,6 +74,12 @@ def error_code(error: redis.RedisError) -> str:
     return code or str(error).partition(" ")[0]
 
 
+def is_hopeless(error: ServerError) -> bool:
+    """Does the server refuse the command for what it is, so that the same one will be refused again?"""
+    cause = error.__cause__
+    return isinstance(cause, redis.ResponseError) and error_code(cause) in ("ERR", "EVERSTEP", "WRONGTYPE")
+
+
 def redis_cli(url: str, *words: str) -> str:
     """The line that asks the server at `url` with redis-cli, to be pasted into a shell. A password is never in it."""
     try:

@@ -279,7 +279,10 @@ class RedisMoves:
 
     def cancel(self, thread: str, run: str = "", actor: str = "") -> str:
         run = run or self._run_of(thread)  # named, so that a resend can't meet the run that comes after it
-        first = answer = self.scripts.run("cancel", {"thread": thread, "run": run, "actor": actor, "salt": salt()})
+        asked = {"thread": thread, "run": run, "actor": actor}
+        first = answer = self.scripts.run("cancel", {**asked, "salt": salt()})
+        while answer["status"] == "looking":
+            first = answer = self.scripts.run("cancel", {**asked, "seen": answer["seen"], "salt": salt()})
         while answer.get("more"):
             answer = self.scripts.run("cancel", {"thread": thread, "run": run, "clean": 1, "salt": salt()})
         return str(first["status"])
@@ -294,5 +297,5 @@ class RedisMoves:
         return str(self.scripts.run("delete", {"thread": thread, "salt": salt()})["status"])
 
     def sweep(self, server: str, lease_ms: int = LEASE_MS) -> Header:
-        """Expired leases, due wakes, steps given up: lost, woken, held (ms until leases may expire again)."""
+        """Expired leases, due wakes, steps given up: lost, woken, held (ms until leases may expire again), more."""
         return self.scripts.run("sweep", {"server": server, "lease_ms": lease_ms, "salt": salt()})

@@ -79,7 +79,7 @@ def error_of(entry: e.Entry) -> Said:
         return NO_ERROR
     try:
         said: Any = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Said(text=raw)
     if not isinstance(said, dict):
         return Said(text=raw)

@@ -18,12 +18,13 @@ from typing import Any
 
 import redis
 
-from everstep_checkpoint.errors import LogError
+from everstep_checkpoint.codec import MALFORMED
+from everstep_checkpoint.errors import LogError, ServerError
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 
-from ..moves.connection import Client
+from ..moves.connection import Client, error_code, is_hopeless
 from ..moves.redismoves import Scripts, salt
 from ..reading.derive import Told, derive
 from .adoption import adoption
@@ -66,12 +67,13 @@ class Rebuild:
 
     def run(self) -> Report:
         """Raises LockLost, ServerError."""
+        _as_hash(self.client, self.keys.announced)
         self._announce_own()
         if self.waits and self._any_running():
             self._wait()
         self._clear()
         self._purge()
-        announced = {key.decode("utf-8", "surrogatepass") for key in self.client.hkeys(self.keys.announced)}
+        announced = {key.decode("utf-8", "replace") for key in self.client.hkeys(self.keys.announced)}
         for thread in self.log.threads():
             if (told := self.read(thread)) is not None:
                 self.adopt(told, thread, announced)
@@ -87,12 +89,18 @@ class Rebuild:
         self._extend()
         try:
             return derive(self.log, thread, self._extend)
-        except (LogError, ValueError, redis.ResponseError) as error:
-            if isinstance(error, redis.ResponseError) and not str(error).startswith("WRONGTYPE"):
+        except redis.ResponseError as error:
+            if not _is_of_another_type(error):
                 raise
-            self.report.skipped.append(f"{thread}: {error}")
-            self.said(f"left out of the rebuild: thread {thread!r}: {error}")
-            return None
+            self._left_out(thread, error)
+        except (LogError, AttributeError, *MALFORMED) as error:  # type: ignore[misc]
+            self._left_out(thread, error)
+        return None
+
+    def _left_out(self, thread: str, error: Exception) -> None:
+        why = str(error) or type(error).__name__
+        self.report.skipped.append(f"{thread}: {why}")
+        self.said(f"left out of the rebuild: thread {thread!r}: {why}")
 
     def adopt(self, told: Told, thread: str, announced: set[str], *, fresh: bool = False) -> bool:
         """Make a thread's indexes. With `fresh` only in one call, and only if it has none; False if that can't be."""
@@ -101,7 +109,13 @@ class Rebuild:
             return False
         for call in calls:
             more = {"lock": self.mine, "lock_ms": LOCK_MS, "salt": salt(), **({"fresh": 1} if fresh else {})}
-            answer = self.scripts.run("adopt", {**call, **more})
+            try:
+                answer = self.scripts.run("adopt", {**call, **more})
+            except ServerError as error:
+                if not is_hopeless(error):
+                    raise
+                self._left_out(thread, error)  # one log that says what can't be must not keep all others waiting
+                return True
             if answer["status"] == "lost":
                 raise LockLost
             self.report.kept += answer.get("kept", 0)
@@ -115,21 +129,26 @@ class Rebuild:
         """Our own records of leases, as far as they are still there, are as good as their holders' word."""
         stem = self.keys.open("").encode()
         for key in self._scan(self.keys.open("*")):
-            thread = key[len(stem) :].decode("utf-8", "surrogatepass")
-            n, digest = self.client.hmget(self.keys.thread(thread), "n", "digest")
-            if n is None or digest is None:
-                continue
-            found = self._leases(thread, int(n), digest.decode())
-            if found:
+            try:
+                found = self._leases(key[len(stem) :].decode("utf-8"))
+            except redis.ResponseError as error:
+                if not _is_of_another_type(error):
+                    raise
+            except MALFORMED:
+                self.said(f"unreadable, and made anew from its log: {key!r}")
+            else:
                 announce(self.client, self.keys, found)
 
-    def _leases(self, thread: str, n: int, digest: str) -> dict[str, str]:
+    def _leases(self, thread: str) -> dict[str, str]:
         found: dict[str, str] = {}
+        n, digest = self.client.hmget(self.keys.thread(thread), "n", "digest")
+        if n is None or digest is None:
+            return found
         for task, stored in self.client.hscan_iter(self.keys.open(thread), count=PAGE):
             rec: dict[str, Any] = json.loads(stored)
             if rec.get("p") == "lease":
-                said = {"a": rec["a"], "t": rec["t"], "o": rec["o"], "L": rec["L"], "d": digest}
-                found[f"{n} {task.decode()} {thread}"] = json.dumps(said)
+                said = {"a": rec["a"], "t": rec["t"], "o": rec["o"], "L": rec["L"], "d": digest.decode()}
+                found[f"{int(n)} {task.decode()} {thread}"] = json.dumps(said)
         return found
 
     def _any_running(self) -> bool:
@@ -153,7 +172,16 @@ class Rebuild:
     def _clear(self) -> None:
         """Indexes that no adoption overwrites: those over all threads, and those of threads without a log."""
         keys = self.keys
-        gone = [keys.counts, keys.lease, keys.leases, keys.wakes, keys.parked, keys.discards, keys.cleanings]
+        gone = [
+            keys.counts,
+            keys.lease,
+            keys.leases,
+            keys.wakes,
+            keys.parked,
+            keys.discards,
+            keys.cleanings,
+            keys.sweep,
+        ]
         self._guarded(lambda pipe: pipe.delete(*gone))
         for word in ("held", "parked", "discard"):
             for chunk in _chunks(self._scan(f"{keys.stem}{word}:*")):
@@ -163,6 +191,8 @@ class Rebuild:
             for chunk in _chunks(self._scan(f"{stem}*")):
                 self._forget([key[len(stem.encode()) :] for key in chunk])
         for status in STATUSES:
+            if self.client.type(keys.threads(status)) not in (b"zset", b"none"):
+                self._guarded(partial(_unlink, [keys.threads(status).encode()]))
             for chunk in _chunks(member for member, _ in self.client.zscan_iter(keys.threads(status), count=PAGE)):
                 self._forget(list(chunk))
 
@@ -193,8 +223,11 @@ class Rebuild:
         for of, kind in ((self.keys.rq_queue, "list"), (self.keys.rq_started, "zset"), (self.keys.rq_scheduled, "zset"),
                          (self.keys.rq_failed, "zset")):  # fmt: skip
             for key in list(self._scan(of("*"))):
-                cursor = ""
-                while (answer := self._purged({"kind": kind, "key": key.decode(), "cursor": cursor}))["cursor"]:
+                try:
+                    name, cursor = key.decode(), ""
+                except UnicodeDecodeError:
+                    continue  # no queue of ours has such a name
+                while (answer := self._purged({"kind": kind, "key": name, "cursor": cursor}))["cursor"]:
                     cursor = answer["cursor"]
 
     def _purged(self, header: dict[str, Any]) -> dict[str, Any]:
@@ -243,12 +276,25 @@ class Rebuild:
             yield key
 
 
+def _is_of_another_type(error: redis.ResponseError) -> bool:
+    return error_code(error) == "WRONGTYPE"
+
+
+def _as_hash(client: Any, key: str) -> None:
+    """A key of ours that is of another type is nothing that we wrote."""
+    if client.type(key) not in (b"hash", b"none"):
+        client.delete(key)
+
+
 def _unlink(chunk: Sequence[bytes], pipe: Any) -> None:
     pipe.unlink(*chunk)
 
 
 def announce(client: Any, keys: Keys, leases: dict[str, str]) -> None:
     """Say which leases live: `<n> <task> <thread>` -> attempt, token, owner, lease ms and digest, as JSON."""
+    if not leases:
+        return
+    _as_hash(client, keys.announced)
     pipe = client.pipeline(transaction=True)
     pipe.hset(keys.announced, mapping=leases)
     pipe.pexpire(keys.announced, ANNOUNCED_MS)

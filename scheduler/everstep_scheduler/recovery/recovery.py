@@ -10,19 +10,23 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import redis
+
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
-from ..moves.connection import Client, translated
+from ..moves.connection import Client, error_code, translated
 from ..moves.contract import LEASE_MS, Lease
 from ..moves.redismoves import Scripts
 from .rebuild import LOCK_MS, MARGIN_S, LockLost, Rebuild, Report, announce
 
 WAIT_S = 0.1
+NO_EXPIRY = -1
 
 __all__ = ["Recovery", "Report", "audit", "recover"]
 
@@ -70,6 +74,10 @@ class Recovery:
                     self.said("the rebuild was taken over by another process")
                 finally:
                     self._free(mine)
+            if self.client.pttl(self.keys.recovery) == NO_EXPIRY:
+                self.client.delete(
+                    self.keys.recovery
+                )  # ours all expire: this one is nobody's, and would stand for ever
             time.sleep(WAIT_S)
 
     def _missing(self) -> list[str]:
@@ -180,8 +188,25 @@ def _lengths(client: Any, keys: Keys, queues: Sequence[str]) -> dict[str, tuple[
     pipe.hmget(keys.counts, list(queues))
     for queue in queues:
         pipe.llen(keys.rq_queue(queue))
-    counts, *lengths = pipe.execute()
-    return {queue: (int(length), int(count or 0)) for queue, length, count in zip(queues, lengths, counts, strict=True)}
+    counts, *lengths = pipe.execute(raise_on_error=False)
+    if isinstance(counts, redis.ResponseError) and error_code(counts) == "WRONGTYPE":
+        counts = [b"of another type"] * len(queues)
+    if isinstance(counts, Exception):
+        raise counts
+    said = {queue: _number(count) for queue, count in zip(queues, counts, strict=True)}
+    # a key of another type is nothing that could be counted, and must not keep the other queues from it
+    return {
+        queue: (said[queue] if isinstance(length, redis.ResponseError) else int(length), said[queue])
+        for queue, length in zip(queues, lengths, strict=True)
+    }
+
+
+def _number(count: bytes | None) -> int:
+    """A count. What is no number is more than any list has: a rebuild counts anew."""
+    try:
+        return int(count or 0)
+    except ValueError:
+        return sys.maxsize
 
 
 def differing(client: Client, keys: Keys, queues: Sequence[str]) -> list[str]:

@@ -43,7 +43,7 @@ for _, named in ipairs(H.tasks) do
     local id = make_job(H.thread, T, task, rec)
     call('ZADD', S .. 'wakes', named[3], place_of(H.thread, T, task))
     call('HSET', R .. 'job:' .. id, 'status', 'scheduled')
-    call('ZADD', R .. 'scheduled:' .. queue_of(rec), math.ceil(named[3] / 1000), id)
+    show('ZADD', R .. 'scheduled:' .. queue_of(rec), math.ceil(named[3] / 1000), id)
     keep(H.thread, task, rec)
   elseif rec.p == 'failed' then
     show_failed(H.thread, T, task, rec, named[3])

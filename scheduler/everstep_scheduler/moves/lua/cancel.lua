@@ -1,18 +1,25 @@
 -- cancel: a revocation. Waits for nobody; no commit of the run passes after it. Begins with a write a full server allows.
 -- H: thread run actor salt; clean = 1: only go on with withdrawing tasks, after an answer with `more`
--- Answers JSON: status = cancelled | rested | unknown | rebuild; more = 1: call again, tasks are still in their places
+-- Answers JSON: status = cancelled | rested | unknown | rebuild; more = 1: call again, tasks are still in their places;
+--    looking: among many queued runs it is not found yet, call again with `seen`
 if not alive() then return '{"status":"rebuild"}' end
 call('DEL', S .. 'nothing')
+local QUEUED_PAGE = 1000
 local T = load(H.thread)
 if not T then return '{"status":"unknown"}' end
 
+-- Looked for from the end, where no run that starts moves the others, a page a call.
 local function unqueue_run()
-  for _, element in ipairs(call('LRANGE', S .. 'queued:' .. H.thread, 0, -1)) do
-    if cjson.decode(element).run == H.run then
-      call('LREM', S .. 'queued:' .. H.thread, 1, element)
+  local key, seen = S .. 'queued:' .. H.thread, H.seen or 0
+  local page = call('LRANGE', key, -seen - QUEUED_PAGE, -seen - 1)
+  local escaped = string.find(H.run, '["\\\\/]') -- JSON spells it differently
+  for _, element in ipairs(page) do
+    if (escaped or string.find(element, H.run, 1, true)) and (decoded(element) or {}).run == H.run then
+      call('LREM', key, -1, element)
       return true
     end
   end
+  out.seen = #page == QUEUED_PAGE and seen + QUEUED_PAGE or nil
 end
 
 out.status = 'cancelled'
@@ -20,6 +27,7 @@ if H.clean then
   if (T.cleaning or '') ~= '' then withdraw(H.thread, T, T.cleaning) end
 elseif H.run ~= T.run then
   if not unqueue_run() then
+    if out.seen then return cjson.encode({ status = 'looking', seen = out.seen }) end
     return cjson.encode({ status = call('HEXISTS', S .. 'runs:' .. H.thread, H.run) == 1 and 'rested' or 'unknown' })
   end
   call('XADD', S .. 'log:' .. H.thread, T.n .. '-*', 'v', '1', 'kind', 'run_rested', 'at', NOW, 'run', H.run, 'status', 'cancelled',

@@ -21,8 +21,8 @@ elseif H.thread then
     local page = call('HSCAN', S .. 'open:' .. H.thread, H.cursor or '0', 'COUNT', 100)
     out.cursor = page[1]
     for i = 1, #page[2], 2 do
-      local rec = cjson.decode(page[2][i + 1])
-      if rec.p == 'job' and #H.tokens > 0 then
+      local rec = sound(page[2][i + 1])
+      if rec and rec.p == 'job' and #H.tokens > 0 then
         leave(H.thread, T, page[2][i], rec, true)
         lease(H.thread, T, page[2][i], rec, next_token())
       end
@@ -32,14 +32,15 @@ elseif H.thread then
   end
   out.run_status = T and T.status
 else
-  if H.serves and call('EXISTS', S .. 'parked') == 1 then
+  local parked = H.serves and show('HKEYS', S .. 'parked') or {}
+  if #parked > 0 then
     local serves, looked = {}, 0
     for _, name in ipairs(H.serves) do serves[name] = true end
-    for _, name in ipairs(call('HKEYS', S .. 'parked')) do
+    for _, name in ipairs(parked) do
       while serves[name] and #H.tokens > 0 and looked < MOVE_MAX do
         looked = looked + 1
-        local member = call('LINDEX', S .. 'parked:' .. name, 0)
-        if not member then break end
+        local member = show('LINDEX', S .. 'parked:' .. name, 0)
+        if type(member) ~= 'string' then break end
         local thread, T, task, rec = at_place(member)
         if thread and rec.p == 'parked' and T.status == 'running' then
           unpark(thread, T, task, rec)

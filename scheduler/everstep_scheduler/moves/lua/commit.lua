@@ -27,11 +27,14 @@ end
 if not holds or T.n ~= H.n or T.digest ~= H.digest then
   out.status = passed_before() and 'already' or 'fenced'
   call('DEL', S .. 'nothing') -- a full server lets a zombie know, too
-  if out.status == 'fenced' then call('HINCRBY', S .. 'stats', 'fenced', 1) end
+  if out.status == 'fenced' then show('HINCRBY', S .. 'stats', 'fenced', 1) end
   resent()
   return finish()
 end
 if H.outcome == 'next' and T.left ~= 1 then return redis.error_reply('EVERSTEP a step was closed with open tasks') end
+for _, r in ipairs(H.next or {}) do
+  if #r > 2 then call('LLEN', R .. 'queue:' .. r[3]) end -- what can't be queued is not written
+end
 
 append(H.thread)
 unlease(rec)
@@ -69,7 +72,7 @@ elseif H.outcome == 'retry' then
   call('ZADD', S .. 'wakes', NOW + H.delay_ms, place_of(H.thread, T, H.task))
   if rec.j then
     call('HSET', R .. 'job:' .. rec.j, 'status', 'scheduled')
-    call('ZADD', R .. 'scheduled:' .. queue_of(rec), math.ceil((NOW + H.delay_ms) / 1000), rec.j)
+    show('ZADD', R .. 'scheduled:' .. queue_of(rec), math.ceil((NOW + H.delay_ms) / 1000), rec.j)
   end
   keep(H.thread, H.task, rec)
 end

@@ -9,7 +9,8 @@ local function stays(id)
   local named, why = ours(id)
   if why then return true end
   if not named then return false end
-  local rec = not H.all and record(named.thread, named.task)
+  local _, rec
+  if not H.all then _, rec = opened(named.thread, named.task) end
   if rec and rec.j == id and rec.p == H.place then return true end
   if H.all then call('DEL', R .. 'job:' .. id) end
   return false
@@ -18,13 +19,15 @@ end
 local removed, cursor = 0, ''
 if H.kind == 'list' then
   local from = tonumber(H.cursor) or 0
-  local ids = call('LRANGE', H.key, from, from + 499)
+  local ids = show('LRANGE', H.key, from, from + 499)
+  if ids.err then ids = {} end -- a key of another type has no jobs
   for _, id in ipairs(ids) do
     if not stays(id) then removed = removed + call('LREM', H.key, 1, id) end
   end
   if #ids == 500 then cursor = tostring(from + 500 - removed) end
 elseif H.kind == 'zset' then
-  local page = call('ZSCAN', H.key, H.cursor == '' and '0' or H.cursor, 'COUNT', 500)
+  local page = show('ZSCAN', H.key, H.cursor == '' and '0' or H.cursor, 'COUNT', 500)
+  if page.err then page = { '0', {} } end
   for i = 1, #page[2], 2 do
     local id = string.match(page[2][i], '^[^:]+')
     if not stays(id) then removed = removed + call('ZREM', H.key, page[2][i]) end
@@ -32,7 +35,7 @@ elseif H.kind == 'zset' then
   if page[1] ~= '0' then cursor = page[1] end
 else
   for _, id in ipairs(H.ids) do
-    if call('HEXISTS', R .. 'job:' .. id, 'data') == 1 and not stays(id) then removed = removed + 1 end
+    if show('HEXISTS', R .. 'job:' .. id, 'data') == 1 and not stays(id) then removed = removed + 1 end
   end
 end
 return cjson.encode({ status = 'ok', removed = removed, cursor = cursor })

@@ -9,32 +9,36 @@ if not tokens then
   tokens = call('HRANDFIELD', S .. 'held:' .. H.owner, MOVE_MAX)
 end
 local released = {}
+
+-- False: its log is obstructed. Nobody holds it any more; it runs out, and is given back when the log is mended.
+local function give_back(thread, T, task, rec)
+  if H.to == 'lost' then return lost(thread, T, task, rec, true) end
+  if H.to == 'parked' and not try_fact(thread, T, T.run, 'task_parked', 'task', task, 'node', rec.n, 'by', H.owner, 'error', H.reason) then
+    return false
+  end
+  unlease(rec)
+  rec.a = rec.a - 1
+  if H.to ~= 'parked' then
+    push(thread, T, task, rec, true)
+    return true
+  end
+  rec.p, rec.t = 'parked', nil
+  show_failed(thread, T, task, rec, H.reason)
+  keep(thread, task, rec)
+  call('RPUSH', S .. 'parked:' .. T.graph .. ':' .. rec.n, place_of(thread, T, task))
+  call('HINCRBY', S .. 'parked', T.graph .. ':' .. rec.n, 1)
+  show('HINCRBY', S .. 'stats', 'parked', 1)
+  return true
+end
+
 for _, token in ipairs(tokens) do
   local thread, T, task, rec = by_token(token)
-  if thread and rec.p == 'lease' and T.status == 'running' then
-    local taken = true
-    if H.to == 'lost' then
-      taken = lost(thread, T, task, rec, true)
-    elseif H.to == 'parked' then
-      taken = try_fact(thread, T, T.run, 'task_parked', 'task', task, 'node', rec.n, 'by', H.owner, 'error', H.reason)
-    end
-    if not taken then -- the log is obstructed: nobody holds it any more, and it runs out when the log is mended
-      call('HDEL', S .. 'held:' .. H.owner, token)
-    elseif H.to ~= 'lost' then
-      unlease(rec)
-      rec.a = rec.a - 1
-      if H.to == 'parked' then
-        rec.p, rec.t = 'parked', nil
-        show_failed(thread, T, task, rec, H.reason)
-        keep(thread, task, rec)
-        call('RPUSH', S .. 'parked:' .. T.graph .. ':' .. rec.n, place_of(thread, T, task))
-        call('HINCRBY', S .. 'parked', T.graph .. ':' .. rec.n, 1)
-        call('HINCRBY', S .. 'stats', 'parked', 1)
-      else
-        push(thread, T, task, rec, true)
-      end
-    end
-    if taken then released[#released + 1] = task .. ' ' .. thread end
+  local whole, taken = false, false
+  if thread and rec.p == 'lease' and T.status == 'running' then whole, taken = pcall(give_back, thread, T, task, rec) end
+  if whole and taken then
+    released[#released + 1] = task .. ' ' .. thread
+  elseif whole then
+    call('HDEL', S .. 'held:' .. H.owner, token)
   else
     call('HDEL', S .. 'held:' .. H.owner, token)
     call('HDEL', S .. 'lease', token)

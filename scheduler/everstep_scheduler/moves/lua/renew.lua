@@ -12,7 +12,7 @@ for _, token in ipairs(H.tokens) do
     if H.wip then
       local _, _, _, rec = by_token(token)
       if rec and rec.j then
-        call('ZADD', R .. 'wip:' .. queue_of(rec), 'XX', math.floor((NOW + H.lease_ms) / 1000) + HOUR_S, rec.j .. ':' .. token)
+        show('ZADD', R .. 'wip:' .. queue_of(rec), 'XX', math.floor((NOW + H.lease_ms) / 1000) + HOUR_S, rec.j .. ':' .. token)
       end
     end
   else
@@ -22,7 +22,7 @@ end
 if H.last then
   local flat, released = call('HGETALL', held), 0
   for i = 1, #flat, 2 do
-    if tonumber(flat[i + 1]) < H.round - 1 and released < MOVE_MAX then
+    if (tonumber(flat[i + 1]) or 0) < H.round - 1 and released < MOVE_MAX then
       local thread, T, task, rec = by_token(flat[i])
       if thread and T.status == 'running' then
         unlease(rec)

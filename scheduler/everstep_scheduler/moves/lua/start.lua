@@ -29,6 +29,7 @@ if onward then
   end
 end
 
+call('LLEN', R .. 'queue:' .. H.queue) -- what can't be queued is not written
 local fields = { unpack(ARGV, 2, 1 + H.count) }
 if not T then
   T = { birth = H.birth, n = 0, digest = H.birth, step = -2, jid = H.jid, left = 0, failed = 0, jobs = 0, width = 0, rec = '' }

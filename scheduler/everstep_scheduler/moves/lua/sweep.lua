@@ -2,11 +2,15 @@
 -- H: lease_ms server(its run id) salt
 -- Expired leases -> lost; due wakes -> jobs; steps given up, runs cancelled -> their jobs removed. After a gap in which nobody could
 -- renew, or on a new server, nothing expires for lease + 2 s.
--- Answers JSON: status = ok | rebuild; lost; woken; held = ms until leases may expire again
+-- Answers JSON: status = ok | rebuild; lost; woken; held = ms until leases may expire again; more = 1: more to clean up
 if not alive() then return '{"status":"rebuild"}' end
 call('DEL', S .. 'nothing')
 local key = S .. 'sweep'
-local seen = call('HMGET', key, 'at', 'server', 'hold')
+local seen = show('HMGET', key, 'at', 'server', 'hold')
+if seen.err then
+  call('DEL', key)
+  seen = {}
+end
 local last, hold = tonumber(seen[1]), tonumber(seen[3]) or 0
 if not last or NOW - last > math.max(H.lease_ms / 2, 500) or seen[2] ~= H.server then hold = NOW + H.lease_ms + 2000 end
 call('HSET', key, 'at', NOW, 'server', H.server, 'hold', hold)
@@ -17,20 +21,33 @@ else
   for _, token in ipairs(call('ZRANGEBYSCORE', S .. 'leases', '-inf', NOW, 'LIMIT', 0, 100)) do
     local thread, T, task, rec = by_token(token)
     if thread and rec.p == 'lease' and T.status == 'running' then
-      if lost(thread, T, task, rec, false) then out.lost = out.lost + 1
-      else call('ZADD', S .. 'leases', NOW + rec.L, token) end -- its log is obstructed: looked at again, the others go on
+      local whole, taken = pcall(lost, thread, T, task, rec, false)
+      if whole and taken then out.lost = out.lost + 1
+      else call('ZADD', S .. 'leases', NOW + H.lease_ms, token) end -- its log takes no entry: looked at again, the others go on
     else
       call('ZREM', S .. 'leases', token)
       call('HDEL', S .. 'lease', token)
     end
   end
 end
-local thread = call('LINDEX', S .. 'cleanings', 0) -- a cancelled run whose canceller may be gone
-if thread then
+
+-- A cancelled run whose canceller may be gone, or a wide step whose failed tasks are still to be found. It leaves the list
+-- first: who can't go on with it must not be in the way of the others.
+local function go_on(thread)
   local T = load(thread)
-  if T and (T.cleaning or '') ~= '' then withdraw(thread, T, T.cleaning) end
-  if not T or (T.cleaning or '') == '' then call('LPOP', S .. 'cleanings') end
+  if T and (T.cleaning or '') ~= '' then
+    withdraw(thread, T, T.cleaning)
+    if T.cleaning ~= '' then call('LPUSH', S .. 'cleanings', thread) end
+  elseif T and T.status == 'running' then
+    make_jobs(thread, T)
+  end
+end
+
+local thread = show('LPOP', S .. 'cleanings')
+if type(thread) == 'string' then
+  pcall(go_on, thread)
+  if call('EXISTS', S .. 'cleanings') == 1 then out.more = 1 end
 else
-  clean_discards(MOVE_MAX - out.woken - out.lost)
+  pcall(clean_discards, MOVE_MAX - out.woken - out.lost)
 end
 return finish()

@@ -1,0 +1,408 @@
+"""Keys that we did not write, or that are broken: they cost the thread they stand for, never another one's work."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import pytest
+import redis
+
+from everstep_checkpoint.log import new_id
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.runtime import END, START
+from everstep_scheduler.moves.contract import Offer
+from everstep_scheduler.recovery import recovery
+from everstep_scheduler.recovery.recovery import audit, recover
+from hand import KEYS, LEASE_MS, THREAD, Hand
+
+SCRIPT_MAX_MS = 50
+ROWS = {"birth": "b", "n": 1, "digest": "d", "step": 0, "status": "running", "run": "r", "rec": "0-1", "base": -2,
+        "graph": "g", "queue": "g", "width": 1, "left": 1, "failed": 0, "jobs": 0, "jid": "j"}  # fmt: skip
+
+
+STALE = '["everstep.run_node",null,[],{"thread":"x","task":"y"}]'
+
+
+class State(TypedDict):
+    count: int
+
+
+def two_steps() -> StateGraph:
+    made = StateGraph(State)
+    made.add_node("a", lambda state: {"count": state["count"] + 1})
+    made.add_node("b", lambda state: {"count": state["count"] * 10})
+    made.add_edge(START, "a")
+    made.add_edge("a", "b")
+    made.add_edge("b", END)
+    return made
+
+
+@pytest.fixture
+def hand(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Hand:
+    monkeypatch.setattr(recovery, "MARGIN_S", 0.0)
+    made = Hand(client, two_steps())
+    assert made.submit("first", "another") == "started"
+    made.drive()
+    return made
+
+
+def refill(hand: Hand) -> str:
+    """Do what is held, with a commit that asks for more work, as a worker's does."""
+    (lease,) = hand.held
+    attempt = hand.performer.load(lease)
+    offer = Offer(hand.owner, (new_id(), new_id()), hand.spec.queues, "process", lease_ms=LEASE_MS)
+    answer = hand.moves.commit([(hand.performer.settle(attempt, attempt.call()), offer)])[0]
+    hand.held = list(answer.leases)
+    return answer.status
+
+
+def run_is_done(hand: Hand) -> bool:
+    return bool(hand.client.hget(KEYS.thread(THREAD), "status") == b"done")
+
+
+def a_job_that_is_a_list(client: Any) -> None:
+    client.lpush(KEYS.rq_job("evil"), "x")
+    client.rpush(KEYS.rq_queue("g"), "evil")
+
+
+def a_job_of_a_thread_that_is_a_list(client: Any) -> None:
+    told = json.dumps({"thread": "bad", "task": "p0", "keys": KEYS.stem})
+    client.lpush(KEYS.thread("bad"), "x")
+    client.hset(KEYS.rq_job("evil"), mapping={"everstep": told, "data": "x"})
+    client.rpush(KEYS.rq_queue("g"), "evil")
+
+
+def a_job_of_a_task_that_is_junk(client: Any) -> None:
+    told = json.dumps({"thread": "bad", "task": "p0", "keys": KEYS.stem})
+    client.hset(KEYS.thread("bad"), mapping=ROWS)
+    client.hset(KEYS.open("bad"), "p0", "{junk")
+    client.hset(KEYS.rq_job("evil"), mapping={"everstep": told, "data": "x"})
+    client.rpush(KEYS.rq_queue("g"), "evil")
+
+
+def waiting_processes_that_are_a_text(client: Any) -> None:
+    client.set(KEYS.waiting("g"), "x")
+
+
+def registries_that_are_texts(client: Any) -> None:
+    for key in (KEYS.rq_started("g"), KEYS.rq_failed("g"), KEYS.rq_scheduled("g"), KEYS.rq_queues):
+        client.delete(key)
+        client.set(key, "x")
+
+
+def counters_that_are_texts(client: Any) -> None:
+    for key in (KEYS.stats, KEYS.sweep, KEYS.threads("running"), KEYS.threads("done")):
+        client.delete(key)
+        client.set(key, "x")
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        a_job_that_is_a_list,
+        a_job_of_a_thread_that_is_a_list,
+        a_job_of_a_task_that_is_junk,
+        waiting_processes_that_are_a_text,
+        registries_that_are_texts,
+        counters_that_are_texts,
+    ],
+)
+def test_a_commit_is_whole_whatever_its_refill_meets(hand: Hand, plant: Callable[[Any], None]) -> None:
+    hand.submit("r1")
+    hand.claim()
+    plant(hand.client)
+    while hand.held:
+        assert refill(hand) == "ok"
+        assert int(hand.client.hget(KEYS.thread(THREAD), "n")) == hand.log.head(THREAD).n  # type: ignore[union-attr]
+    assert run_is_done(hand)
+
+
+def test_an_input_that_can_not_be_queued_is_not_written(hand: Hand) -> None:
+    hand.client.set(KEYS.rq_queue("g"), "x")
+    with pytest.raises(Exception, match="WRONGTYPE"):
+        hand.submit("r1")
+    assert hand.log.head(THREAD) is None
+
+
+def junk_in_a_record(client: Any) -> None:
+    client.hset(KEYS.thread("bad"), mapping=ROWS)
+    client.hset(KEYS.open("bad"), mapping={"p0": "{junk", "p1": "7", "p2": '{"p":"wake"}'})
+
+
+def a_list_for_a_thread(client: Any) -> None:
+    client.lpush(KEYS.thread("bad"), "x")
+
+
+def a_text_for_its_tasks(client: Any) -> None:
+    client.hset(KEYS.thread("bad"), mapping=ROWS)
+    client.set(KEYS.open("bad"), "x")
+
+
+def half_a_thread(client: Any) -> None:
+    client.hset(KEYS.thread("bad"), mapping={"n": 1, "status": "running"})
+    client.hset(KEYS.open("bad"), "p0", '{"p":"wake","a":1,"n":"a","q":"g","w":0}')
+
+
+def numbers_without_end(client: Any) -> None:
+    client.hset(KEYS.thread("bad"), mapping={**ROWS, "width": "inf", "left": "nan"})
+    for task in ("p0", "p1", "p2"):
+        rec = {"p": "wake", "a": 1, "n": "a", "q": "g", "w": 0}
+        client.hset(KEYS.open("bad"), task, json.dumps(rec))
+
+
+def records_without_end(client: Any) -> None:
+    client.hset(KEYS.thread("bad"), mapping=ROWS)
+    client.hset(KEYS.open("bad"), "p0", '{"p":"wake","a":1e999,"n":"a","q":"g","w":0}')
+    client.hset(KEYS.open("bad"), "p1", '{"p":"parked","a":1,"n":"a","q":"g","w":1e999}')
+    client.hset(KEYS.open("bad"), "p2", '{"p":"lease","a":1,"n":"a","q":"g","w":0,"t":"token-p2"}')
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        junk_in_a_record,
+        a_list_for_a_thread,
+        a_text_for_its_tasks,
+        half_a_thread,
+        numbers_without_end,
+        records_without_end,
+    ],
+)
+def test_a_broken_thread_keeps_no_other_from_its_claims_and_sweeps(hand: Hand, plant: Callable[[Any], None]) -> None:
+    client = hand.client
+    plant(client)
+    for task in ("p0", "p1", "p2"):
+        client.zadd(KEYS.wakes, {f"1 {task} bad": 1})
+        client.zadd(KEYS.leases, {f"token-{task}": 1})
+        client.hset(KEYS.lease, f"token-{task}", f"{task} bad")
+        client.rpush(KEYS.parked_for("g", "a"), f"1 {task} bad")
+    client.hset(KEYS.parked, "g:a", 3)
+    client.hset(KEYS.lease, "nonsense", "nospace")
+    client.zadd(KEYS.leases, {"nonsense": 1})
+    client.rpush(KEYS.discards, "{junk", json.dumps({"key": KEYS.log("another"), "cursor": "0"}))
+    client.rpush(KEYS.cleanings, "bad", "nobody")
+    hand.submit("r1")
+    assert hand.claim() == ["start"], "the job of another thread is to be had"
+    time.sleep(LEASE_MS / 1000)
+    hand.moves.sweep("server", LEASE_MS)
+    client.hset(KEYS.sweep, "hold", 0)
+    assert hand.moves.sweep("server", LEASE_MS)["lost"] == 1, "the lease of another thread has run out"
+    hand.held.clear()
+    hand.drive()
+    assert run_is_done(hand)
+    for _ in range(3):
+        hand.moves.sweep("server", LEASE_MS)
+    assert not any(client.exists(key) for key in (KEYS.wakes, KEYS.leases, KEYS.discards, KEYS.cleanings))
+    assert client.exists(KEYS.log("another")), "a discard can name nothing but a discard"
+
+
+def test_a_dead_process_s_leases_are_taken_back_beside_one_that_can_not_be(hand: Hand) -> None:
+    hand.submit("r1")
+    hand.submit("r2", "bad")
+    assert hand.claim(2) == ["start", "start"]
+    record = json.loads(hand.client.hget(KEYS.open("bad"), "start"))
+    hand.client.hset(KEYS.open("bad"), "start", json.dumps({**record, "l": "many"}))
+    assert hand.moves.release(hand.owner, None, "lost") == 1
+    hand.held.clear()
+    hand.drive()
+    assert run_is_done(hand)
+
+
+def test_junk_among_the_queued_inputs_does_not_end_the_next_one(hand: Hand) -> None:
+    hand.submit("r1")
+    hand.client.rpush(KEYS.queued(THREAD), "junk", '{"run": "r0"}', "[]")
+    assert hand.submit("r2") == "queued"
+    hand.drive()
+    assert hand.client.hget(KEYS.runs(THREAD), "r2").startswith(b"done ")
+
+
+def test_an_audit_looks_at_all_queues_beside_one_of_another_type(hand: Hand) -> None:
+    hand.client.rpush(KEYS.rq_queue("wrong"), "stale")
+    hand.client.hset(
+        KEYS.rq_job("stale"), "data", f'["everstep.run_node",null,[],{json.dumps({"thread": "x", "task": "y"})}]'
+    )
+    hand.client.set(KEYS.rq_queue("text"), "x")
+    assert audit(hand.client, KEYS, ["text", "wrong"]) == {"wrong": 1}
+
+
+@pytest.mark.parametrize("plant", ["field", "key"])
+def test_counts_that_are_junk_are_counted_anew(hand: Hand, plant: str) -> None:
+    client = hand.client
+    hand.submit("r1")
+    client.delete(KEYS.counts)
+    _ = client.hset(KEYS.counts, "g", "many") if plant == "field" else client.lpush(KEYS.counts, "x")
+    assert audit(client, KEYS, ["g"]) == {"g": 0}
+    assert client.hgetall(KEYS.counts) == {b"g": b"1"}
+    hand.drive()
+    assert run_is_done(hand)
+
+
+# bounds
+
+
+def slowest_ms(client: Any) -> float:
+    """The longest script since the slow log was begun."""
+    took = [each["duration"] / 1000 for each in client.slowlog_get(128) if each["command"].startswith(b"EVALSHA")]
+    return float(max(took, default=0.0))
+
+
+def begin_to_measure(client: Any) -> None:
+    client.config_set("slowlog-log-slower-than", 1000)
+    client.slowlog_reset()
+
+
+def test_huge_data_of_foreign_jobs_is_not_read(hand: Hand) -> None:
+    client = hand.client
+    for i in range(20):
+        client.hset(KEYS.rq_job(f"evil{i}"), "data", "[" + "1," * 200_000 + "1]")
+        client.rpush(KEYS.rq_queue("g"), f"evil{i}")
+    begin_to_measure(client)
+    answer = hand.moves.claim(hand.offer(1))
+    assert slowest_ms(client) < SCRIPT_MAX_MS
+    assert "over 8192 bytes" in answer.refused[0]
+    assert client.zcard(KEYS.rq_failed("g")) == 20, "operators see them"
+
+
+def test_a_queued_run_behind_very_many_is_cancelled_in_bounded_calls(hand: Hand) -> None:
+    client, count, odd = hand.client, 30_000, 'r"/\\'
+    hand.submit("r1")
+    element = {"entry": "0-9", "graph": "g", "queue": "g", "task": "start", "node": "__start__"}
+    rows = [json.dumps({"run": f"q{i}", **element}) for i in range(count)]
+    for i in range(0, count, 1000):
+        client.rpush(KEYS.queued(THREAD), *rows[i : i + 1000])
+    client.lset(KEYS.queued(THREAD), 7, json.dumps({"run": odd, **element}))
+    client.hset(KEYS.runs(THREAD), mapping={"q3": "queued 0-9 x", odd: "queued 0-9 x", "gone": "done 0-9 x"})
+    begin_to_measure(client)
+    assert hand.moves.cancel(THREAD, "q3") == "cancelled"
+    assert hand.moves.cancel(THREAD, odd) == "cancelled"
+    assert hand.moves.cancel(THREAD, "gone") == "rested"
+    assert hand.moves.cancel(THREAD, "nobody") == "unknown"
+    assert slowest_ms(client) < SCRIPT_MAX_MS
+    assert client.llen(KEYS.queued(THREAD)) == count - 2
+
+
+def test_a_continue_finds_the_one_failed_task_of_a_very_wide_step_in_bounded_calls(hand: Hand) -> None:
+    client, width = hand.client, 40_000
+    done = json.dumps({"p": "done", "t": "t" * 22, "a": 1, "n": "a", "q": "g", "w": 0})
+    failed = json.dumps({"p": "failed", "a": 1, "n": "a", "q": "g", "w": 0})
+    for i in range(0, width, 1000):
+        client.hset(KEYS.open(THREAD), mapping={f"s1_{k}": done for k in range(i, i + 1000)})
+    client.hset(KEYS.open(THREAD), "s9_9", failed)
+    client.hset(KEYS.thread(THREAD), mapping={**ROWS, "status": "failed", "width": width + 1, "left": 0, "failed": 1})
+    client.xadd(KEYS.log(THREAD), {"v": "1", "kind": "checkpoint"}, id="1-0")
+    begin_to_measure(client)
+    assert hand.moves.start(hand.continued(THREAD)).status == "started"
+    calls = 0
+    while hand.moves.sweep("server", LEASE_MS).get("more"):
+        calls += 1
+        assert calls < width / 1000
+    assert slowest_ms(client) < SCRIPT_MAX_MS
+    assert hand.claim() == ["s9_9"]
+
+
+def test_elements_of_no_use_among_the_unmade_are_passed_in_bounded_calls(hand: Hand) -> None:
+    client = hand.client
+    hand.submit("r1")
+    junk = ["junk", '{"part":"1-1","k":"1","from":0,"tasks":"[]"}', "{}", '{"part":"1-1","tasks":"junk","from":0}']
+    for _ in range(50):
+        client.rpush(KEYS.unmade(THREAD), *junk * 250)
+    client.hset(KEYS.thread(THREAD), mapping={"width": 2, "left": 2})
+    begin_to_measure(client)
+    assert hand.claim() == ["start"]
+    assert slowest_ms(client) < SCRIPT_MAX_MS
+
+
+# a rebuild
+
+
+def entries(client: Any, *told: tuple[str, dict[str, Any]]) -> None:
+    """A log of strange entries on the thread `bad`."""
+    begun = {"kind": "run_started", "run": "x", "birth": "b", "graph": "g", "at": "1", "step": "-2"}
+    for entry_id, fields in (("0-1", begun), *told):
+        client.xadd(KEYS.log("bad"), {"v": "1", **fields}, id=entry_id)
+
+
+def a_head(client: Any, following: str, *before: tuple[str, dict[str, Any]]) -> None:
+    entries(client, *before, ("1-0", {"kind": "checkpoint", "digest": "d", "step": "-1", "next": following}))
+
+
+def lease_without_fields(client: Any) -> None:
+    client.hset(KEYS.thread("bad"), mapping=ROWS)
+    client.hset(KEYS.open("bad"), "p0", '{"p":"lease"}')
+
+
+def thread_of_letters(client: Any) -> None:
+    client.hset(KEYS.thread("bad"), mapping={**ROWS, "n": "x"})
+    client.hset(KEYS.open("bad"), "p0", '{"p":"lease"}')
+
+
+def part_with_count(count: int | str) -> Callable[[Any], None]:
+    def plant(client: Any) -> None:
+        a_head(
+            client, '[["0-2",5]]', ("0-2", {"kind": "part", "run": "x", "tasks": json.dumps([["a", "g", 0, count]])})
+        )
+
+    return plant
+
+
+def a_part_named_nine_times(client: Any) -> None:
+    a_head(client, json.dumps([["0-2", 5]] * 9), ("0-2", {"kind": "part", "tasks": '[["a","g",0,5]]'}))
+
+
+def an_endless_error(client: Any) -> None:
+    entries(client, ("0-2", {"kind": "task_failed", "task": "start", "error": "[" * 100_000}))
+
+
+STRANGE: dict[str, Callable[[Any], object]] = {
+    "next is nested without end": lambda c: a_head(c, "[" * 100_000),
+    "next names things": lambda c: a_head(c, '[["p0",{"x":1},["y"],0]]'),
+    "a timeout is a list": lambda c: a_head(c, '[["p0","a","g",[]]]'),
+    "a timeout is infinite": lambda c: a_head(c, '[["p0","a","g",1e999]]'),
+    "next is numbers": lambda c: a_head(c, "[1,2]"),
+    "a part is named over and over": a_part_named_nine_times,
+    "a part's count lies": part_with_count(10**12),
+    "a part's count is a text": part_with_count("many"),
+    "an error is nested without end": an_endless_error,
+    "a log is a list": lambda c: c.lpush(KEYS.log("bad"), "x"),
+    "a log has no text for a name": lambda c: c.xadd(KEYS.log("").encode() + b"\xff", {"v": "1", "kind": "note"}),
+    "a record is junk": junk_in_a_record,
+    "a lease says nothing": lease_without_fields,
+    "a thread's number is a letter": thread_of_letters,
+    "a thread is a list": a_list_for_a_thread,
+    "tasks are a text": a_text_for_its_tasks,
+    "threads are a list": lambda c: (c.delete(KEYS.threads("done")), c.lpush(KEYS.threads("done"), "x")),
+    "announced is a list": lambda c: c.lpush(KEYS.announced, "x"),
+    "a job is a list": lambda c: c.lpush(KEYS.rq_job("evil"), "x"),
+    "a queue is a text": lambda c: c.set(KEYS.rq_queue("evil"), "x"),
+    "a queue has no text for a name": lambda c: c.rpush(KEYS.rq_queue("").encode() + b"\xff", "x"),
+    "a registry is a text": lambda c: c.set(KEYS.rq_started("evil"), "x"),
+    "the lock has no end": lambda c: c.set(KEYS.recovery, "nobody"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", ["alive", "rq_alive"])
+@pytest.mark.parametrize("strange", STRANGE)
+def test_a_rebuild_comes_to_its_end_whatever_stands_in_redis(hand: Hand, strange: str, lost: str) -> None:
+    hand.submit("r1")
+    hand.claim()
+    hand.do()
+    hand.claim()
+    STRANGE[strange](hand.client)
+    hand.client.delete(getattr(KEYS, lost))
+    assert hand.do("a") == "ok", "the lease lives on, and the rebuild is done"
+    hand.drive()
+    assert run_is_done(hand)
+    assert hand.client.exists(KEYS.alive, KEYS.rq_alive) == 2
+
+
+def test_a_recover_on_demand_makes_a_broken_thread_anew(hand: Hand) -> None:
+    hand.submit("r1")
+    hand.client.hset(KEYS.open(THREAD), "start", "{junk")
+    hand.client.delete(KEYS.runs(THREAD))
+    hand.client.lpush(KEYS.runs(THREAD), "x")
+    recover(hand.client, KEYS)
+    hand.drive()
+    assert run_is_done(hand)
