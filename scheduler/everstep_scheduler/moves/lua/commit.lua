@@ -65,7 +65,7 @@ elseif H.outcome == 'paused' then
   forget_job(rec)
   if T.early_task == H.task then T.early = '' end
   keep(H.thread, H.task, { p = 'asked', t = H.token, a = rec.a, l = rec.l, n = rec.n, q = rec.q, w = rec.w, i = H.question, an = H.kept })
-  T.asked = (T.asked or 0) + 1
+  T.asked = T.asked + 1
   resolved(H.thread, T)
 elseif H.outcome == 'retry' then
   rec.p, rec.o, rec.s, rec.k = 'wake', nil, nil, 0

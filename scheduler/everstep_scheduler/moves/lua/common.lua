@@ -55,6 +55,7 @@ local function load(thread)
     local value = NUMBERS[flat[i]] and tonumber(flat[i + 1]) or flat[i + 1]
     T[flat[i]], was[flat[i]] = value, value
   end
+  T.asked = T.asked or 0
   threads[thread], stored[thread] = T, was
   return T
 end
@@ -489,7 +490,7 @@ local function resolved(thread, T)
   T.left = T.left - 1
   if T.left > 0 then return end
   if T.failed > 0 then return rest(thread, T, 'failed') end
-  if (T.asked or 0) > 0 then return rest(thread, T, 'interrupted') end
+  if T.asked > 0 then return rest(thread, T, 'interrupted') end
   local rec = fresh_record('__join__', T.queue, 0)
   T.left = 1
   local token = table.remove(H.tokens or {}, 1)

@@ -19,7 +19,7 @@ local busy = T and T.status == 'running'
 local onward = H.kind == 'continue' or H.kind == 'resume'
 if busy and (H.mode == 'reject' or onward) then return '{"status":"busy"}' end
 if onward then
-  if not T or T.left + T.failed + (T.asked or 0) == 0 or T.status == 'done' then return '{"status":"nothing"}' end
+  if not T or T.left + T.failed + T.asked == 0 or T.status == 'done' then return '{"status":"nothing"}' end
   if T.left + T.failed + #H.answers == 0 then return '{"status":"asked"}' end
   if (T.cleaning or '') ~= '' then return '{"status":"busy"}' end
   if H.at and (T.n ~= H.at[1] or T.digest ~= H.at[2]) then return '{"status":"stale"}' end
@@ -32,7 +32,7 @@ end
 call('LLEN', R .. 'queue:' .. H.queue) -- what can't be queued is not written
 local fields = { unpack(ARGV, 2, 1 + H.count) }
 if not T then
-  T = { birth = H.birth, n = 0, digest = H.birth, step = -2, jid = H.jid, left = 0, failed = 0, jobs = 0, width = 0, rec = '' }
+  T = { birth = H.birth, n = 0, digest = H.birth, step = -2, jid = H.jid, left = 0, failed = 0, asked = 0, jobs = 0, width = 0, rec = '' }
   fields[#fields + 1] = 'birth'
   fields[#fields + 1] = H.birth
 end
