@@ -225,6 +225,23 @@ def test_an_astream_that_is_left_early_gives_its_leases_back(saver: Saver) -> No
     assert graph.invoke({"count": 5}, on())["count"] == 2
 
 
+def test_a_task_s_id_in_the_state_is_the_one_its_node_is_told(saver: Saver) -> None:
+    told: list[str] = []
+
+    def node(state: State, runtime: Runtime[Any]) -> State:
+        told.append(runtime.execution_info.task_id)
+        if len(told) == 2:
+            raise ValueError("boom")
+        return {}
+
+    graph = chain(node, node).compile(checkpointer=saver, name="g")
+    with pytest.raises(ValueError, match="boom"):
+        graph.invoke({"count": 0}, on())
+    assert [task.id for task in graph.get_state(on()).tasks] == told[1:]
+    past = [task.id for state in graph.get_state_history(on()) for task in state.tasks]
+    assert set(told) <= set(past)
+
+
 def test_parallel_branches_run_at_the_same_time(saver: Saver) -> None:
     meet = threading.Barrier(2, timeout=10)
 

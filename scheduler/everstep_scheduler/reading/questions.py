@@ -32,7 +32,7 @@ SHOWN_MAX = 5
 
 def step_told(log: Log, thread: str, frame: Frame | None, facts: Iterable[e.Entry]) -> Told:
     """What the facts of one step say about its tasks. `frame` None: the step before the first checkpoint."""
-    reader = Reader()
+    reader = Reader(birth=frame.state.birth if frame is not None else "")
     if frame is not None:
         for part in frame.parts:
             reader.feed(part)
