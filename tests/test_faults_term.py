@@ -52,7 +52,7 @@ def test_a_second_sigterm_gives_back_at_once_what_runs_uncounted(fleet: Fleet) -
     for thread in threads:
         fleet.began(thread, "b")
     worker.signal(signal.SIGTERM)
-    wait_for(lambda: not fleet.redis.exists(KEYS.waiting("chain")), 10, "the worker to claim no more")
+    wait_for(lambda: "draining" in worker.said, 10, "the first signal to be taken: two at once are one")
     worker.signal(signal.SIGTERM)
     assert worker.popen.wait(10) == 0, worker.said
     fleet.open_gate()
@@ -67,6 +67,7 @@ def test_a_pool_whose_parent_is_killed_ends_in_order_and_leaves_its_work_to_othe
     threads = [fleet.submit(graph, naps={"b": 0.005}) for graph in GRAPHS for _ in range(CHAINS // 2)]
     orphaned = fleet.pool(*GRAPHS, processes=2, concurrency=10)
     wait_for(lambda: len(fleet.lines()) > CHAINS // 2, 20, "work under way")
+    wait_for(lambda: orphaned.said.count(", queues ") == 2, 20, "both children to have begun")
     orphaned.kill()
     wait_for(lambda: orphaned.said.count(": ended") == 2, 10, "both children to end")
     assert fleet.redis.zcard(KEYS.leases) == 0
