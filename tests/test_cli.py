@@ -588,3 +588,15 @@ def test_a_question_is_shown_and_answered(cli: Cli) -> None:
     assert cli.json("resume", "t20", '"yes"', "--id", question["id"], "--run", "answer-1", "--wait") == answered
     assert cli("resume", "t20", '"again"') == 2
     assert cli("resume", "nobody", "1") == 3
+
+
+def test_the_history_tells_what_was_asked_and_answered(cli: Cli) -> None:
+    cli("submit", "asking", json.dumps({"word": "order 18", "done": False}), "--thread", "t21", "--wait")
+    assert cli("history", "t21") == 0
+    assert re.search(r'asks +node .*\{"approve": "order 18"\}', cli.out)
+    assert "everstep resume t21 ANSWER" in cli.err and "retry" not in cli.err
+    assert cli("threads", "--status", "interrupted", "--json") == 0
+    found = [json.loads(line) for line in cli.out.splitlines()]
+    assert [x["open_tasks"] for x in found if x["thread_id"] == "t21"] == [1]
+    cli("resume", "t21", '"yes"', "--wait")
+    assert cli("history", "t21") == 0 and re.search(r'answered .*"yes"', cli.out)

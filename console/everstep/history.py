@@ -18,14 +18,21 @@ from everstep_checkpoint.log import Log, unknown_thread
 from everstep_scheduler.reading.ending import error_of
 from everstep_scheduler.reading.frames import Frame, frames
 
+from . import show
+
 HIDDEN = "join:"
-TROUBLES = {"task_failed": "failed", "task_lost": "lost", "task_parked": "parked"}
+TROUBLES = {
+    "task_failed": "failed", "task_lost": "lost", "task_parked": "parked", "task_paused": "asks",
+    "task_answered": "answered",
+}  # fmt: skip
+SAID = {"task_paused": "asks", "task_answered": "answer"}  # the value that a fact is about
+SAID_MAX = 500
 Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """An attempt that did not end well, or how a run rested: failed, retrying, lost, parked, cancelled."""
+    """An attempt that did not come to its end, or how a run rested: failed, retrying, lost, parked, asks, cancelled."""
 
     what: str
     node: str
@@ -138,6 +145,8 @@ def _trouble(fact: e.Entry) -> Trouble:
         what = "retrying"
     error = error_of(fact)
     said = error.words
+    if fact.kind in SAID:
+        said = show.value(PLAIN.decode(fact.value(SAID[fact.kind]) or b"\xc0", fact.kind), SAID_MAX)
     if fact.kind == "run_rested":
         said = f"the run rests: {what}" + (f" ({said})" if said else "")
     return Trouble(

@@ -161,6 +161,12 @@ def _document(line: Line) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _asks(now: Line) -> bool:
+    """Does a question wait for its answer?"""
+    told = [each.what for each in now.troubles]
+    return told.count("asks") > told.count("answered")
+
+
 def _summary(thread: str, status: str, now: Line, traced: bool) -> str:
     word = status or "no index; a worker or `everstep recover` rebuilds it"
     said = f"thread {show.clean(thread)}: {show.paint(word, status)}"
@@ -170,6 +176,9 @@ def _summary(thread: str, status: str, now: Line, traced: bool) -> str:
             errors = "".join(f"\n  {show.clean(x.node)}: {show.clean(x.error)}" for x in failed)
             more = "" if traced or not any(x.traceback for x in failed) else " (--traceback shows where it was raised)"
             return f"{said}{errors}\n  fix: mend the cause{more}, then: everstep retry {show.clean(thread)}"
+        case "interrupted" if _asks(now):
+            name = show.clean(thread)
+            return f"{said}\n  fix: everstep resume {name} ANSWER; everstep state {name} shows what is asked"
         case "interrupted" | "cancelled":
             return f"{said}\n  fix: everstep retry {show.clean(thread)} lets it go on"
         case _:

@@ -369,12 +369,12 @@ class Client:
     def _infos(self, found: Sequence[tuple[float, str, str]]) -> list[ThreadInfo]:
         pipe = self.redis.pipeline(transaction=False)
         for _, thread, _ in found:
-            pipe.hmget(self.keys.thread(thread), "run", "graph", "n", "step", "left", "failed")
+            pipe.hmget(self.keys.thread(thread), "run", "graph", "n", "step", "left", "failed", "asked")
         infos: list[ThreadInfo] = []
         for (score, thread, status), row in zip(found, pipe.execute(), strict=True):
             run, graph, *numbers = ((x or b"").decode() for x in row)
-            n, step, left, failed = (int(x or 0) for x in numbers)
-            infos.append(ThreadInfo(thread, status, run, graph, n, step, left + failed, int(score)))
+            n, step, *open_now = (int(x or 0) for x in numbers)
+            infos.append(ThreadInfo(thread, status, run, graph, n, step, sum(open_now), int(score)))
         return infos
 
     def _thread(self, thread: str, *names: str) -> list[str]:
