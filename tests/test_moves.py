@@ -19,10 +19,11 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.inline.logmoves import LogMoves
-from everstep_scheduler.moves.contract import Answered, Commit, Lease, Moves, Offer, RunKind, Start, Started
+from everstep_scheduler.moves.contract import Answered, Branch, Commit, Lease, Moves, Offer, RunKind, Start, Started
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 
 THREAD = "t"
+BIRTH = "b" * 22
 
 
 @dataclass
@@ -126,6 +127,24 @@ class Stage:
         answer = self.moves.commit([(commit, self.offer(count))])[0]
         self.held.extend(answer.leases)
         return answer.status, [x.task for x in answer.leases]
+
+    def branch(
+        self, run: str = "b1", *tasks: str, at: tuple[int, str] | None = None, stop: Any = "", tokens: int = 1
+    ) -> Started:
+        """Put a checkpoint with these PULL tasks behind the head, or behind what the caller takes for it."""
+        head = self.log.head(THREAD)
+        n, digest = at or ((head.n, head.digest) if head is not None else (0, BIRTH))
+        rows = tuple((f"p{i}", node, "g", 0) for i, node in enumerate(tasks))
+        said: e.Fields = {"source": "fork", "step": 7, "graph": "g@1", "run": run, "next": json.dumps(rows)}
+        parent = f"{THREAD} 1 {'p' * 43}"
+        made = e.checkpoint("p" * 43, n + 1, **said, parent=parent, floor=f"{n}-1", birth=BIRTH, state=e.wrap(b"\x80"))
+        fields: e.Fields = {"run": run, "kind_of_run": "fork", "task": "start", "node": "__start__", "graph": "g"}
+        fields |= {"queue": "g", "step": 6, "on": f"1 {'p' * 43}", **({"birth": BIRTH} if head is None else {})}
+        start = Start(THREAD, run, "fork", "g", "g", "s", fields, mode="reject", base=6)
+        put = Branch(start, (n, digest), made, (n + 1, str(made["digest"]), 7), rows, stop=stop)
+        started = self.moves.branch(put, self.offer(tokens))
+        self.held.extend(started.leases)
+        return started
 
     def told(self) -> list[tuple[str, ...]]:
         """The log in words that do not depend on dice and clocks."""
@@ -347,6 +366,96 @@ def test_a_thread_can_be_deleted_at_rest_only(stage: Stage) -> None:
     assert stage.log.head(THREAD) is None
 
 
+def at_rest(stage: Stage, *tasks: str) -> None:
+    """A run that came to its first checkpoint, and rests there with these tasks open."""
+    stage.start()
+    stage.close(stage.take("start"), *tasks, stop="failed" if tasks else "")
+
+
+def test_a_branch_opens_its_tasks_behind_the_head_and_gives_up_what_was_open(stage: Stage) -> None:
+    at_rest(stage, "a")
+    started = stage.branch("b1", "x", "y", tokens=2)
+    assert (started.status, [x.task for x in started.leases]) == ("started", ["p0", "p1"])
+    lease = stage.held[0]
+    assert (lease.n, lease.run, lease.node, lease.base, lease.width) == (2, "b1", "x", 6, 2)
+    assert [x.id for x in stage.log.read(THREAD)][-2:] == ["1-2", "2-0"]
+    assert stage.done(stage.take("p1")) == ("ok", [])
+    assert stage.done(stage.take("p0")) == ("ok", ["join"])
+    assert stage.close(stage.take("join"), step=8) == ("ok", [])
+
+
+def test_a_branch_of_a_busy_thread_is_refused(stage: Stage) -> None:
+    stage.start()
+    before = stage.told()
+    assert stage.branch("b1", "x").status == "busy"
+    assert stage.told() == before
+
+
+def test_a_branch_is_fenced_by_the_exact_head(stage: Stage) -> None:
+    at_rest(stage)
+    head = stage.log.head(THREAD)
+    assert head is not None
+    before = stage.told()
+    for wrong in ((0, head.digest), (head.n, "q" * 43), (head.n + 1, head.digest)):
+        assert stage.branch("b1", "x", at=wrong).status == "moved"
+    assert stage.told() == before
+
+
+def test_a_branch_that_rests_is_continued_from_there(stage: Stage) -> None:
+    at_rest(stage)
+    started = stage.branch("b1", "x", stop="interrupted")
+    assert (started.status, started.run_status, started.leases) == ("started", "interrupted", ())
+    assert stage.log.read(THREAD)[-1].text("status") == "interrupted"
+    assert stage.start("r2", "continue").status == "started"
+    lease = stage.take("p0")
+    assert (lease.node, lease.n, lease.rec, lease.base) == ("x", 2, "1-1", 7)
+
+
+def test_a_branch_with_nothing_to_do_is_done(stage: Stage) -> None:
+    at_rest(stage, "a")
+    assert stage.branch("b1").run_status == "done"
+    assert stage.start("r2", "continue").status == "nothing"
+
+
+def test_a_branch_sent_twice_is_there_once(stage: Stage) -> None:
+    at_rest(stage)
+    head = stage.log.head(THREAD)
+    assert head is not None
+    assert stage.branch("b1", "x").status == "started"
+    length = len(stage.log.read(THREAD))
+    again = stage.branch("b1", "x", at=(head.n, head.digest))
+    assert (again.status, again.entry) == ("attached", "1-1")
+    assert len(stage.log.read(THREAD)) == length
+
+
+def test_a_branch_may_begin_a_thread(stage: Stage) -> None:
+    assert stage.branch("b1", "x").status == "started"
+    assert [x.id for x in stage.log.read(THREAD)] == ["0-1", "1-0"]
+    lease = stage.take("p0")
+    assert (lease.birth, lease.n) == (BIRTH, 1)
+    assert stage.close(lease, step=8) == ("ok", [])
+
+
+def test_whether_a_branch_would_pass_can_be_asked_without_a_trace(stage: Stage) -> None:
+    at_rest(stage)
+    head = stage.log.head(THREAD)
+    assert head is not None
+    start = Start(THREAD, "b1", "fork", "g", "g", "s", {}, base=6)
+    before = stage.told()
+    for after, status in (((head.n, head.digest), "ready"), ((9, head.digest), "moved")):
+        assert stage.moves.branch(Branch(start, after, {}, (0, "", 0)), ask=True).status == status
+    assert stage.told() == before
+
+
+def test_a_run_says_which_step_it_builds_on(stage: Stage) -> None:
+    at_rest(stage)
+    fields: e.Fields = {"kind_of_run": "input", "task": "start", "node": "__start__", "graph": "g", "queue": "g"}
+    start = Start(THREAD, "r2", "input", "g", "g", "s", fields, mode="reject", base=-1)
+    [lease] = stage.moves.start(start, stage.offer()).leases
+    assert lease.base == -1
+    assert stage.log.read(THREAD)[-1].number("step") == -1
+
+
 Script = Callable[[Stage], None]
 
 
@@ -362,7 +471,15 @@ def _long_story(stage: Stage) -> None:
     stage.close(stage.take("start"), "c", step=4)
     stage.moves.cancel(THREAD, actor="op")
     stage.start("r9", "continue")
+    stage.branch("b0", "x")
+    stage.close(stage.take("p0"), step=5)  # the cancelled run's, fenced
     stage.close(stage.take("p0"), step=5)
+    assert stage.branch("b1", "x", "y", tokens=2).status == "started"
+    stage.fail(stage.take("p0"))
+    stage.done(stage.take("p1"))
+    stage.branch("b2", "z", stop="interrupted")
+    stage.start("r10", "continue")
+    stage.close(stage.take("p0"), step=8)
 
 
 def test_both_implementations_write_the_same_log(client: redis.Redis) -> None:

@@ -407,7 +407,7 @@ def test_a_router_can_not_change_what_is_written() -> None:
     assert steps[-1][0]["log"] == ["a", "b"]
 
 
-def test_a_join_is_a_hidden_channel_that_goes_when_it_fires() -> None:
+def test_a_join_is_a_hidden_channel_that_goes_when_its_node_has_run() -> None:
     spec = uneven_join(OURS).spec()
     [join] = spec.joins
     first = plan(spec, {}, [Done("p0", "a", (), ()), Done("p1", "b", (), ("c",))])
@@ -415,7 +415,17 @@ def test_a_join_is_a_hidden_channel_that_goes_when_it_fires() -> None:
     assert spec.codec.decode(first.channels[join.channel]) == ["a"]
     assert spec.values(first.channels) == {}
     second = plan(spec, first.channels, [Done("p0", "c", (), ())])
-    assert second.pulls == ("d",) and second.channels == {}
+    assert second.pulls == ("d",) and spec.codec.decode(second.channels[join.channel]) == ["a", "c"]
+    third = plan(spec, second.channels, [Done("p0", "d", (), ())])
+    assert third.pulls == () and third.channels == {}
+
+
+def test_an_update_does_not_take_away_what_a_complete_join_leads_to() -> None:
+    spec = uneven_join(OURS).spec()
+    [join] = spec.joins
+    whole = {join.channel: spec.codec.encode(["a", "c"])}
+    edited = plan(spec, whole, [Done("update", "a", (), ())], edits=True)
+    assert edited.pulls == ("d",) and edited.channels == whole
 
 
 def test_a_destination_of_an_older_graph_is_refused_by_name() -> None:

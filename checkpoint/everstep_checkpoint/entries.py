@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from .codec import MALFORMED, pack, unpack
 from .errors import CorruptEntry, NewerVersion
@@ -37,6 +37,17 @@ _ENVELOPES = {0: "plain", 1: "compressed", 2: "encrypted", 3: "elsewhere"}
 
 Field = str | bytes | int
 Fields = dict[str, Field]
+
+
+class Address(NamedTuple):
+    """A checkpoint of any thread. `n` 0 and the thread's birth: what stands before its first one."""
+
+    thread: str
+    n: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.thread} {self.n} {self.digest}"
 
 
 def entry_id(text: str) -> tuple[int, int]:
@@ -181,6 +192,12 @@ class Entry:
     @property
     def checkpoint_id(self) -> str:
         return checkpoint_id(self.n, self.digest)
+
+    @property
+    def branch_of(self) -> Address | None:
+        """The checkpoint that a branch or a fork builds on; None if it is the one before, as usual."""
+        named = self.text("parent").rsplit(" ", 2)
+        return Address(named[0], int(named[1]), named[2]) if len(named) == 3 and named[1].isdigit() else None
 
     def corrupt(self, why: str) -> CorruptEntry:
         return CorruptEntry(

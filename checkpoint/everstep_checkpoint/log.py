@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from . import entries as e
-from .errors import Conflict, ThreadBusy, Trimmed, UnknownThread
+from .errors import Conflict, Trimmed, UnknownThread
 
 PAGE = 256
 
@@ -111,6 +111,13 @@ class Log(ABC):
         return self._cut(thread, mark)
 
     def _floor(self, thread: str) -> str:
+        """The lowest entry that is needed: by the newest snapshot, or by a run that builds on an earlier checkpoint."""
+        from .branching import grounds
+
+        floor = self._snapshot_floor(thread)
+        return min([floor, *grounds(self, thread)], key=e.entry_id)
+
+    def _snapshot_floor(self, thread: str) -> str:
         """The lowest entry that the newest snapshot says it needs; the beginning where there is none."""
         start = "+"
         while found := self.read(thread, "-", start, PAGE, reverse=True):
@@ -125,22 +132,9 @@ class Log(ABC):
 
         Works at any time. Raises UnknownThread, Trimmed, and ThreadBusy if `target` has a log already.
         """
-        from .replay import state_at, step_of
+        from .branching import fork
 
-        if self.head(target) is not None:
-            raise ThreadBusy("the target of a fork already has a log", thread=target, fix="give a new thread id")
-        state = state_at(self, thread, n)
-        birth = new_id()
-        moved = step_of(self, thread, state).next_for(target_n=0)
-        parent = f"{thread} {n} {state.digest}"
-        first = e.fact("note", state.entry.text("run"), birth=birth, of=parent)
-        sums = [str(part["sum"]) for part in moved.parts]
-        body = state.snapshot_fields(birth)
-        made = e.checkpoint(
-            birth, 1, sums, **{**body, "source": "fork", "parent": parent, "next": moved.next, "floor": "0-1"}
-        )
-        self.append(target, [first, *moved.parts, made], None)
-        return Head(1, str(made["digest"]), "1-0")
+        return fork(self, thread, n, target)
 
 
 class MemoryLog(Log):

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -165,7 +164,7 @@ class Fold:
 
 def _values(entry: e.Entry) -> list[tuple[str, bytes | None]]:
     """What a fact brings: a task's writes, or a run's input."""
-    if entry.kind not in RUN_FACTS:
+    if entry.kind not in RUN_FACTS and "input" not in entry.raw:  # a fork's note repeats the input of its run
         return entry.writes()
     return e.Entry(entry.n, entry.k, {"writes": entry.raw.get("input", b"\x00\x90")}).writes()
 
@@ -247,14 +246,6 @@ class TaskRef:
     index: int = 0
 
 
-@dataclass(frozen=True)
-class MovedNext:
-    """A checkpoint's `next` rewritten for another thread: its parts come along as facts."""
-
-    next: str
-    parts: list[e.Fields]
-
-
 @dataclass
 class Step:
     """The open step of a checkpoint: its tasks in task order, and what is known of each."""
@@ -273,21 +264,6 @@ class Step:
     def ended(self) -> dict[str, e.Entry]:
         """task -> the last outcome that is not `done`: failed for good, or to be tried again."""
         return {x.text("task"): x for x in self.facts if x.kind in ("task_failed", "task_lost", "task_parked")}
-
-    def next_for(self, target_n: int) -> MovedNext:
-        """`next` as it reads in a log that starts behind `target_n`, with copies of the parts it names."""
-        rows: list[list[Any]] = [[t.task, t.node, t.queue, t.timeout_s] for t in self.tasks if not t.part]
-        copies: list[e.Fields] = []
-        for part in self.parts.values():
-            fields = {
-                name: value
-                for name, value in part.fields().items()
-                if name not in ("at", "by", "sum", "v", "kind", "run")
-            }
-            copies.append(e.summed(e.fact("part", part.text("run"), **fields)))
-            # one `note` with the birth precedes the copies
-            rows.append([f"{target_n}-{len(copies) + 1}", len(part.sends())])
-        return MovedNext(json.dumps(rows), copies)
 
 
 def tasks_of(checkpoint: e.Entry, parts: Mapping[str, e.Entry]) -> list[TaskRef]:
@@ -364,25 +340,40 @@ def verify(log: Log, thread: str) -> Report:
     """Read a whole log and check each entry, each fact's sum, each digest and the chain of parents."""
     report = Report(thread)
     folder = Fold(fetch(log, thread))
-    parent: str | None = None
+    last: str | None = None
+    seen: dict[int, str] = {}
     try:
         for entry in log.pages(thread):
             report.entries += 1
             _check_sum(entry, report)
             if not entry.is_checkpoint:
                 folder.feed(entry)
-                parent = entry.text("birth") or parent
+                last = entry.text("birth") or last
+                seen.setdefault(0, last) if last and not seen else None
                 continue
             report.checkpoints += 1
-            parent = parent or named_parent(entry)
-            if parent is None:
+            last = _builds_on(entry, thread, last, seen, report)
+            if last is None:
                 continue  # below the trim mark: nothing to check it against
-            _check_digest(entry, parent, folder, report)
+            _check_digest(entry, last, folder, report)
             folder.feed(entry)
-            parent = entry.digest
+            last = seen[entry.n] = entry.digest
     except CorruptEntry as error:
         report.problems.append(error.what)
     return report
+
+
+def _builds_on(entry: e.Entry, thread: str, last: str | None, seen: Mapping[int, str], report: Report) -> str | None:
+    """The parent's digest: of the checkpoint before, or the one that a branch names, which must be in the log."""
+    named = entry.branch_of
+    if named is None or entry.n == 1:
+        return last or named_parent(entry)
+    trimmed = not seen or named.n < min(seen)
+    if named.thread == thread and not trimmed and seen.get(named.n) != named.digest:
+        report.problems.append(
+            f"checkpoint {entry.n}: it branches from checkpoint {named.n}, which is another one here"
+        )
+    return named.digest
 
 
 def named_parent(entry: e.Entry) -> str | None:

@@ -54,7 +54,7 @@ def take_update(manifest: Manifest, values: Mapping[str, Any] | None) -> Writes:
 
 def node_of(manifest: Manifest, as_node: str, thread: str) -> str:
     """The node that an update stands for. Raises InvalidInput if there is none of this name."""
-    if as_node in manifest.nodes or as_node == "__start__":
+    if as_node in (*manifest.nodes, "__start__", "__end__"):
         return as_node
     known = ", ".join(manifest.nodes)
     raise InvalidInput(f"{manifest.name!r} has no node {as_node!r}", thread=thread, fix=f"as_node is one of {known}")

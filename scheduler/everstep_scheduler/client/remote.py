@@ -10,20 +10,23 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from everstep_checkpoint.entries import checkpoint_id
+from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.errors import EmptyInputError, InvalidThreadId
 from everstep_checkpoint.keys import thread_id_text
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.log import Log, new_id
 
 from ..graph.drawing.picture import Graph, graph_of
-from ..graph.runtime import START
+from ..graph.runtime import END, START
 from ..moves.connection import translated
-from ..moves.record import Config, Nodes, kind_of, start_of, start_with
-from ..reading.snapshot import StateSnapshot, last_writer, snapshot, snapshots
+from ..moves.contract import Start
+from ..moves.record import Config, Form, Nodes, Writes, check_run_id, kind_of
+from ..steps.branching import Wish, forking, on, travel
+from ..steps.stateface import StateFace
 from .following import Chunk, Reading, standing
-from .intake import node_of, take_update
+from .intake import node_of, take, take_update
 from .manifest import Manifest
 from .runhandle import Run
 
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 Given = Mapping[str, Any] | None
 
 
-class RemoteGraph:
+class RemoteGraph(StateFace):
     """A graph by its name. Made by `Client.graph`."""
 
     def __init__(self, client: Client, name: str, spec: GraphSpec | None = None) -> None:
@@ -68,7 +71,9 @@ class RemoteGraph:
         """Run to the end on the workers; the output values, or all chunks if `stream_mode` is not "values".
 
         `input` None continues what rested, Command(resume=...) answers its question; a run that rests with questions
-        gives its values with `__interrupt__`. Without a thread_id the thread's id is the run's. `timeout`: seconds.
+        gives its values with `__interrupt__`. With a `checkpoint_id` the run begins there, as a branch: None replays,
+        an input is applied to that state; ThreadBusy if a run is under way. Without a thread_id the thread's id is the
+        run's. `timeout`: seconds.
 
         Raises RunFailed, NodeTimeoutError, GraphRecursionError, RunCancelled, InvalidInput, TimeoutError.
         """
@@ -130,6 +135,8 @@ class RemoteGraph:
     def _begin(self, input: object, config: Given, said: Config, run_id: str | None) -> Run | None:
         """The run for an input, or one that continues; None if there is nothing to continue on a known thread."""
         _check_thread(config)
+        if said.checkpoint_id and said.has_thread:
+            return self._travel(input, said, run_id)
         kind = kind_of(input)
         if kind == "input":
             return self.client.begin(self.name, input, said, run_id=run_id, spec=self.spec)
@@ -147,6 +154,21 @@ class RemoteGraph:
                 raise
             return None
 
+    def _travel(self, input: object, said: Config, run_id: str | None) -> Run | None:
+        """A run that begins at the checkpoint that the config names."""
+        thread = self._thread(said)
+        with translated(self.client.url):
+            going = travel(self._log, thread, said.checkpoint_id, input)
+        if going.how == "plain":
+            return self._begin(input, None, replace(said, checkpoint_id=""), run_id)
+        if going.how == "input":
+            return self.client.begin(self.name, input, said, run_id=run_id, spec=self.spec, on=on(going.at))
+        run = check_run_id(run_id or said.run_id or new_id())
+        codec = self.spec.codec if self.spec is not None else PLAIN
+        start = forking(self._log, thread, going.at, said.record("fork"), run, *self._named(), codec)
+        put = self.client.branched(Wish(thread, start, going.at))
+        return Run(self.client, thread, run, put.started.entry, self._reading())
+
     def _values(self, said: Config) -> dict[str, Any]:
         """The output values as the thread has them, and its questions."""
         return standing(self.client.log_store, thread_id_text(said.thread_id), self._reading())
@@ -154,50 +176,42 @@ class RemoteGraph:
     def _reading(self) -> Reading:
         return Reading(self.spec) if self.spec is not None else Reading(None, self.manifest.outputs)
 
-    # state
+    # state: what StateFace asks of an engine
 
-    def get_state(self, config: Mapping[str, Any]) -> StateSnapshot:
-        """The thread as it stands, or at `checkpoint_id`. An unknown thread has an empty state."""
-        said = Config.of(config)
-        with translated(self.client.url):
-            return snapshot(self.client.log_store, _thread(said), said.checkpoint_id or None, spec=self.spec)
+    @property
+    def _types(self) -> GraphSpec | None:
+        return self.spec
 
-    def get_state_history(self, config: Mapping[str, Any], *, limit: int | None = None) -> Iterator[StateSnapshot]:
-        """The checkpoints of a thread, newest first."""
-        return snapshots(self.client.log_store, _thread(Config.of(config)), limit, spec=self.spec)
+    @property
+    def _log(self) -> Log:
+        return self.client.log_store
 
-    def update_state(
-        self,
-        config: Mapping[str, Any],
-        values: Mapping[str, Any] | None,
-        as_node: str | None = None,
-        *,
-        timeout: float | None = None,
-    ) -> dict[str, Any]:
-        """Write to the state as if `as_node` had returned `values`; a worker applies it, for it has the reducers.
+    def _thread(self, said: Config) -> str:
+        if not said.has_thread:
+            raise InvalidThreadId("no thread_id", fix='pass config={"configurable": {"thread_id": "..."}}')
+        return thread_id_text(said.thread_id)
 
-        Without `as_node`: the node that wrote last, where that is one. Returns the new checkpoint's config. On a busy
-        thread it waits its turn. Raises InvalidUpdateError, InvalidInput, RunFailed, TimeoutError.
-        """
-        said = Config.of(config)
-        thread, log = _thread(said), self.client.log_store
-        nodes = list(self.spec.nodes) if self.spec is not None else list(self.manifest.nodes)
-        node = as_node or last_writer(log, thread, nodes)
-        run = said.run_id or new_id()
+    def _named(self) -> tuple[str, str]:
         if self.spec is not None:
-            node = node if node == START else self.spec.node(node).name
-            start = start_of(self.spec, thread, run, dict(values or {}), said, "update", node)
-        else:
-            known = self.manifest
-            start = start_with(
-                said.record("update"), take_update(known, values), thread=thread, run=run, graph=known.name,
-                queue=known.queue, task="update", node=node_of(known, node, thread),
-            )  # fmt: skip
-        running = self.client.started(start, self._reading())
-        ended = running.settled(timeout)
-        entry = log.read(thread, f"{ended.n}-0", f"{ended.n}-0")[0]
-        place = {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": checkpoint_id(entry.n, entry.digest)}
-        return {"configurable": place}
+            return self.spec.name, self.spec.default_queue
+        return self.manifest.name, self.manifest.queue
+
+    def _writes(self, node: str, values: Any, thread: str) -> Writes:
+        if self.spec is None:
+            return take_update(self.manifest, values) if node_of(self.manifest, node, thread) else ()
+        if node not in (START, END):
+            self.spec.node(node)
+        return self.spec.node_writes(node, values)
+
+    def _input(self, values: Any) -> tuple[Form, Writes]:
+        return ("typed", self.spec.input_writes(values)) if self.spec is not None else take(self.manifest, values)
+
+    def _apply(self, start: Start, said: Config, timeout: float | None) -> int:
+        return self.client.started(start, self._reading()).settled(timeout).n
+
+    def _branch(self, wish: Wish) -> tuple[int, str]:
+        put = self.client.branched(wish)
+        return put.n, put.digest
 
 
 def _check_thread(config: Given) -> None:
@@ -205,9 +219,3 @@ def _check_thread(config: Given) -> None:
     configurable: Any = (config or {}).get("configurable") or {}
     if "thread_id" in configurable and configurable["thread_id"] is None:
         thread_id_text(None)
-
-
-def _thread(said: Config) -> str:
-    if not said.has_thread:
-        raise InvalidThreadId("no thread_id", fix='pass config={"configurable": {"thread_id": "..."}}')
-    return thread_id_text(said.thread_id)

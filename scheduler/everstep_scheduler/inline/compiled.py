@@ -10,24 +10,24 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
-from everstep_checkpoint.entries import checkpoint_id
 from everstep_checkpoint.errors import InvalidInput
 from everstep_checkpoint.keys import thread_id_text
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.log import Log, new_id
 
 from ..graph.drawing.picture import Graph, graph_of
-from ..graph.runtime import START
+from ..graph.runtime import END, START
 from ..graph.spec import GraphSpec
-from ..moves.contract import START_NODE
-from ..moves.record import Config, Nodes, kind_of
-from ..reading.snapshot import StateSnapshot, last_writer, snapshot, snapshots
+from ..moves.contract import START_NODE, RunKind, Start
+from ..moves.record import Config, Form, Nodes, Writes, kind_of, start_of
+from ..steps.branching import Wish, branch, forking, on, travel
 from ..steps.loading import Loader
+from ..steps.stateface import StateFace
 from ..steps.streaming import Chunk
-from .driver import Inline
+from .driver import Inline, Opening
 from .savers import InMemorySaver, Saver
 
 
-class CompiledGraph:
+class CompiledGraph(StateFace):
     """A graph that can be invoked. Made by `StateGraph.compile`."""
 
     def __init__(self, spec: GraphSpec, checkpointer: Saver | None = None) -> None:
@@ -60,7 +60,8 @@ class CompiledGraph:
 
         `input` None continues what rested, Command(resume=...) answers its question. A run that rests with questions
         gives its values with `__interrupt__`. `interrupt_before`, `interrupt_after`: nodes to stop at, "*" for all.
-        `config`: {"configurable": {"thread_id": ...}, "recursion_limit": 10007,
+        With a `checkpoint_id` the run begins there, as a branch: None replays, an input is applied to that state;
+        ThreadBusy if a run is under way. `config`: {"configurable": {"thread_id": ...}, "recursion_limit": 10007,
         "max_concurrency": 16, "metadata": {...}, "tags": [...]}. A `run_id` makes it idempotent.
 
         Raises what the node raised; GraphRecursionError, InvalidUpdateError, EmptyInputError, InvalidInput.
@@ -119,37 +120,40 @@ class CompiledGraph:
         ):
             yield chunk
 
-    # state
+    # state: what StateFace asks of an engine
 
-    def get_state(self, config: Mapping[str, Any]) -> StateSnapshot:
-        """The thread as it stands, or at `checkpoint_id`. An unknown thread has an empty state."""
-        said = Config.of(config)
-        return snapshot(self._saver().log, self._thread(said), said.checkpoint_id or None, spec=self.spec)
+    @property
+    def _types(self) -> GraphSpec:
+        return self.spec
 
-    def get_state_history(self, config: Mapping[str, Any], *, limit: int | None = None) -> Iterator[StateSnapshot]:
-        """The checkpoints of a thread, newest first."""
-        said = Config.of(config)
-        return snapshots(self._saver().log, self._thread(said), spec=self.spec, limit=limit)
+    @property
+    def _log(self) -> Log:
+        return self._saver().log
 
-    def update_state(
-        self, config: Mapping[str, Any], values: Mapping[str, Any] | None, as_node: str | None = None
-    ) -> dict[str, Any]:
-        """Write to the state as if `as_node` had returned `values`; its edges and routers say what comes next.
+    def _named(self) -> tuple[str, str]:
+        return self.spec.name, self.spec.default_queue
 
-        Without `as_node`: the node that wrote last, where that is one. Returns the new checkpoint's config.
-        """
-        said = Config.of(config)
-        thread = self._thread(said)
-        node = as_node or last_writer(self._saver().log, thread, tuple(self.spec.nodes))
-        if node != START:
+    def _writes(self, node: str, values: Any, thread: str) -> Writes:
+        if node not in (START, END):
             self.spec.node(node)
-        saver = self._saver()
-        run = Inline(self.spec, saver, thread, new_id(), dict(values or {}), said, "update", node, loader=self._loader)
+        return self.spec.node_writes(node, values)
+
+    def _input(self, values: Any) -> tuple[Form, Writes]:
+        return "typed", self.spec.input_writes(values)
+
+    def _apply(self, start: Start, said: Config, timeout: float | None) -> int:
+        run = Inline(
+            self.spec, self._saver(), start.thread, start.run, None, said, "update", start.node, loader=self._loader,
+            opening=lambda drive: drive.begin(start),
+        )  # fmt: skip
         list(run.events(None))
-        head = saver.log.head(thread)
-        assert head is not None, "an update that passed left a checkpoint"
-        place = {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": checkpoint_id(head.n, head.digest)}
-        return {"configurable": place}
+        assert run.ended is not None, "an update that passed left a checkpoint"
+        return run.ended.n
+
+    def _branch(self, wish: Wish) -> tuple[int, str]:
+        saver = self._saver()
+        put = branch(saver.log, saver.moves, wish)
+        return put.n, put.digest
 
     # drawing
 
@@ -196,8 +200,24 @@ class CompiledGraph:
         said = Config.of(config, context=context, interrupt_before=stops[0], interrupt_after=stops[1])
         saver = self.checkpointer or InMemorySaver()
         thread = self._thread(said) if self.checkpointer is not None else new_id()
-        kind = kind_of(data)
-        return Inline(self.spec, saver, thread, run_id or new_id(), data, said, kind, START_NODE, mode, self._loader)
+        run = run_id or new_id()
+        kind, opening = self._travel(data, said, thread, run) if self.checkpointer is not None else (None, None)
+        kind = kind or kind_of(data)
+        return Inline(self.spec, saver, thread, run, data, said, kind, START_NODE, mode, self._loader, opening)
+
+    def _travel(self, data: object, said: Config, thread: str, run: str) -> tuple[RunKind | None, Opening | None]:
+        """How a run begins that a `checkpoint_id` sends back; None, None if it begins as usual."""
+        if not said.checkpoint_id:
+            return None, None
+        going = travel(self._log, thread, said.checkpoint_id, data)
+        if going.how == "replay":
+            record = said.record("fork")
+            start = forking(self._log, thread, going.at, record, run, *self._named(), self.spec.codec)
+            return "fork", lambda drive: drive.branch(Wish(thread, start, going.at))
+        if going.how == "input":
+            start = start_of(self.spec, thread, run, data, said, "input", on=on(going.at))
+            return "input", lambda drive: drive.begin(start)
+        return None, None
 
 
 async def _on_loop(run: Inline) -> AsyncIterator[Chunk]:

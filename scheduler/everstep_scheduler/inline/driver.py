@@ -39,6 +39,7 @@ from ..moves.record import Config, start_of
 from ..reading.ending import Ending, ending
 from ..reading.questions import asked, gone_on, interrupts, open_step, resume_of
 from ..reading.snapshot import snapshot
+from ..steps.branching import Wish, branch
 from ..steps.loading import Loader
 from ..steps.perform import Attempt, Performer, Result, Unserved
 from ..steps.streaming import INTERRUPT, Chunk, Streams
@@ -52,6 +53,7 @@ POLL_MAX_S = 1.0
 PATIENCE_S = 60.0
 START_PATIENCE_S = 3.0
 T = TypeVar("T")
+Opening = Callable[["Inline"], Started]  # how a run begins, where it is not by its input alone
 _log = logging.getLogger("everstep")
 
 
@@ -82,7 +84,9 @@ class Inline:
         node: str,
         mode: str | Sequence[str] | None = None,
         loader: Loader | None = None,
+        opening: Opening | None = None,
     ) -> None:
+        self.opening = opening
         self.spec, self.saver, self.thread, self.run = spec, saver, thread, run
         self.data, self.config, self.node = data, config, node
         self.kind: RunKind = kind
@@ -120,7 +124,7 @@ class Inline:
             if started.status == "asked":
                 yield from self._still_asked()
                 return
-            if self.kind in ("continue", "resume"):
+            if self.kind in ("continue", "resume", "fork"):
                 yield from self.streams.before(self.output())
             self._ready.extend(started.leases)
             yield from self._drive(started)
@@ -129,8 +133,7 @@ class Inline:
         self._raise()
 
     def _start(self) -> Started:
-        start, offer = self._begun(), self._offer(1)
-        started = self._insist(lambda: self.saver.moves.start(start, offer), START_PATIENCE_S)
+        started = self.opening(self) if self.opening is not None else self.begin(self._begun())
         self._held(started.leases)
         if started.status == "stale":
             raise gone_on(self.thread)
@@ -141,6 +144,19 @@ class Inline:
         if started.status == "busy":
             raise ThreadBusy("a run is under way on the thread", thread=self.thread, fix="wait for it, or cancel it")
         return started
+
+    def begin(self, start: Start) -> Started:
+        """Record the run, and lease its first task."""
+        offer = self._offer(1)
+        return self._insist(lambda: self.saver.moves.start(start, offer), START_PATIENCE_S)
+
+    def branch(self, wish: Wish) -> Started:
+        """Put a checkpoint at the head, and lease its tasks."""
+        put = branch(self.saver.log, self.saver.moves, wish, lambda: self._offer(self.parallel), self._insist_at_start)
+        return put.started
+
+    def _insist_at_start(self, action: Callable[[], T]) -> T:
+        return self._insist(action, START_PATIENCE_S)
 
     def _begun(self) -> Start:
         if self.kind != "resume":

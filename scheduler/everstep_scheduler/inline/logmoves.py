@@ -16,7 +16,7 @@ from typing import Any, Literal
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Head, Log, new_id
 
-from ..moves.contract import JOIN_NODE, JOIN_TASK, Answer, Commit, Lease, Offer, Start, Started
+from ..moves.contract import JOIN_NODE, JOIN_TASK, Answer, Branch, Commit, Lease, Offer, Start, Started
 from ..reading.derive import Task as DerivedTask
 from ..reading.derive import derive
 
@@ -98,7 +98,7 @@ class LogMoves:
             t = Thread(birth, digest=birth)
             fields["birth"] = birth
         if not busy:
-            fields["step"] = t.step
+            fields["step"] = t.step if start.base is None else start.base
         if start.goes_on:
             fields["of"] = t.rec
         entry = self._append(
@@ -116,8 +116,39 @@ class LogMoves:
             self._begin(t, start, entry)
         return Started("started", entry, "", self._give(start.thread, t, offer) if offer else ())
 
+    def branch(self, branch: Branch, offer: Offer | None = None, *, ask: bool = False) -> Started:
+        start = branch.start
+        with self._lock:
+            t = self._load(start.thread)
+            if t is not None and start.run in t.runs:
+                status, entry, known = t.runs[start.run]
+                return Started("attached" if known == start.sum else "conflict", entry, status)
+            if t is not None and t.status == "running":
+                return Started("busy")
+            if branch.after != (t.after if t is not None else (0, branch.after[1])):
+                return Started("moved")
+            return Started("ready") if ask else self._branch(start.thread, t, branch, offer)
+
+    def _branch(self, thread: str, t: Thread | None, branch: Branch, offer: Offer | None) -> Started:
+        start = branch.start
+        fields = {name: value for name, value in start.fields.items() if name != "run"}
+        begun = e.fact("run_started", start.run, **fields)
+        entry = self._append(thread, [begun, branch.made], None if t is None else t.after)[0]
+        t = self._threads.setdefault(thread, t or Thread(branch.after[1]))
+        t.runs[start.run] = ("running", entry, start.sum)
+        t.graph, t.queue = start.graph, start.queue
+        self._begin(t, start, entry)
+        self._open(thread, t, branch.head, branch.next)
+        if not t.open:
+            self._rest(thread, t, "done")
+        elif branch.stop:
+            self._rest(thread, t, branch.stop)
+        given = self._give(thread, t, offer) if offer else ()
+        return Started("started", entry, "" if t.status == "running" else t.status, given)
+
     def _begin(self, t: Thread, start: Start, entry: str) -> None:
-        t.run, t.rec, t.conf, t.base, t.status = start.run, entry, entry, t.step, "running"
+        t.run, t.rec, t.conf, t.status = start.run, entry, entry, "running"
+        t.base = t.step if start.base is None else start.base
         t.width, t.left, t.failed, t.asked, t.early = 1, 1, 0, 0, ("", "")
         t.open = {start.task: Task(start.node, t.queue)}
         t.runs[start.run] = ("running", t.runs[start.run][1], start.sum)
@@ -224,9 +255,16 @@ class LogMoves:
 
     def _next(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
         assert commit.head is not None
-        t.n, t.digest, t.step = commit.head
+        self._open(thread, t, commit.head, commit.next)
+        if not t.open:
+            self._rest(thread, t, "done")
+        elif commit.stop:
+            self._rest(thread, t, commit.stop, **({"error": commit.why} if commit.why else {}))
+
+    def _open(self, thread: str, t: Thread, head: tuple[int, str, int], rows: Sequence[tuple[Any, ...]]) -> None:
+        t.n, t.digest, t.step = head
         t.open = {}
-        for row in commit.next:
+        for row in rows:
             if len(row) == 4:
                 t.open[row[0]] = Task(row[1], row[2], row[3])
             else:
@@ -234,10 +272,6 @@ class LogMoves:
         t.width = t.left = len(t.open)
         t.failed = t.asked = 0
         t.early = ("", "")
-        if not t.open:
-            self._rest(thread, t, "done")
-        elif commit.stop:
-            self._rest(thread, t, commit.stop, **({"error": commit.why} if commit.why else {}))
 
     def _done(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
         task.place = "done"

@@ -23,7 +23,7 @@ JOIN_NODE = "__join__"
 LEASE_MS = 10_000
 MOVE_MAX = 250
 
-RunKind = Literal["input", "update", "continue", "resume"]
+RunKind = Literal["input", "update", "continue", "resume", "fork"]
 Outcome = Literal["next", "done", "failed", "retry", "unplanned", "paused"]
 
 
@@ -91,6 +91,7 @@ class Start:
     """A run to begin. `fields` are those of its fact (record, input, actor, trace); `sum` tells inputs apart.
 
     A run that resumes brings `answers`, for the checkpoint `at` (n, digest) whose questions it has seen.
+    `base`: the step it builds on, where that is not the last checkpoint's (`on` in its fields says which it is).
     """
 
     thread: str
@@ -105,6 +106,7 @@ class Start:
     mode: Literal["enqueue", "reject"] = "enqueue"
     answers: tuple[Answered, ...] = ()
     at: tuple[int, str] | None = None
+    base: int | None = None
 
     @property
     def goes_on(self) -> bool:
@@ -113,9 +115,29 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A checkpoint, hashed by the caller, that is put behind the head of a thread at rest, whatever it builds on.
+
+    `start`: the run that it belongs to, of kind fork or update. `after`: the head's (n, digest). `head`: (n, digest,
+    step) of the checkpoint `made`, `next` and `parts` as in a Commit. `stop`: the run rests there, as `interrupted`.
+    """
+
+    start: Start
+    after: tuple[int, str]
+    made: Fields
+    head: tuple[int, str, int]
+    next: tuple[tuple[Any, ...], ...] = ()
+    parts: dict[str, str] = field(default_factory=dict[str, str])
+    stop: Literal["", "interrupted"] = ""
+
+
+@dataclass(frozen=True)
 class Started:
     """started, queued, attached (known run id, same input), conflict, busy, nothing (to continue), asked (all that is
-    open waits for answers), stale (a question that is answered is not the one that is asked)."""
+    open waits for answers), stale (a question that is answered is not the one that is asked).
+
+    Of a branch also moved (the head is another one) and ready (to a question).
+    """
 
     status: str
     entry: str = ""
@@ -161,6 +183,10 @@ class Moves(Protocol):
 
     def start(self, start: Start, offer: Offer | None = None) -> Started:
         """Record a run and open its first task, in one step. With an inline offer its task is leased at once."""
+        ...
+
+    def branch(self, branch: Branch, offer: Offer | None = None, *, ask: bool = False) -> Started:
+        """Put a checkpoint at the head of a thread at rest, and go on from it, or rest there. `ask`: would it pass?"""
         ...
 
     def claim(self, offer: Offer, *, take: str = "", serves: Sequence[str] = ()) -> Answer:

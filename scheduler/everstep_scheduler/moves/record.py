@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Codec, pack
@@ -73,6 +74,14 @@ def checkpoint_number(checkpoint_id: str) -> int:
             f"{checkpoint_id!r} is no checkpoint_id", fix="`everstep history` lists them: 000000000003-5f1c02aa"
         )
     return int(found[1])
+
+
+class On(NamedTuple):
+    """The checkpoint that a run builds on, where that is not the last one of the thread."""
+
+    n: int
+    digest: str
+    step: int
 
 
 @dataclass(frozen=True)
@@ -249,25 +258,38 @@ def start_with(
     answers: Sequence[Answered] = (),
     at: tuple[int, str] | None = None,
     insum: str = "",
+    on: On | None = None,
+    nodes: Sequence[tuple[str, int]] = (),
 ) -> Start:
     """The run to begin, from its record and its encoded input. Raises TooLarge, UnknownType, InvalidInput.
 
-    `answers` are those of a run that resumes, at most 250; `insum` then tells them from any others.
+    `answers` are those of a run that resumes, at most 250; `insum` then tells them from any others. `on`: the checkpoint
+    it builds on, where that is not the last one; the thread must be at rest then. `nodes`: the nodes that an update
+    stands for, each with how many of the writes are its own; only where `node` does not say it all.
     """
     if len(answers) > MOVE_MAX:
         raise InvalidInput(
             f"{len(answers)} answers at once", thread=thread, fix=f"resume with at most {MOVE_MAX}, then with the rest"
         )
-    insum = insum or input_sum(graph, record.kind, writes)
+    told = [
+        *writes,
+        *([(f" on {on.n}", on.digest.encode())] if on else []),
+        *((f" as {x}", str(n).encode()) for x, n in nodes),
+    ]
+    insum = insum or input_sum(graph, record.kind, told)
     said: e.Fields = {
         "run": check_run_id(run), "kind_of_run": record.kind, "task": task, "node": node, "graph": graph,
         "queue": queue, "record": e.wrap(record.encode(codec)), "input": e.pack_writes(writes), "insum": insum,
     }  # fmt: skip
+    said |= {"tasks": json.dumps(nodes)} if nodes else {}
     said["sum"] = e.fact_sum(said)
+    said |= {"on": f"{on.n} {on.digest}"} if on else {}
     said |= {"actor": record.actor} if record.actor else {}
     said |= {"trace": record.trace} if record.trace else {}
     _check_size(thread, said, answers)
-    return Start(thread, run, record.kind, graph, queue, insum, said, task, node, mode, tuple(answers), at)
+    how: Mode = "reject" if on else mode
+    base = on.step if on else None
+    return Start(thread, run, record.kind, graph, queue, insum, said, task, node, how, tuple(answers), at, base)
 
 
 def start_of(
@@ -280,13 +302,14 @@ def start_of(
     node: str = START_NODE,
     *,
     mode: Mode = "enqueue",
+    on: On | None = None,
 ) -> Start:
     """The run to begin where the graph's code is at hand: the input is checked by its types.
 
     Raises InvalidInput, EmptyInputError, InvalidUpdateError, UnknownType, TooLarge.
     """
     match kind:
-        case "continue" | "resume":
+        case "continue" | "resume" | "fork":
             task, writes = START_TASK, []
         case "update":
             task, writes = UPDATE_TASK, spec.node_writes(node, data)
@@ -294,7 +317,7 @@ def start_of(
             task, writes = START_TASK, spec.input_writes(data)
     return start_with(
         config.record(kind), writes, thread=thread, run=run, graph=spec.name, queue=spec.default_queue,
-        task=task, node=node, mode=mode, codec=spec.codec,
+        task=task, node=node, mode=mode, codec=spec.codec, on=on,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
 from .connection import Client, server_error, translated
-from .contract import LEASE_MS, MOVE_MAX, Answer, Commit, Lease, Offer, Start, Started
+from .contract import LEASE_MS, MOVE_MAX, Answer, Branch, Commit, Lease, Offer, Start, Started
 
 T = TypeVar("T")
 Header = dict[str, Any]
@@ -155,6 +155,10 @@ def _leases(answer: Header) -> tuple[Lease, ...]:
     return tuple(Lease(*row) for row in answer.get("leases", ()))
 
 
+def _started(answer: Header) -> Started:
+    return Started(answer["status"], str(answer.get("entry", "")), str(answer.get("run", "")), _leases(answer))
+
+
 def _answer(answer: Header) -> Answer:
     return Answer(
         answer["status"], _leases(answer), tuple(answer.get("refused", ())), str(answer.get("run_status", ""))
@@ -180,10 +184,26 @@ class RedisMoves:
             flat += [each.value for each in start.answers]
         if start.at is not None:
             header["at"] = start.at
+        if start.base is not None:
+            header["base"] = start.base
         if offer is not None:
             header |= {"own": 1, **self._offer(offer)}
-        answer = self.scripts.run("start", header, flat)
-        return Started(answer["status"], str(answer.get("entry", "")), str(answer.get("run", "")), _leases(answer))
+        return _started(self.scripts.run("start", header, flat))
+
+    def branch(self, branch: Branch, offer: Offer | None = None, *, ask: bool = False) -> Started:
+        start, (n, digest) = branch.start, branch.after
+        facts = {"kind": "run_started", **start.fields}
+        heads, flat = ([], []) if ask else _entries([facts, branch.made], n)
+        header: Header = {
+            "thread": start.thread, "n": n, "digest": digest, "run": start.run, "sum": start.sum, "graph": start.graph,
+            "queue": start.queue, "jid": job_prefix(start.thread, digest), "salt": salt(), "entries": heads,
+            "head": branch.head, "next": branch.next, "base": start.base, "stop": branch.stop,
+        }  # fmt: skip
+        header |= {"parts": branch.parts} if branch.parts else {}
+        header |= {"ask": 1} if ask else {}
+        if offer is not None:
+            header |= {"own": 1, **self._offer(offer)}
+        return _started(_standing(self.scripts.run("branch", header, flat)))
 
     def _offer(self, offer: Offer) -> Header:
         said: Header = {

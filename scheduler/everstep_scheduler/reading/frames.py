@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.log import PAGE, Log
-from everstep_checkpoint.replay import RUN_FACTS, Fold, State, fetch, snapshot_before, state_at, step_of
+from everstep_checkpoint.log import Log
+from everstep_checkpoint.replay import Fold, State, fetch, snapshot_before, state_at, step_of
 
 
 @dataclass
@@ -30,10 +30,16 @@ def frame_at(log: Log, thread: str, n: int) -> Frame:
     step = step_of(log, thread, state)
     above = log.read(thread, f"{n + 1}-0", f"{n + 1}-0")
     closing = None
-    if above:
+    if above and follows(above[0], state.entry):
         closing = State(above[0], state.channels, state.birth)
     parent = log.read(thread, f"{n - 1}-0", f"{n - 1}-0") if n > 1 else []
     return Frame(state, tuple(step.parts.values()), step.facts, closing, parent[0].checkpoint_id if parent else "")
+
+
+def follows(entry: e.Entry, before: e.Entry) -> bool:
+    """Does a checkpoint build on the one that stands before it? A branch may build on an earlier one."""
+    named = entry.branch_of
+    return named is None or named[1:] == (before.n, before.digest)
 
 
 def frames(log: Log, thread: str, first: int, last: int) -> Iterator[Frame]:
@@ -53,7 +59,7 @@ def frames(log: Log, thread: str, first: int, last: int) -> Iterator[Frame]:
         state = folder.feed(entry)
         assert state is not None
         if frame is not None:
-            frame.closing = state
+            frame.closing = state if follows(entry, frame.state.entry) else None
             yield frame
         parent = frame.state.entry.checkpoint_id if frame is not None else ""
         frame = Frame(state, parts.of(entry), parent=parent)
@@ -94,18 +100,3 @@ def until_new_input(facts: Iterable[e.Entry], log: Log, thread: str) -> Iterator
             if not named or named[0].text("run") == fact.text("run"):
                 return
         yield fact
-
-
-def run_fact(log: Log, thread: str, run: str, entry: e.Entry) -> e.Entry | None:
-    """The entry with a run's record and input, looking back from one of its entries; None where it was trimmed."""
-    end = entry.id
-    while found := log.read(thread, "-", end, PAGE, reverse=True):
-        for each in found:
-            if each.text("run") != run or not (each.kind in RUN_FACTS or "record" in each.raw):
-                continue
-            if "record" in each.raw:
-                return each
-            of = each.text("of")
-            return next(iter(log.read(thread, of, of)), None) if of else each
-        end = f"({found[-1].id}"
-    return None

@@ -16,17 +16,19 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from everstep_checkpoint import entries as e
+from everstep_checkpoint.branching import run_fact
 from everstep_checkpoint.codec import PLAIN, Codec
-from everstep_checkpoint.errors import InvalidUpdateError, NotFound
+from everstep_checkpoint.errors import InvalidUpdateError
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, State, input_writes
 
 from ..graph.channels import apply
-from ..moves.contract import JOIN_TASK, START_NODE, START_TASK
+from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord, checkpoint_number
+from .addressed import another_checkpoint, unknown_checkpoint
 from .derive import Task as Known
 from .derive import Told
-from .frames import Frame, frame_at, frames, run_fact, until_new_input
+from .frames import Frame, frame_at, frames, until_new_input
 from .questions import asked, step_told
 
 if TYPE_CHECKING:
@@ -76,10 +78,10 @@ def snapshot(
     if n is not None:
         number = checkpoint_number(n) if isinstance(n, str) else n
         if head is None or not 1 <= number <= head.n:
-            raise _unknown(thread, n)
+            raise unknown_checkpoint(thread, n)
         frame = frame_at(log, thread, number)
         if isinstance(n, str) and frame.state.entry.checkpoint_id != n:
-            raise _unknown(thread, n)
+            raise another_checkpoint(thread, n, frame.state.entry)
         return view.of(frame)
     if head is None:
         return view.empty(())
@@ -95,39 +97,26 @@ def snapshots(
     codec: Codec = PLAIN,
     spec: GraphSpec | None = None,
     before: int | None = None,
+    filter: Mapping[str, Any] | None = None,
+    only: str | None = None,
 ) -> Iterator[StateSnapshot]:
-    """The checkpoints of a thread, newest first, at most `limit`, those below number `before` only."""
-    view = _View(log, thread, spec.codec if spec is not None else codec, spec)
+    """The checkpoints of a thread, newest first, at most `limit`: those below number `before`, those whose metadata has
+    the values of `filter`, the one with the id `only`."""
     head = log.head(thread)
     if head is None or head.n == 0:
         return
+    if only is not None:
+        limit = 1 if limit is None else min(limit, 1)
+        before = min(checkpoint_number(only) + 1, before or head.n + 1)
+    view = _View(log, thread, spec.codec if spec is not None else codec, spec)
     last = head.n if before is None else min(before - 1, head.n)
-    kept = deque(frames(log, thread, 1 if limit is None else max(last - limit, 1), last), limit)
+    first = 1 if limit is None or filter else max(last - limit, 1)
+    found = (frame for frame in frames(log, thread, first, last) if view.fits(frame, filter))
+    kept = deque(found, None if limit is None else max(limit, 0))
     while kept:
         frame = kept.pop()
-        yield view.of(frame)
-
-
-def last_writer(log: Log, thread: str, nodes: Sequence[str]) -> str:
-    """The node that an update stands for where nobody says one: the only one, or the one that wrote last.
-
-    Raises InvalidUpdateError if several wrote at once, or none yet.
-    """
-    head = log.head(thread)
-    if len(nodes) == 1:
-        return nodes[0]
-    last = log.read(thread, f"{head.n}-0", f"{head.n}-0") if head is not None and head.n else []
-    node = last[0].text("node") if last else ""
-    if not node and last and last[0].text("task") == JOIN_TASK:
-        step = {task.name for task in snapshot(log, thread, last[0].n - 1).tasks}
-        node = step.pop() if len(step) == 1 else ""
-    if node in nodes:
-        return node
-    raise InvalidUpdateError("Ambiguous update, specify as_node", thread=thread, fix="update_state(..., as_node='...')")
-
-
-def _unknown(thread: str, n: object) -> NotFound:
-    return NotFound(f"no checkpoint {n}", thread=thread, fix="`everstep history` lists those that are there")
+        if only is None or frame.state.entry.checkpoint_id == only:
+            yield view.of(frame)
 
 
 class _View:
@@ -144,6 +133,13 @@ class _View:
         return StateSnapshot(
             {}, following, {"configurable": {"thread_id": self.thread, "checkpoint_ns": ""}}, None, None, None, (), ()
         )
+
+    def fits(self, frame: Frame, filter: Mapping[str, Any] | None) -> bool:
+        """Does the metadata of a checkpoint have these values?"""
+        if not filter:
+            return True
+        metadata = self._metadata(frame.state.entry)
+        return all(metadata.get(key) == value for key, value in filter.items())
 
     def unborn(self, facts: Sequence[e.Entry]) -> StateSnapshot:
         """A thread whose first input is still to be applied."""
@@ -177,18 +173,17 @@ class _View:
         self, frame: Frame, channels: Channels, following: tuple[str, ...], tasks: tuple[Task, ...]
     ) -> StateSnapshot:
         entry = frame.state.entry
-        metadata: dict[str, Any] = {
-            "source": entry.text("source"),
-            "step": entry.number("step"),
-            "parents": {},
-            **self._told_by_run(entry),
-        }
+        metadata = self._metadata(entry)
         created = datetime.fromtimestamp(entry.number("at") / 1000, UTC).isoformat()
         config = self._config(entry.checkpoint_id)
         questions = tuple(each for task in tasks for each in task.interrupts)
         return StateSnapshot(
             self._values(channels), following, config, metadata, created, self._parent(frame), tasks, questions
         )
+
+    def _metadata(self, entry: e.Entry) -> dict[str, Any]:
+        said = {"source": entry.text("source"), "step": entry.number("step"), "parents": {}}
+        return {**said, **self._told_by_run(entry)}
 
     def _values(self, channels: Channels) -> dict[str, Any]:
         if self.spec is not None:
@@ -203,15 +198,15 @@ class _View:
         return {"configurable": {"thread_id": self.thread, "checkpoint_ns": "", "checkpoint_id": checkpoint_id}}
 
     def _parent(self, frame: Frame) -> Config | None:
-        """The checkpoint before; for the first one of a fork, that of the thread it came from."""
-        if frame.parent:
-            return self._config(frame.parent)
-        named = frame.state.entry.text("parent").rsplit(" ", 2)
-        if len(named) == 3 and named[1].isdigit():
-            config = self._config(e.checkpoint_id(int(named[1]), named[2]))
-            config["configurable"]["thread_id"] = named[0]
-            return config
-        return None
+        """The checkpoint before, or the one that a branch names; for a fork that of the thread it came from."""
+        named = frame.state.entry.branch_of
+        if named is None:
+            return self._config(frame.parent) if frame.parent else None
+        if named.n == 0:
+            return None
+        config = self._config(e.checkpoint_id(named.n, named.digest))
+        config["configurable"]["thread_id"] = named.thread
+        return config
 
     def _with(self, channels: Channels, facts: Sequence[e.Entry]) -> Channels:
         """Writes that exclude each other fail the run; they don't make its state unreadable."""
@@ -235,27 +230,51 @@ class _View:
         shown = f"{error_type.rpartition('.')[2]}({text!r})" if error_type else text or None
         question = asked(task, self.codec)
         there = () if question is None or (live and task.place != "asked") else (question,)
-        result = self._result(task, done, closing)
+        result = self._result(told, task, done, closing)
         return Task(key, task.node, _path(task), error=shown, interrupts=there, result=result, traceback=traceback)
 
-    def _result(self, task: Known, done: Mapping[str, e.Entry], closing: State | None) -> dict[str, Any] | None:
+    def _result(
+        self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None
+    ) -> dict[str, Any] | None:
         """What a task wrote: in its own fact, in the checkpoint that it closed its step with, or in the run's input."""
         if task.task in done:
             return self._written(done[task.task].writes())
-        if closing is None or closing.entry.text("task") != task.task:
+        if closing is None:
+            return None
+        if closing.entry.text("task") == UPDATE_TASK:
+            return self._updated(told, task, closing)
+        if closing.entry.text("task") != task.task:
             return None
         if task.task == START_TASK:
             return self._written(self._input(closing.entry.text("run"), closing.entry))
         return self._written(closing.resolved_writes())
 
+    def _updated(self, told: Told, task: Known, closing: State) -> dict[str, Any] | None:
+        """What an update wrote in a task's place: the i-th that stood for a node, for the i-th task of that node."""
+        entry, writes = closing.entry, closing.resolved_writes()
+        found = run_fact(self.log, self.thread, entry.text("run"), entry, with_input=True)
+        nodes = (found.json("tasks") if found is not None else None) or [[entry.text("node"), len(writes)]]
+        place = [each.task for each in told.tasks if each.node == task.node].index(task.task)
+        for node, count in nodes:
+            own, writes = writes[:count], writes[count:]
+            if node == task.node and place == 0:
+                return self._written(own)
+            place -= node == task.node
+        return None
+
     def _written(self, writes: Iterable[tuple[str, bytes | None]]) -> dict[str, Any]:
-        return {name: self.codec.decode(value, f"key {name!r}") for name, value in writes if value is not None}
+        """key -> what was written; a key that was written several times has all of it, as {"$writes": [...]}."""
+        found: dict[str, list[Any]] = {}
+        for name, value in writes:
+            if value is not None:
+                found.setdefault(name, []).append(self.codec.decode(value, f"key {name!r}"))
+        return {name: each[0] if len(each) == 1 else {"$writes": each} for name, each in found.items()}
 
     # the run behind a checkpoint
 
     def _input(self, run: str, entry: e.Entry) -> list[tuple[str, bytes | None]]:
-        found = run_fact(self.log, self.thread, run, entry)
-        return [] if found is None or found.is_checkpoint else input_writes(found)
+        found = run_fact(self.log, self.thread, run, entry, with_input=True)
+        return [] if found is None else input_writes(found)
 
     def _told_by_run(self, entry: e.Entry) -> dict[str, Any]:
         """The scalars of the run's metadata and configurable, which LangGraph copies to every checkpoint."""

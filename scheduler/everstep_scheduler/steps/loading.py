@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from everstep_checkpoint import entries as e
@@ -17,17 +17,19 @@ from everstep_checkpoint.errors import CorruptEntry
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, state_at
 
-from ..moves.contract import Lease
+from ..moves.contract import JOIN_TASK, START_TASK, UPDATE_TASK, Lease
 from ..moves.record import RunRecord
 
 CACHE_BYTES = 64 * 2**20
 ENTRIES_KEPT = 4096
 FRESH_STEP = -2
+_FIRST = (START_TASK, UPDATE_TASK, JOIN_TASK)  # tasks a run may begin with
 
 
 @dataclass(frozen=True)
 class Stand:
-    """A thread at one checkpoint, as a planner needs it."""
+    """A thread at one checkpoint, as a planner needs it. `run`: whose checkpoint it is. `on`: (n, digest) of it where a
+    run builds on an earlier checkpoint than the last one, so that what comes next is a branch."""
 
     channels: Channels
     step: int
@@ -35,6 +37,8 @@ class Stand:
     order: tuple[str, ...] = ()
     since_snapshot: int = 0
     delta_bytes: int = 0
+    run: str = ""
+    on: tuple[int, str] | None = None
 
     @property
     def size(self) -> int:
@@ -59,8 +63,23 @@ class Loader:
         self._records: OrderedDict[tuple[str, str, str], RunRecord] = OrderedDict()
         self._lock = threading.Lock()
 
+    def ground(self, lease: Lease) -> Stand:
+        """What a task builds on: the last checkpoint, or the earlier one that its run names. Raises LogError."""
+        named = self._named(lease) if lease.width == 1 and lease.task in _FIRST else None
+        if named is None:
+            return self.stand(lease)
+        return replace(self._read(lease._replace(n=named[0], digest=named[1])), on=named)
+
+    def _named(self, lease: Lease) -> tuple[int, str] | None:
+        """(n, digest) that a run's fact names in `on`, until the run has a checkpoint of its own."""
+        began = self.entry(lease.thread, lease.birth, lease.rec) if lease.rec else None
+        if began is None or began.n != lease.n or began.is_checkpoint or "on" not in began.raw:
+            return None
+        n, _, digest = began.text("on").partition(" ")
+        return int(n), digest
+
     def stand(self, lease: Lease) -> Stand:
-        """The state that a lease's task starts from. Raises LogError."""
+        """A thread at the checkpoint of a lease. Raises LogError."""
         if lease.n == 0:
             return Stand({}, FRESH_STEP)
         with self._lock:
@@ -89,7 +108,8 @@ class Loader:
             )
         pulls, parts = rows_of(state.entry.next)
         step = state.entry.number("step")
-        return Stand(state.channels, step, parts, pulls, state.since_snapshot, state.delta_bytes)
+        run = state.entry.text("run")
+        return Stand(state.channels, step, parts, pulls, state.since_snapshot, state.delta_bytes, run)
 
     def keep(self, thread: str, n: int, digest: str, stand: Stand) -> None:
         """Remember where a thread stands, within the byte budget; the longest unused goes first."""

@@ -33,6 +33,7 @@ from .loading import Loader, Stand
 from .outcome import Returned, returned
 from .plan import adestinations, destinations
 from .settling import Settler
+from .updating import aupdated, nodes_of, update_needs_loop, updated
 
 
 class Unserved(Exception):
@@ -84,11 +85,15 @@ def _late(attempt: Attempt) -> NodeTimeoutError:
 
 @dataclass(frozen=True)
 class Given:
-    """What a task brings along besides the state: a Send's encoded argument, a run's input, answers to questions."""
+    """What a task brings along besides the state: a Send's encoded argument, a run's input, answers to questions.
+
+    `nodes`: the nodes that an update stands for, each with how many of the writes are its own.
+    """
 
     arg: bytes | None = None
     input: tuple[tuple[str, bytes | None], ...] = ()
     answers: Sequence[bytes] = ()
+    nodes: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass
@@ -122,6 +127,8 @@ class Attempt:
     @property
     def is_async(self) -> bool:
         """Whether it has to run on an event loop: an async node, or a router of one."""
+        if self.given.nodes:
+            return update_needs_loop(self)
         return self.lease.task != JOIN_TASK and self.spec.needs_loop(self.source)
 
     # call
@@ -135,6 +142,8 @@ class Attempt:
             if self.lease.task == JOIN_TASK:
                 return Result(None, None, 0)
             config, runtime = self._told()
+            if self.given.nodes:
+                return Result(updated(self, config, runtime), None, self.elapsed_ms)
             gave = (
                 self._given()
                 if self.node is None
@@ -155,6 +164,8 @@ class Attempt:
             self._check()
             async with asyncio.timeout(self.timeout_s or None):
                 config, runtime = self._told()
+                if self.given.nodes:
+                    return Result(await aupdated(self, config, runtime), None, self.elapsed_ms)
                 gave = self._given() if self.node is None else self._gave(await self._awaited(config, runtime))
                 there = await adestinations(self.spec, self.source, self.stand.channels, gave, config, runtime)
             return Result(returned(gave.writes, there), None, self.elapsed_ms)
@@ -200,15 +211,13 @@ class Attempt:
         return node_result(self.spec, self.lease.node, value)
 
     def _given(self) -> NodeResult:
-        """What an input or an update gives: what its run's fact carries, checked with real types."""
+        """What an input gives: what its run's fact carries, checked with real types."""
         return NodeResult(self._given_writes(), [], [])
 
     def _given_writes(self) -> list[tuple[str, bytes]]:
         values = {
             key: self.spec.codec.decode(value or b"\xc0", f"input key {key!r}") for key, value in self.given.input
         }
-        if self.lease.task == UPDATE_TASK:
-            return self.spec.node_writes(self.lease.node, values) if values else []
         if self.record.form == "json":
             values = self.spec.input_from_json(values)
         return self.spec.input_writes(values, self.stand.channels)
@@ -269,11 +278,11 @@ class Performer:
             raise Unserved(f"graph {spec.version} has no node {lease.node!r}. {error.fix}") from None
         node = None if lease.task == UPDATE_TASK else node
         try:
-            stand, record = self.loader.stand(lease), self.loader.record(lease, spec.codec)
+            stand, record = self.loader.ground(lease), self.loader.record(lease, spec.codec)
             given = self._given(lease, stand)
             given = replace(given, answers=self.loader.answers(lease)) if lease.answers else given
             missing = {name: value for name, value in spec.initial().items() if name not in stand.channels}
-            stand = _with(stand, missing) if missing else stand
+            stand = replace(stand, channels={**missing, **stand.channels}) if missing else stand
         except EverstepError as error:
             if not _is_data(error):
                 raise
@@ -282,7 +291,9 @@ class Performer:
 
     def _given(self, lease: Lease, stand: Stand) -> Given:
         if lease.task in (START_TASK, UPDATE_TASK):
-            return Given(input=tuple(input_writes(self.loader.entry(lease.thread, lease.birth, lease.rec))))
+            began = self.loader.entry(lease.thread, lease.birth, lease.rec)
+            writes = tuple(input_writes(began))
+            return Given(input=writes, nodes=nodes_of(began, lease.node) if lease.task == UPDATE_TASK else ())
         return Given(self.loader.send(lease, stand)) if lease.task.startswith("s") else Given()
 
     def settle(self, attempt: Attempt, result: Result) -> Commit:
@@ -292,12 +303,6 @@ class Performer:
     def committed(self, commit: Commit, answer: Answer) -> None:
         """A commit is settled: if it passed, remember where the thread stands now."""
         self._settler.keep(commit, passed=answer.status == "ok")
-
-
-def _with(stand: Stand, missing: dict[str, bytes]) -> Stand:
-    return Stand(
-        {**missing, **stand.channels}, stand.step, stand.parts, stand.order, stand.since_snapshot, stand.delta_bytes
-    )
 
 
 def _is_data(error: EverstepError) -> bool:

@@ -50,34 +50,52 @@ class Planned:
     ran: frozenset[str] = frozenset()
 
 
-def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done]) -> Planned:
+def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done], *, edits: bool = False) -> Planned:
     """The superstep's end. `done` comes in task order: nodes by name, then Sends by number.
 
+    `edits`: it is an update, in which no task ran. A join that is complete then still leads to its node.
     Raises InvalidUpdateError for writes that exclude each other, or a reducer that raises.
     """
-    after = apply(spec, channels, (write for each in done for write in each.writes))
+    complete = {join.channel for join in spec.joins if _is_complete(spec, join, channels)}
+    after = apply(spec, channels if edits else armed(spec, channels), (write for each in done for write in each.writes))
     pulls = {node for each in done for node in each.goto} - {END}
     ran = {each.node for each in done}
     for join in spec.joins:
-        if _count(spec, join, ran, after) and join.target != END:
+        if (edits and join.channel in complete) or (_count(spec, join, ran, after) and join.target != END):
             pulls.add(join.target)
     for node in pulls:
         _known(spec, node, "An edge")
     return Planned(after, tuple(sorted(pulls)), frozenset(ran))
 
 
+def armed(spec: GraphSpec, channels: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The channels once the tasks of their step are over, done or given up: joins that led to one begin anew."""
+    over = {join.channel for join in spec.joins if _is_complete(spec, join, channels)}
+    return {name: value for name, value in channels.items() if name not in over}
+
+
+def _is_complete(spec: GraphSpec, join: Join, channels: Mapping[str, bytes]) -> bool:
+    return _arrived(spec, join, channels) >= set(join.starts)
+
+
+def _arrived(spec: GraphSpec, join: Join, channels: Mapping[str, bytes]) -> set[str]:
+    """The names that a join's barrier has seen. A complete one stands until the step of its node is closed."""
+    stored = channels.get(join.channel)
+    return set(cast("list[str]", spec.codec.decode(stored, join.channel))) if stored is not None else set()
+
+
 def _count(spec: GraphSpec, join: Join, ran: set[str], after: dict[str, bytes]) -> bool:
-    """Adds the names that ran to a join's barrier in `after`. If it is complete: True, and armed anew."""
+    """Adds the names that ran to a join's barrier in `after`. Is it complete now? One that leads to END begins anew."""
     arrived = ran & set(join.starts)
     if not arrived:
         return False
-    before = after.pop(join.channel, None)
-    earlier = cast("list[str]", spec.codec.decode(before, join.channel)) if before is not None else []
-    seen = arrived.union(earlier)
-    if seen >= set(join.starts):
-        return True
-    after[join.channel] = spec.codec.encode(sorted(seen), join.channel)
-    return False
+    seen = arrived | _arrived(spec, join, after)
+    complete = seen >= set(join.starts)
+    if complete and join.target == END:
+        after.pop(join.channel, None)
+    else:
+        after[join.channel] = spec.codec.encode(sorted(seen), join.channel)
+    return complete
 
 
 def destinations(

@@ -22,12 +22,14 @@ from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, carried, input_writes, state_at, step_of
 
 from ..graph.asking import GraphInterrupt, Question
-from ..graph.runtime import START, Send
+from ..graph.runtime import END, START, Send
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Commit, Lease, Moves
 from ..moves.record import stops_at
+from .clearing import cleared
 from .loading import FRESH_STEP, Loader, Stand, rows_of
 from .outcome import Raised, Returned, raised
-from .plan import Done, Planned, plan
+from .plan import Done, Planned, armed, plan
+from .updating import clears, dones, nodes_of, shown_node
 
 if TYPE_CHECKING:
     from .perform import Attempt, Result
@@ -137,48 +139,66 @@ class Settler:
         """Write Sends as parts, at most 128 tasks or 64 KB each, before anything names them."""
         if not sends:
             return []
-        spec, lease = attempt.spec, attempt.lease
+        spec = attempt.spec
         encoded = [(s.node, spec.codec.encode(s.arg, f"the argument of Send({s.node!r})")) for s in sends]
         times = iter([s.timeout_s or spec.node(s.node).timeout_s or 0 for s in sends])
-        pieces: list[e.Fields] = []
-        for chunk in _chunks(encoded):
-            tasks = _run_length([(node, spec.queue_of(node), next(times)) for node, _ in chunk])
-            piece = e.fact(
-                "part",
-                lease.run,
-                task=lease.task,
-                token=lease.token,
-                tasks=json.dumps(tasks),
-                sends=e.pack_sends(chunk),
+        chunks = [
+            (chunk, [(node, spec.queue_of(node), next(times)) for node, _ in chunk]) for chunk in _chunks(encoded)
+        ]
+        return self._write_parts(attempt, [(json.dumps(_run_length(tasks)), chunk) for chunk, tasks in chunks])
+
+    def _write_parts(self, attempt: Attempt, chunks: Sequence[tuple[str, Sequence[tuple[str, bytes]]]]) -> Parts:
+        """Parts of Sends, each with its tasks as JSON, under the attempt's token. Raises Fenced."""
+        lease = attempt.lease
+        pieces = [
+            e.summed(
+                e.fact("part", lease.run, task=lease.task, token=lease.token, tasks=tasks, sends=e.pack_sends(chunk))
             )
-            pieces.append(e.summed(piece))
-        ids = self.moves.part(lease, pieces)
-        if not ids:
+            for tasks, chunk in chunks
+        ]
+        ids = self.moves.part(lease, pieces) if pieces else []
+        if len(ids) < len(pieces):
             raise Fenced
-        counts = [sum(row[3] for row in json.loads(str(piece["tasks"]))) for piece in pieces]
         return [
-            (ref, str(piece["tasks"]), count, str(piece["sum"]))
-            for ref, piece, count in zip(ids, pieces, counts, strict=True)
+            (ref, tasks, len(chunk), str(piece["sum"]))
+            for ref, piece, (tasks, chunk) in zip(ids, pieces, chunks, strict=True)
         ]
 
     # plan
 
     def _close_alone(self, attempt: Attempt, result: Result, value: Returned, parts: Parts) -> Commit:
-        lease = attempt.lease
-        done = Done(lease.task, lease.node, value.writes, value.goto)
+        lease, nodes = attempt.lease, attempt.given.nodes
+        if clears(nodes):
+            return self._clear(attempt, result)
+        done = dones(lease.task, nodes or ((lease.node, -1),), value)
         try:
-            planned = plan(attempt.spec, attempt.stand.channels, [done])
+            planned = plan(attempt.spec, attempt.stand.channels, done, edits=bool(nodes))
         except InvalidUpdateError as error:
             return self._unplanned(attempt, result, value, parts, error)
         if lease.task == START_TASK:
             return self._begin(attempt, result, planned, parts, value)
         source = "update" if lease.task == UPDATE_TASK else "loop"
         step = max(lease.base, -1) + 1 if lease.task == UPDATE_TASK else attempt.stand.step + 1
-        said: e.Fields = {
-            "node": lease.node, "task": lease.task, "attempt": lease.attempt, "token": lease.token,
-            "queue": lease.queue, "started": lease.at_ms, "ms": result.ms,
-        }  # fmt: skip
+        said = self._said(attempt, result, shown_node(nodes) if nodes else lease.node)
         return self._checkpoint(attempt, planned, parts, source, step, said, value.writes)
+
+    def _said(self, attempt: Attempt, result: Result, node: str | None) -> e.Fields:
+        lease = attempt.lease
+        said: e.Fields = {
+            "task": lease.task, "attempt": lease.attempt, "token": lease.token, "queue": lease.queue,
+            "started": lease.at_ms, "ms": result.ms,
+        }  # fmt: skip
+        return {"node": node, **said} if node else said
+
+    def _clear(self, attempt: Attempt, result: Result) -> Commit:
+        """An update as END: a checkpoint without what was open. Send parts that still come next are written again."""
+        lease, loader = attempt.lease, self.loader
+        planned, refs = cleared(self.log, attempt.spec, lease, attempt.stand)
+        entries = [loader.entry(lease.thread, lease.birth, ref) for ref in refs]
+        parts = self._write_parts(attempt, [(part.text("tasks"), part.sends()) for part in entries])
+        step = max(lease.base, -1) + 1
+        said = self._said(attempt, result, END)
+        return self._checkpoint(attempt, planned, parts, "update", step, said, ())
 
     def _unplanned(
         self, attempt: Attempt, result: Result, value: Returned, parts: Parts, error: InvalidUpdateError
@@ -197,16 +217,19 @@ class Settler:
         state = state_at(self.log, lease.thread, lease.n) if lease.n else None
         facts = _done_facts(self.log, lease, state)
         done = [Done(f.text("task"), f.text("node"), _filled(f), tuple(f.json("goto") or ())) for f in facts]
-        planned = plan(spec, attempt.stand.channels, done)
+        if lease.width == 1 and done and done[0].task == UPDATE_TASK:
+            nodes = nodes_of(self.loader.entry(lease.thread, lease.birth, lease.rec), done[0].node)
+            done = dones(UPDATE_TASK, nodes, Returned(done[0].writes, done[0].goto, ()))
+        planned = plan(spec, attempt.stand.channels, done, edits=bool(done) and done[0].task == UPDATE_TASK)
         parts: Parts = []
         for fact in facts:
             for ref, count in fact.json("parts") or ():
                 part = self.loader.entry(lease.thread, lease.birth, ref)
                 parts.append((ref, part.text("tasks"), count, part.text("sum")))
         said: e.Fields = {"task": JOIN_TASK, "attempt": lease.attempt, "token": lease.token, "started": lease.at_ms}
-        if done and done[0].task == START_TASK:
+        if lease.width == 1 and done and done[0].task == START_TASK:
             return self._begin(attempt, None, planned, parts, Returned(done[0].writes, done[0].goto, ()))
-        if done and done[0].task == UPDATE_TASK:
+        if lease.width == 1 and done and done[0].task == UPDATE_TASK:
             return self._checkpoint(attempt, planned, parts, "update", max(lease.base, -1) + 1, said, None, facts)
         return self._checkpoint(attempt, planned, parts, "loop", attempt.stand.step + 1, said, None, facts)
 
@@ -214,22 +237,22 @@ class Settler:
         self, attempt: Attempt, result: Result | None, planned: Planned, parts: Parts, value: Returned
     ) -> Commit:
         """The commit of `start`: LangGraph's two checkpoints, the input at step -1 and what it led to at step 0."""
-        lease, spec = attempt.lease, attempt.spec
-        before = {} if attempt.stand.step == FRESH_STEP else attempt.stand.channels
-        base = max(lease.base, FRESH_STEP)
-        first_delta = _delta({} if lease.n == 0 else before, attempt.stand.channels)
-        start_row = json.dumps([[START_TASK, START_NODE, lease.queue, 0]])
-        first = e.checkpoint(
-            lease.digest, lease.n + 1, source="input", step=base + 1, graph=spec.version, run=lease.run, by=self.by,
-            next=start_row, delta=e.wrap(encode_delta(first_delta)),
-        )  # fmt: skip
+        lease, stand = attempt.lease, attempt.stand
         payload = self.loader.entry(lease.thread, lease.birth, lease.rec)
-        delta = self._input_delta(attempt, planned.channels, value, payload)
         said: e.Fields = {
             "node": START_NODE, "task": lease.task, "attempt": lease.attempt, "token": lease.token,
             "queue": lease.queue, "started": lease.at_ms, "ms": result.ms if result else 0,
         }  # fmt: skip
+        waits = START_TASK in stand.order and payload.text("run") == stand.run
+        before = stand.channels if waits else armed(attempt.spec, stand.channels)
+        delta = self._input_delta(attempt, before, planned.channels, value, payload)
         taken = [payload.text("sum")] if refs(delta) else []
+        if waits:  # the checkpoint of this very input is there
+            return self._checkpoint(
+                attempt, planned, parts, "loop", stand.step + 1, said, None, delta=delta, taken=taken
+            )
+        base = max(lease.base, FRESH_STEP)
+        first, grown = self._input_checkpoint(attempt, before, base + 1)
         return self._checkpoint(
             attempt,
             planned,
@@ -242,11 +265,28 @@ class Settler:
             first=first,
             delta=delta,
             taken=taken,
+            since=grown,
         )
 
-    def _input_delta(self, attempt: Attempt, after: Channels, value: Returned, payload: e.Entry) -> Delta:
+    def _input_checkpoint(self, attempt: Attempt, channels: Channels, step: int) -> tuple[e.Fields, tuple[int, int]]:
+        """The checkpoint of an input, and (checkpoints, bytes) since the last snapshot; a branch is one itself."""
+        lease, stand = attempt.lease, attempt.stand
+        said: e.Fields = {
+            "source": "input", "step": step, "graph": attempt.spec.version, "run": lease.run, "by": self.by,
+            "next": json.dumps([[START_TASK, START_NODE, lease.queue, 0]]),
+        }  # fmt: skip
+        if stand.on is not None:
+            whole, pieces = self._snapshot(attempt, channels, stand.on[1], None)
+            return e.checkpoint(stand.on[1], lease.n + 1, pieces, **said, **whole), (0, 0)
+        before = {} if stand.step == FRESH_STEP or lease.n == 0 else stand.channels
+        delta = e.wrap(encode_delta(_delta(before, channels)))
+        return e.checkpoint(lease.digest, lease.n + 1, **said, delta=delta), (stand.since_snapshot, stand.delta_bytes)
+
+    def _input_delta(
+        self, attempt: Attempt, before: Channels, after: Channels, value: Returned, payload: e.Entry
+    ) -> Delta:
         """The delta of an input: a value that stands in the run's own fact is taken from there."""
-        delta = _delta(attempt.stand.channels, after)
+        delta = _delta(before, after)
         if "sum" not in payload.raw:
             return delta
         stored = dict(input_writes(payload))
@@ -256,7 +296,7 @@ class Settler:
                 continue
             ops: list[list[Any]] = [[5, payload.id, name, []], [6, [payload.id], name]]
             for op in ops:
-                if _gives(attempt.stand.channels, name, op, given, after[name]):
+                if _gives(before, name, op, given, after[name]):
                     delta[name] = op
                     break
         return delta
@@ -276,9 +316,10 @@ class Settler:
         first: e.Fields | None = None,
         delta: Delta | None = None,
         taken: Sequence[str] = (),
+        since: tuple[int, int] | None = None,
     ) -> Commit:
         lease, stand = attempt.lease, attempt.stand
-        on, n = parent or (lease.digest, lease.n)
+        on, n = parent or (stand.on[1] if stand.on else lease.digest, lease.n)
         if delta is None:
             before = {} if lease.n == 0 and first is None else stand.channels
             delta = _delta(before, planned.channels)
@@ -292,12 +333,14 @@ class Settler:
             "source": source, "step": step, "graph": attempt.spec.version, "run": lease.run, "by": self.by, **said,
             "next": _json(rows),
         }  # fmt: skip
-        since, grown = stand.since_snapshot + 1, stand.delta_bytes + len(body)
-        if first is None and _snapshot_due(size, since, grown):  # the parts must lie in the step just closed
+        count, grown = since or (stand.since_snapshot, stand.delta_bytes)
+        count, grown = count + 1, grown + len(body)
+        branches = first is None and stand.on is not None
+        if branches or (first is None and _snapshot_due(size, count, grown)):  # parts must lie in the step just closed
             whole, pieces = self._snapshot(attempt, planned.channels, on, writes)
             fields |= whole
             sums = [*(s for *_, s in parts), *pieces]
-            since = grown = 0
+            count = grown = 0
         else:
             fields["delta"] = e.wrap(body)
             if writes is not None:
@@ -305,7 +348,7 @@ class Settler:
         made = e.checkpoint(on, n + 1, sums, **fields)
         stop, why = self._stop(attempt, step, rows, planned, parts)
         pulls, sent = rows_of(rows)
-        new = Stand(planned.channels, step, sent, pulls, since, grown)
+        new = Stand(planned.channels, step, sent, pulls, count, grown, lease.run)
         with self._lock:
             self._coming[lease.token] = (n + 1, str(made["digest"]), new)
         return Commit(
@@ -344,11 +387,12 @@ class Settler:
         self, attempt: Attempt, channels: Channels, parent: str, writes: Sequence[tuple[str, bytes]] | None
     ) -> tuple[e.Fields, list[str]]:
         """A checkpoint that stands alone; a large one's state goes ahead of it in parts, whose sums it covers."""
-        lease = attempt.lease
+        lease, on = attempt.lease, attempt.stand.on
         payload = self.loader.entry(lease.thread, lease.birth, lease.rec)
         told = payload if lease.conf == lease.rec else self.loader.entry(lease.thread, lease.birth, lease.conf)
         record = told.raw.get("record", b"")
-        fields: e.Fields = {"birth": lease.birth, "record": record, "parent": parent, "floor": lease.rec}
+        named = str(e.Address(lease.thread, *on)) if on else parent
+        fields: e.Fields = {"birth": lease.birth, "record": record, "parent": named, "floor": lease.rec}
         if writes is not None:
             fields["writes"] = e.pack_writes(writes)
         body = encode_state(channels)

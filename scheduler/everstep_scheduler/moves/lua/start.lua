@@ -1,5 +1,6 @@
 -- start: a run begins on a thread, or waits behind the one under way.
 -- H: thread run sum kind(input|update|continue|resume) graph queue task node jid birth mode(enqueue|reject) salt
+--    base: the step that the run builds on, where that is not the last checkpoint's
 --    own=1: an inline caller leases the first task itself (owner lease_ms tokens round)
 --    count: of the arguments for the fact, which follow ARGV[1]; behind them one value per answer
 --    answers = { {task, question}, ... } (continue, resume; at most 250), at = {n, digest} whose questions they answer;
@@ -38,7 +39,7 @@ if not T then
 end
 if not busy then
   fields[#fields + 1] = 'step'
-  fields[#fields + 1] = T.step
+  fields[#fields + 1] = H.base or T.step
 end
 if onward then
   fields[#fields + 1] = 'of'
@@ -81,6 +82,7 @@ if onward then
   end
 else
   local rec = begin(H.thread, T, H.run, entry, H.node, H.graph, H.queue)
+  T.base = H.base or T.base
   if H.own then lease(H.thread, T, H.task, rec, table.remove(H.tokens, 1)) else push(H.thread, T, H.task, rec) end
 end
 return finish()

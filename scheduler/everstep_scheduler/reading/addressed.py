@@ -1,0 +1,91 @@
+"""Addressed: the checkpoint that a `checkpoint_id` names, and who wrote last before it. Read from the log alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.errors import InvalidUpdateError, NotFound
+from everstep_checkpoint.log import Log, unknown_thread
+from everstep_checkpoint.replay import State, state_at
+
+from ..graph.runtime import END, START
+from ..moves.record import checkpoint_number
+
+WALK_MAX = 1000
+
+
+def addressed(log: Log, thread: str, checkpoint_id: str) -> State:
+    """The state at a checkpoint of the thread, by its id.
+
+    Raises InvalidInput for what is no id, NotFound for one that this thread does not have, Trimmed, UnknownThread.
+    """
+    number = checkpoint_number(checkpoint_id)
+    head = log.head(thread)
+    if head is None:
+        raise unknown_thread(thread)
+    if not 1 <= number <= head.n:
+        raise unknown_checkpoint(thread, checkpoint_id)
+    state = state_at(log, thread, number)
+    if state.entry.checkpoint_id != checkpoint_id:
+        raise another_checkpoint(thread, checkpoint_id, state.entry)
+    return state
+
+
+def unknown_checkpoint(thread: str, named: object) -> NotFound:
+    return NotFound(f"no checkpoint {named}", thread=thread, fix="`everstep history` lists those that are there")
+
+
+def another_checkpoint(thread: str, named: str, found: e.Entry) -> NotFound:
+    return NotFound(
+        f"no checkpoint {named}: number {found.n} of this thread is {found.checkpoint_id}",
+        thread=thread,
+        fix="the id is of another thread, or of one that was deleted since; `everstep history` lists those of this one",
+    )
+
+
+def last_writer(log: Log, thread: str, at: e.Entry | None) -> str:
+    """The node that an update of checkpoint `at` stands for where nobody says one: the one that ran last.
+
+    START where none has run yet (LangGraph: `_infer_as_node`). Updates and Sends do not count; a step that was given up
+    does. Raises InvalidUpdateError if several ran at once.
+    """
+    if at is None:
+        return START
+    for entry in _back(log, thread, at):
+        ran = _ran(log, thread, entry)
+        if len(ran) > 1:
+            break
+        if ran:
+            return ran[0]
+        if entry.branch_of is None and entry.n == 1:
+            return START
+    raise InvalidUpdateError("Ambiguous update, specify as_node", thread=thread, fix="update_state(..., as_node='...')")
+
+
+def _back(log: Log, thread: str, at: e.Entry) -> Iterator[e.Entry]:
+    """A checkpoint and those before it, along its branch."""
+    entry: e.Entry | None = at
+    for _ in range(WALK_MAX):
+        if entry is None:
+            return
+        yield entry
+        entry = _before(log, thread, entry)
+
+
+def _before(log: Log, thread: str, entry: e.Entry) -> e.Entry | None:
+    """The checkpoint that an entry builds on, in whichever thread it is; None if there is none, or it was trimmed."""
+    named = entry.branch_of or e.Address(thread, entry.n - 1, "")
+    found = log.read(named.thread, f"{named.n}-0", f"{named.n}-0") if named.n else []
+    return found[0] if found and named.digest in ("", found[0].digest) else None
+
+
+def _ran(log: Log, thread: str, entry: e.Entry) -> list[str]:
+    """The nodes that edges led to and that were done, or given up, by the step that a checkpoint closed."""
+    source = entry.text("source")
+    if source == "fork" or (source == "update" and entry.text("node") != END):
+        return []
+    if entry.text("task") == "start":
+        return [START]
+    before = _before(log, thread, entry)
+    return [str(row[1]) for row in before.next if len(row) == 4] if before is not None else []

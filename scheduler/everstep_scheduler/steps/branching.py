@@ -1,0 +1,239 @@
+"""Branching in place: an earlier checkpoint is put at the head of its thread again, and a run goes on from it, or rests.
+
+    Wish ──► ask: would it pass? ──► parts ahead (Sends, a large state) ──► the checkpoint, hashed ──► Moves.branch
+      ▲                                                                                                    │
+      └──────────────────────────────── the head moved meanwhile ──────────────────────────────────────────┘
+
+No user code runs here, so anybody can branch: an inline caller, a client of the fleet, the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.branching import Copied, copied, state_fields, told
+from everstep_checkpoint.codec import PLAIN, Codec
+from everstep_checkpoint.errors import Conflict, InvalidResume, RunConflict, ThreadBusy, Trimmed
+from everstep_checkpoint.log import Head, Log, new_id
+from everstep_checkpoint.replay import State, input_writes, state_at
+
+from ..moves.contract import START_NODE, START_TASK, Branch, Moves, Offer, Start, Started
+from ..moves.record import On, RunRecord, kind_of, start_with
+from ..reading.addressed import addressed
+
+TRIES = 5
+PIECES_A_CALL = 8
+FRESH_STEP = -2
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to stand at the head. `at`: the checkpoint whose state it repeats, None on a new thread.
+
+    `start`: the run, its record and input. `parent`: what it builds on, `at` by default. `input`: the run's own input
+    is to be applied next, beside the tasks that are open at `at` (LangGraph: as_node="__input__"). `channels`: the state
+    of a new thread. `rests`: the run ends here, and whoever continues goes on.
+    """
+
+    thread: str
+    start: Start
+    at: State | None
+    source: str = "fork"
+    parent: e.Address | None = None
+    input: bool = False
+    channels: dict[str, bytes] | None = None
+    rests: bool = False
+
+
+@dataclass(frozen=True)
+class Branched:
+    """The answer of the move, and (n, digest) of the checkpoint that it put at the head."""
+
+    started: Started
+    n: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Travel:
+    """Where a run begins that names a checkpoint. `how`: replay it, apply an input to it, or go on as usual (plain)."""
+
+    how: Literal["replay", "input", "plain"]
+    at: State
+
+
+def travel(log: Log, thread: str, checkpoint_id: str, data: object) -> Travel:
+    """What a `checkpoint_id` means for a run, with an input or without (LangGraph: `_loop._first`).
+
+    An input or an answer at the last checkpoint is one as any other; an answer elsewhere finds no question that waits.
+    A replay always begins a branch, also at the last checkpoint, unless that one is an update or a fork: then it goes
+    on from there.
+
+    Raises InvalidInput, NotFound, Trimmed, InvalidResume.
+    """
+    at, head = addressed(log, thread, checkpoint_id), log.head(thread)
+    last = head is not None and head.n == at.n
+    kind = kind_of(data)
+    if kind == "resume" and not last:
+        raise InvalidResume(
+            "an answer is for the question that waits at the last checkpoint",
+            thread=thread,
+            checkpoint=checkpoint_id,
+            fix="replay that checkpoint, invoke(None, config): it asks again; then answer without a checkpoint_id",
+        )
+    if kind != "continue":
+        return Travel("plain" if last else "input", at)
+    return Travel("plain" if last and at.entry.text("source") in ("update", "fork") else "replay", at)
+
+
+def on(state: State) -> On:
+    """A checkpoint as a run's fact names what the run builds on."""
+    return On(state.n, state.digest, state.entry.number("step"))
+
+
+def forking(
+    log: Log, thread: str, at: State, record: RunRecord | None, run: str, graph: str, queue: str, codec: Codec = PLAIN
+) -> Start:
+    """The run of a replay of checkpoint `at`, or of a copy that rests. If the input of `at` is still to be applied, it
+    comes along. `record` None: as the run was told that made `at`."""
+    said = told(log, thread, at)
+    stored = said.get("record")
+    known = RunRecord.decode(e.unwrap(stored, "the run's record")) if stored else RunRecord()
+    mine = known if record is None else replace(record, form=known.form)
+    writes = input_writes(e.Entry(0, 1, {"kind": b"run_started", **said}))
+    return start_with(
+        replace(mine, kind="fork"), _filled(writes), thread=thread, run=run, graph=graph, queue=queue, codec=codec,
+        on=on(at),
+    )  # fmt: skip
+
+
+def _filled(writes: Sequence[tuple[str, bytes | None]]) -> list[tuple[str, bytes]]:
+    return [(name, value) for name, value in writes if value is not None]
+
+
+def copy_of(log: Log, thread: str, at: State) -> e.Address:
+    """What a copy of `at` builds on: what `at` itself builds on, so that both are siblings (LangGraph: `__copy__`)."""
+    if named := at.entry.branch_of:
+        return named
+    before = log.read(thread, f"{at.n - 1}-0", f"{at.n - 1}-0") if at.n > 1 else []
+    if at.n > 1 and not before:
+        raise Trimmed(f"what checkpoint {at.n} builds on was trimmed", thread=thread, fix="copy a later checkpoint")
+    return e.Address(thread, at.n - 1, before[0].digest if before else at.birth)
+
+
+def branch(
+    log: Log,
+    moves: Moves,
+    wish: Wish,
+    offer: Callable[[], Offer] | None = None,
+    insist: Callable[[Callable[[], Started]], Started] = lambda action: action(),
+) -> Branched:
+    """Put what is wished at the head. Raises ThreadBusy, RunConflict, Conflict, Trimmed, CorruptEntry, ServerError."""
+    for _ in range(TRIES):
+        head = log.head(wish.thread)
+        asked = insist(partial(moves.branch, _question(wish, head), ask=True))
+        made = _made(log, wish, head) if asked.status == "ready" else None
+        if made is not None:
+            asked = insist(partial(moves.branch, made, offer() if offer is not None else None))
+            if asked.status == "started":
+                return Branched(asked, *made.head[:2])
+        if asked.status in ("attached", "conflict", "busy"):
+            return Branched(_settled(asked, wish), *_known(log, wish, asked))
+    raise Conflict("the thread moves on while it is branched", thread=wish.thread, fix="stop its producers first")
+
+
+def _settled(started: Started, wish: Wish) -> Started:
+    if started.status == "busy":
+        raise ThreadBusy("a run is under way on the thread", thread=wish.thread, fix="wait for it, or cancel it")
+    if started.status == "conflict":
+        raise RunConflict(
+            f"run {wish.start.run!r} was used with another input", thread=wish.thread, fix="give a new run_id"
+        )
+    return started
+
+
+def _known(log: Log, wish: Wish, started: Started) -> tuple[int, str]:
+    """The checkpoint that this very run has put at the head before."""
+    n = e.entry_id(started.entry)[0] + 1
+    found = log.read(wish.thread, f"{n}-0", f"{n}-0")
+    return n, found[0].digest if found else ""
+
+
+def _after(head: Head | None) -> tuple[int, str]:
+    return (head.n, head.digest) if head is not None else (0, new_id())
+
+
+def _question(wish: Wish, head: Head | None) -> Branch:
+    return Branch(wish.start, _after(head), {}, (0, "", 0))
+
+
+def _made(log: Log, wish: Wish, head: Head | None) -> Branch | None:
+    """The checkpoint with all that it names; what it names is written. None if the head moved meanwhile."""
+    n, digest = after = _after(head)
+    run, at, birth = wish.start.run, wish.at, _birth(log, wish.thread, head, digest)
+    tasks = copied(log, wish.thread, at, run) if at is not None else Copied((), ())
+    whole, pieces = _state(wish, run)
+    try:
+        refs = _written(log, wish.thread, [*tasks.parts, *pieces], after)
+    except Conflict:
+        return None
+    rows = _rows(wish, tasks, refs[: len(tasks.parts)])
+    parent = wish.parent or (e.Address(wish.thread, at.n, at.digest) if at is not None else None)
+    step = (at.entry.number("step") if at is not None else FRESH_STEP) + 1
+    said: e.Fields = {
+        "source": wish.source, "step": step, "graph": _graph(wish), "run": run, "next": json.dumps(rows),
+        "birth": birth, "record": wish.start.fields["record"], "floor": f"{n}-1", **whole,
+    }  # fmt: skip
+    said |= {"parent": str(parent)} if parent is not None else {}
+    said |= {"parts": json.dumps(refs[len(tasks.parts) :])} if pieces else {}
+    sums = [str(part["sum"]) for part in (*tasks.parts, *pieces)]
+    made = e.checkpoint(parent.digest if parent is not None else birth, n + 1, sums, **said)
+    start = _start(wish, at, birth if head is None else "")
+    named = {ref: str(part["tasks"]) for ref, part in zip(refs, tasks.parts, strict=False)}
+    put = Branch(start, after, made, (n + 1, str(made["digest"]), step), tuple(map(tuple, rows)), named)
+    return replace(put, stop="interrupted") if wish.rests and rows else put
+
+
+def _birth(log: Log, thread: str, head: Head | None, fresh: str) -> str:
+    if head is None:
+        return fresh
+    return state_at(log, thread, head.n).birth if head.n else head.digest
+
+
+def _state(wish: Wish, run: str) -> tuple[e.Fields, list[e.Fields]]:
+    if wish.at is not None:
+        return state_fields(wish.at.channels, run)
+    return state_fields(wish.channels or {}, run)
+
+
+def _written(log: Log, thread: str, parts: Sequence[e.Fields], after: tuple[int, str]) -> list[str]:
+    """Parts go ahead of the checkpoint that names them, a few a call; until then they mean nothing."""
+    refs: list[str] = []
+    for i in range(0, len(parts), PIECES_A_CALL):
+        refs += log.append(thread, parts[i : i + PIECES_A_CALL], after)
+    return refs
+
+
+def _rows(wish: Wish, tasks: Copied, refs: Sequence[str]) -> list[list[Any]]:
+    rows = tasks.rows(refs)
+    if not wish.input:
+        return rows
+    start = [START_TASK, START_NODE, wish.start.queue, 0]
+    pulls = [row for row in rows if len(row) == 4 and row[0] != START_TASK]
+    return [*sorted([*pulls, start], key=lambda row: str(row[1])), *(row for row in rows if len(row) == 2)]
+
+
+def _graph(wish: Wish) -> str:
+    """`name@fingerprint` of the graph that made the checkpoint, or the name alone."""
+    return wish.at.entry.text("graph") if wish.at is not None else wish.start.graph
+
+
+def _start(wish: Wish, at: State | None, birth: str) -> Start:
+    base = at.entry.number("step") if at is not None else FRESH_STEP
+    more: e.Fields = {"step": base, **({"birth": birth} if birth else {})}
+    return replace(wish.start, fields={**wish.start.fields, **more}, base=base)

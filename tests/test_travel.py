@@ -1,0 +1,304 @@
+"""Time travel and the state API against the oracle: each case leaves LangGraph's history, in memory and on Redis.
+
+A history is compared whole: source, step, next, values, the parent by its place in the history, and each task's result.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Callable
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
+from langgraph.types import StateUpdate as TheirUpdate
+
+from everstep_checkpoint.replay import verify
+from everstep_scheduler.graph.runtime import END, START
+from everstep_scheduler.inline.compiled import CompiledGraph
+from everstep_scheduler.inline.logmoves import LogMoves
+from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
+from everstep_scheduler.reading.derive import derive
+from everstep_scheduler.steps.stateface import StateUpdate
+from servers import run_seed
+from test_plan import OURS, THEIRS, random_graph
+
+Config = dict[str, Any]
+THREAD = "t"
+ON: Config = {"configurable": {"thread_id": THREAD}}
+GRAPHS, TRIPS = 40, 4
+
+
+class State(TypedDict, total=False):
+    log: Annotated[list[str], operator.add]
+
+
+def graph(lib: Any, saver: Any, shape: str = "chain", fails: str = "") -> Any:
+    """a, b, c, d in a chain; or b and c side by side behind a, joined at d. `fails`: nodes that raise, once."""
+    made, left = lib.StateGraph(State), list(fails)
+
+    def node(name: str) -> Callable[[Any], Any]:
+        def run(state: Any) -> Any:
+            if name in left:
+                left.remove(name)
+                raise ValueError(name)
+            return {"log": [name]}
+
+        return run
+
+    for name in "abcd":
+        made.add_node(name, node(name))
+    made.add_edge(START, "a").add_edge("a", "b")
+    if shape == "chain":
+        made.add_edge("b", "c").add_edge("c", "d")
+    elif shape == "wide":
+        made.add_edge("a", "c").add_edge(["b", "c"], "d")
+    else:  # Sends
+        made.add_conditional_edges("a", lambda s: [lib.Send("c", {"log": [str(i)]}) for i in range(3)], ["c"])
+        made.add_edge("c", "d")
+    return made.compile(checkpointer=saver, **({"name": "g"} if lib is OURS else {}))
+
+
+def told(graph: Any, thread: str = THREAD) -> list[tuple[Any, ...]]:
+    """The history in words that both have, newest first."""
+    found = list(graph.get_state_history({"configurable": {"thread_id": thread}}))
+    ids = [each.config["configurable"]["checkpoint_id"] for each in found]
+
+    def parent(snap: Any) -> int | None:
+        named = (snap.parent_config or {"configurable": {}})["configurable"].get("checkpoint_id")
+        return None if named is None else len(ids) - ids.index(named)
+
+    return [
+        (
+            len(ids) - i, snap.metadata["source"], snap.metadata["step"], parent(snap), sorted(snap.next), snap.values,
+            sorted((task.name, str(task.result)) for task in snap.tasks),
+        )
+        for i, snap in enumerate(found)
+    ]  # fmt: skip
+
+
+def at(graph: Any, step: int, source: str = "", thread: str = THREAD) -> Config:
+    """The config of the newest checkpoint with this step."""
+    found = graph.get_state_history({"configurable": {"thread_id": thread}})
+    return next(dict(x.config) for x in found if x.metadata["step"] == step and source in ("", x.metadata["source"]))
+
+
+def done(action: Callable[[Any], Any], graph: Any) -> str:
+    """What an action came to, in one word."""
+    try:
+        action(graph)
+    except Exception as error:  # noqa: BLE001 - whatever it is, both must raise it
+        return type(error).__name__
+    return "done"
+
+
+def same(ours: Any, theirs: Any, *actions: Callable[[Any], Any]) -> None:
+    """Both do the same, and stand the same after each action."""
+    for i, action in enumerate(actions):
+        assert done(action, ours) == done(action, theirs), f"action {i}"
+        mine, his = told(ours), told(theirs)
+        assert mine == his, f"action {i}:\n" + "\n".join(
+            f"{a}\n{b}\n" for a, b in zip(mine, his, strict=False) if a != b
+        )
+        mine_now, his_now = ours.get_state(ON), theirs.get_state(ON)
+        assert (mine_now.values, sorted(mine_now.next)) == (his_now.values, sorted(his_now.next)), f"action {i}"
+
+
+@pytest.fixture(params=["memory", "redis"])
+def saver(request: pytest.FixtureRequest) -> Saver:
+    return InMemorySaver() if request.param == "memory" else RedisSaver(request.getfixturevalue("redis_url"))
+
+
+def begin(graph: Any) -> Any:
+    return graph.invoke({"log": ["x"]}, ON, **sync(graph))
+
+
+def go_on(graph: Any) -> Any:
+    return graph.invoke(None, ON, **sync(graph))
+
+
+def sync(graph: Any) -> Any:
+    """LangGraph stores the barrier of a later step unless it is told to wait (its issue 8748)."""
+    return {} if isinstance(graph, CompiledGraph) else {"durability": "sync"}
+
+
+def replay(step: int, source: str = "") -> Callable[[Any], Any]:
+    return lambda graph: graph.invoke(None, at(graph, step, source), **sync(graph))
+
+
+def give(step: int) -> Callable[[Any], Any]:
+    return lambda graph: graph.invoke({"log": ["y"]}, at(graph, step), **sync(graph))
+
+
+def update(step: int | None, values: Any, as_node: str | None = None) -> Callable[[Any], Any]:
+    return lambda graph: graph.update_state(ON if step is None else at(graph, step), values, as_node=as_node)
+
+
+U = {"log": ["u"]}
+CASES: dict[str, tuple[str, str, tuple[Callable[[Any], Any], ...]]] = {
+    "replay": ("chain", "", (replay(1), replay(2))),
+    "replay of the input": ("chain", "", (replay(-1),)),
+    "replay of step 0": ("chain", "", (replay(0),)),
+    "replay of the end": ("chain", "", (replay(4),)),
+    "replay of a replay": ("chain", "", (replay(1), replay(2, "fork"))),
+    "replay of what failed, at the head": ("chain", "c", (replay(2),)),
+    "replay of a wide step that failed, at the head": ("wide", "c", (replay(1),)),
+    "replay of a wide step": ("wide", "", (replay(1), replay(2))),
+    "replay of Sends": ("sends", "", (replay(1), replay(2))),
+    "replay that fails and is continued": ("chain", "", (replay(1), go_on)),
+    "an input": ("chain", "", (give(1), give(2))),
+    "an input at the input": ("chain", "", (give(-1),)),
+    "an input at the head": ("chain", "", (give(4),)),
+    "an input on a wide step": ("wide", "c", (give(1), give(0))),
+    "an input on Sends": ("sends", "", (give(1), replay(1))),
+    "an update": ("chain", "", (update(1, U, "b"), go_on, replay(2, "update"))),
+    "an update of nothing": ("chain", "", (update(1, None, "b"), go_on)),
+    "an update at the head": ("chain", "", (update(None, U, "a"), go_on)),
+    "an update as START": ("chain", "", (update(1, U, START), go_on)),
+    "an update with open siblings": ("wide", "c", (update(None, U, "a"), go_on)),
+    "an update of what failed": ("wide", "c", (update(None, U, "c"), go_on)),
+    "an update of what is done": ("wide", "c", (update(None, U, "b"), go_on)),
+    "an update into Sends": ("sends", "", (update(1, U, "a"), go_on)),
+    "inferred at the head": ("chain", "", (update(None, U), update(None, U), go_on)),
+    "inferred at step 1": ("chain", "", (update(1, U), go_on)),
+    "inferred at step 0": ("chain", "", (update(0, U), go_on)),
+    "inferred at the input": ("chain", "", (update(-1, U), go_on)),
+    "inferred, ambiguous": ("wide", "", (update(2, U), update(3, U), go_on)),
+    "inferred behind Sends": ("sends", "", (update(2, U), update(3, U))),
+    "inferred behind a replay": ("chain", "", (replay(1), update(2, U), update(3, U))),
+    "cleared": ("chain", "c", (update(None, None, END), update(None, U), go_on)),
+    "cleared in a wide step": ("wide", "c", (update(None, None, END), go_on)),
+    "cleared in a wide step, inferred": ("wide", "c", (update(None, None, END), update(None, U))),
+    "cleared earlier": ("chain", "", (update(1, None, END), update(None, U), go_on)),
+    "cleared earlier, wide": ("wide", "", (update(1, None, END), go_on)),
+    "cleared earlier, Sends": ("sends", "", (update(0, None, END), go_on)),
+    "cleared at the input": ("chain", "", (update(-1, None, END), go_on)),
+    "cleared at the end": ("chain", "", (update(None, None, END), go_on)),
+    "END with values": ("chain", "", (update(1, U, END),)),
+    "as input": ("chain", "", (update(None, U, "__input__"), go_on)),
+    "as input, beside what is open": ("chain", "", (update(1, U, "__input__"), go_on)),
+    "as input, at the input": ("chain", "", (update(-1, U, "__input__"), go_on)),
+    "as input, beside a wide step": ("wide", "c", (update(None, U, "__input__"), go_on)),
+    "as input, beside Sends": ("sends", "", (update(1, U, "__input__"), go_on)),
+    "as input, then another": ("chain", "", (update(None, U, "__input__"), begin)),
+    "a copy": ("chain", "", (update(1, None, "__copy__"), go_on)),
+    "a copy of the input": ("chain", "", (update(-1, None, "__copy__"), go_on)),
+    "a copy of a copy": ("chain", "", (update(1, None, "__copy__"), update(2, None, "__copy__"), go_on)),
+    "a copy of Sends": ("sends", "", (update(1, None, "__copy__"), go_on)),
+    "a copy with updates": ("chain", "", (update(1, [(U, "b")], "__copy__"), go_on)),
+    "a copy with updates, wide": ("wide", "", (update(1, [(U, "b"), (U, "c")], "__copy__"), go_on)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_way_back_leaves_langgraphs_history(saver: Saver, case: str) -> None:
+    shape, fails, actions = CASES[case]
+    same(graph(OURS, saver, shape, fails), graph(THEIRS, OracleSaver(), shape, fails), begin, *actions)
+    assert verify(saver.log, THREAD).problems == []
+
+
+@pytest.mark.parametrize(
+    "values_as", [(U, None), (U, "a"), (U, START), (None, END), (U, "__input__"), (None, "__copy__")], ids=str
+)
+def test_an_update_of_a_new_thread_is_langgraphs(saver: Saver, values_as: tuple[Any, str | None]) -> None:
+    more = () if values_as == (None, END) else (go_on,)  # nothing is left to go on with: LangGraph raises, we do not
+    same(graph(OURS, saver), graph(THEIRS, OracleSaver()), update(None, *values_as), *more)
+
+
+BULKS: dict[str, list[list[tuple[Any, ...]]]] = {
+    "two at once, then one": [[(U, "b"), (U, "a")], [(U, "c")]],
+    "one node twice": [[(U, "b"), ({"log": ["v"]}, "b")]],
+    "a join": [[(U, "b"), (U, "c")]],
+    "no node named": [[(U,), (U, "a")]],
+    "nothing": [],
+    "an empty superstep": [[]],
+    "cleared with others": [[(None, END), (U, "a")]],
+    "an unknown node behind a good one": [[(U, "b")], [(U, "nobody")]],
+}
+
+
+@pytest.mark.parametrize("shape", ["chain", "wide"])
+@pytest.mark.parametrize("bulk", BULKS)
+def test_supersteps_of_updates_are_langgraphs(saver: Saver, bulk: str, shape: str) -> None:
+    def act(each: type[Any]) -> Callable[[Any], Any]:
+        return lambda graph: graph.bulk_update_state(
+            at(graph, 1), [[each(*one) for one in superstep] for superstep in BULKS[bulk]]
+        )
+
+    ours, theirs = graph(OURS, saver, shape), graph(THEIRS, OracleSaver(), shape)
+    same(ours, theirs, begin)
+    assert (done(act(StateUpdate), ours) == "done") is (done(act(TheirUpdate), theirs) == "done")
+    same(ours, theirs, go_on)
+
+
+def trip(dice: random.Random) -> tuple[int, str, Any]:
+    """A way back: how many checkpoints before the head, and what to do there."""
+    return dice.randrange(8), dice.choice(["replay", "input", "update", "clear", "copy", "as input"]), dice.random()
+
+
+def travel(graph: Any, names: list[str], back: int, what: str, chance: float, **more: Any) -> str:
+    history = list(graph.get_state_history(ON))
+    config = {**history[min(back, len(history) - 1)].config, "recursion_limit": 12}
+    match what:
+        case "replay":
+            return outcome(lambda: graph.invoke(None, config, **more))
+        case "input":
+            return outcome(lambda: graph.invoke({"log": ["y"]}, config, **more))
+        case "update":
+            node = [None, *names][int(chance * (len(names) + 1))]
+            return outcome(lambda: graph.update_state(config, {"log": ["u"]}, as_node=node))
+        case "clear":
+            return outcome(lambda: graph.update_state(config, None, as_node=END))
+        case "copy":
+            return outcome(lambda: graph.update_state(config, None, as_node="__copy__"))
+        case _:
+            return outcome(lambda: graph.update_state(config, {"log": ["i"]}, as_node="__input__"))
+
+
+def outcome(action: Callable[[], Any]) -> str:
+    """How it ended. LangGraph raises also where a run ends in the very step of its limit: there the history tells."""
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001 - whatever it is, both must raise it
+        return "done" if "Recursion" in type(error).__name__ else type(error).__name__
+    return "done"
+
+
+@pytest.mark.parametrize("kind", ["memory", "redis"])
+def test_random_graphs_travel_as_in_langgraph(kind: str, request: pytest.FixtureRequest) -> None:
+    dice = random.Random(run_seed())
+    for _ in range(GRAPHS if kind == "memory" else GRAPHS // 4):
+        seed = dice.randrange(2**31)
+        saver: Saver = InMemorySaver() if kind == "memory" else RedisSaver(request.getfixturevalue("redis_url"))
+        saver.moves.delete(THREAD)
+        ours = random_graph(OURS, seed).compile(checkpointer=saver, name="g")
+        theirs = random_graph(THEIRS, seed).compile(checkpointer=OracleSaver())
+        start = {**ON, "recursion_limit": 12}
+        assert outcome(lambda: ours.invoke({"log": ["x"]}, start)) == outcome(  # noqa: B023
+            lambda: theirs.invoke({"log": ["x"]}, start, durability="sync")  # noqa: B023
+        )
+        went: list[Any] = []
+        for _ in range(TRIPS):
+            went.append(trip(dice))
+            names = sorted(ours.spec.nodes)
+            mine, his = travel(ours, names, *went[-1]), travel(theirs, names, *went[-1], durability="sync")
+            if (mine, his) == ("done", "InvalidUpdateError") and went[-1][1] == "update":
+                break  # one node ran, for a join and an edge at once: to LangGraph that is two, and ambiguous
+            assert mine == his, f"seed {seed} {went}"
+            assert told(ours) == told(theirs), f"seed {seed} {went}"
+        assert verify(saver.log, THREAD).problems == [], f"seed {seed} {went}"
+        if kind == "memory":
+            indexes_are_what_the_log_says(saver)
+
+
+def indexes_are_what_the_log_says(saver: Saver) -> None:
+    moves = saver.moves
+    assert isinstance(moves, LogMoves)
+    kept, told = moves._threads[THREAD], derive(saver.log, THREAD)  # pyright: ignore[reportPrivateUsage]
+    assert (kept.n, kept.digest, kept.step, kept.status, kept.run, kept.rec, kept.base) == (
+        told.n, told.digest, told.step, told.status, told.run, told.rec, told.base
+    )  # fmt: skip
+    assert (kept.width, kept.left, kept.failed, sorted(kept.open)) == (
+        told.width, told.left, told.failed, sorted(task.task for task in told.tasks)
+    )  # fmt: skip
