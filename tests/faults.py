@@ -44,7 +44,20 @@ KEYS = Keys()
 HERE = Path(__file__).parent
 SHORT_MS = 500  # a lease whose end is the event
 LONG_MS = 3000  # a lease that must not end
-SCRIPTS = ("start", "claim", "commit", "part", "renew", "release", "cancel", "sweep", "delete", "adopt", "purge")
+SCRIPTS = (
+    "start",
+    "claim",
+    "commit",
+    "part",
+    "renew",
+    "release",
+    "cancel",
+    "sweep",
+    "delete",
+    "adopt",
+    "purge",
+    "branch",
+)
 ENDS_S = 10.0
 
 

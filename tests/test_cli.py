@@ -600,3 +600,35 @@ def test_the_history_tells_what_was_asked_and_answered(cli: Cli) -> None:
     assert [x["open_tasks"] for x in found if x["thread_id"] == "t21"] == [1]
     cli("resume", "t21", '"yes"', "--wait")
     assert cli("history", "t21") == 0 and re.search(r'answered .*"yes"', cli.out)
+
+
+def test_fork_rollback_and_diff_go_back_in_time(cli: Cli) -> None:
+    cli("submit", "counting", FIVE, "--thread", "back", "--wait")
+    steps = [each["checkpoint_id"] for each in cli.json("history", "back")["checkpoints"]]
+    assert cli("fork", "back", "--at", steps[2], "--to", "what-if") == 0
+    assert cli.out == "what-if\n" and "everstep retry what-if" in cli.err
+    assert cli.json("retry", "what-if", "--wait")["output"] == {"count": 5, "done": True}
+    drawn = cli.json("fork", "back")
+    assert drawn["values"] == {"count": 5, "done": True} and drawn["next"] == []
+    assert cli("fork", "back", "--to", "what-if") == 4
+
+    assert cli("diff", "back", steps[0], steps[-1]) == 0
+    assert cli.out.splitlines() == ["+ count = 5", "+ done = true"]
+    assert cli("diff", "back", steps[2], steps[-1]) == 0
+    assert cli.out.splitlines() == ["- count = 1", "+ count = 5", "- done = false", "+ done = true"]
+    assert cli.json("diff", "back", steps[3], steps[4])["changes"] == [
+        {"key": "count", "how": "changed", "before": 1, "after": 2}
+    ]
+    assert cli("diff", "back", steps[2], steps[2]) == 0
+    assert (cli.out, cli.err) == ("", "no difference\n")
+
+    assert cli("rollback", "back", steps[2]) == 0
+    made = cli.out.strip()
+    assert cli.json("state", "back")["checkpoint_id"] == made
+    last = cli.json("history", "back", "-n", "1")["checkpoints"][0]
+    assert (last["source"], last["changed"], last["next"]) == ("fork", {}, ["check"])
+    assert cli.json("retry", "back", "--wait")["output"] == {"count": 5, "done": True}
+    assert cli("log", "back", "--verify") == 0
+    assert cli("rollback", "back", "000000000099-00000000") == 3
+    assert cli("rollback", "back", "yesterday") == 2
+    assert cli("rollback", "nobody", steps[2]) == 3

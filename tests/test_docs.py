@@ -79,6 +79,12 @@ def test_a_sample_runs_as_it_stands(name: str, code: str, fleet: str) -> None:
         assert promised in done.stdout, f"{promised!r} is not in {done.stdout!r}"
 
 
+def test_the_samples_of_time_travel_run_one_after_the_other() -> None:
+    code = "\n".join(blocks(DOCS / "time-travel.md", "python"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def words_in_docs() -> list[str]:
     found: list[str] = []
     for path in PAGES:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from . import entries as e
+from .chain import Chain
 from .codec import array_header
 from .delta import SET, decode_delta, decode_state, encode_state, fold, refs
 from .errors import CorruptEntry, Trimmed
@@ -339,47 +340,27 @@ class Report:
 def verify(log: Log, thread: str) -> Report:
     """Read a whole log and check each entry, each fact's sum, each digest and the chain of parents."""
     report = Report(thread)
-    folder = Fold(fetch(log, thread))
-    last: str | None = None
-    seen: dict[int, str] = {}
+    folder, chain = Fold(fetch(log, thread)), Chain(thread)
     try:
         for entry in log.pages(thread):
             report.entries += 1
             _check_sum(entry, report)
             if not entry.is_checkpoint:
                 folder.feed(entry)
-                last = entry.text("birth") or last
-                seen.setdefault(0, last) if last and not seen else None
+                chain.fact(entry)
                 continue
             report.checkpoints += 1
-            last = _builds_on(entry, thread, last, seen, report)
-            if last is None:
+            parent = chain.parent(entry)
+            if parent is None:
                 continue  # below the trim mark: nothing to check it against
-            _check_digest(entry, last, folder, report)
+            if astray := chain.astray(entry):
+                report.problems.append(astray)
+            _check_digest(entry, parent, folder, report)
             folder.feed(entry)
-            last = seen[entry.n] = entry.digest
+            chain.checkpoint(entry)
     except CorruptEntry as error:
         report.problems.append(error.what)
     return report
-
-
-def _builds_on(entry: e.Entry, thread: str, last: str | None, seen: Mapping[int, str], report: Report) -> str | None:
-    """The parent's digest: of the checkpoint before, or the one that a branch names, which must be in the log."""
-    named = entry.branch_of
-    if named is None or entry.n == 1:
-        return last or named_parent(entry)
-    trimmed = not seen or named.n < min(seen)
-    if named.thread == thread and not trimmed and seen.get(named.n) != named.digest:
-        report.problems.append(
-            f"checkpoint {entry.n}: it branches from checkpoint {named.n}, which is another one here"
-        )
-    return named.digest
-
-
-def named_parent(entry: e.Entry) -> str | None:
-    """The parent's digest that a snapshot names in full: the first readable entry of a trimmed log."""
-    named = entry.text("parent").split(" ")
-    return named[-1] if _is_snapshot(entry) and named != [""] else None
 
 
 def _check_sum(entry: e.Entry, report: Report) -> None:

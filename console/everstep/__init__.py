@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.inline.savers import MemorySaver as MemorySaver
     from everstep_scheduler.inline.savers import RedisSaver as RedisSaver
     from everstep_scheduler.reading.snapshot import StateSnapshot as StateSnapshot
+    from everstep_scheduler.steps.stateface import StateUpdate as StateUpdate
     from everstep_workers.rqjob import RQJob as RQJob
 
 _HOMES = {
@@ -51,6 +52,7 @@ _HOMES = {
     "everstep_scheduler.graph.runtime": ("END", "START", "Command", "Runtime", "Send"),
     "everstep_scheduler.inline.savers": ("InMemorySaver", "MemorySaver", "RedisSaver"),
     "everstep_scheduler.reading.snapshot": ("StateSnapshot",),
+    "everstep_scheduler.steps.stateface": ("StateUpdate",),
     "everstep_workers.rqjob": ("RQJob",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

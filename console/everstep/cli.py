@@ -37,6 +37,9 @@ WORDS = {
     "cancel": ("running", "Stop a run now; no step of it is committed after this."),
     "resume": ("running", "Answer the question that a thread waits with."),
     "retry": ("running", "Let a failed run go on from its last step."),
+    "fork": ("travelling", "A new thread with the state of another, as it was then or is now."),
+    "rollback": ("travelling", "Go back to an earlier checkpoint; what came after stays in the history."),
+    "diff": ("travelling", "What is different between two checkpoints."),
     "recover": ("mending", "Rebuild every index and job from the logs; or mend one log."),
     "doctor": ("serving", "Is all well? Each line says what to do if not."),
 }

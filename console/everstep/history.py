@@ -14,7 +14,9 @@ from typing import Any
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN
+from everstep_checkpoint.errors import Trimmed
 from everstep_checkpoint.log import Log, unknown_thread
+from everstep_checkpoint.replay import state_at
 from everstep_scheduler.reading.ending import error_of
 from everstep_scheduler.reading.frames import Frame, frames
 
@@ -81,10 +83,21 @@ def lines(log: Log, thread: str, most: int) -> list[Line]:
     last: Frame | None = None
     for last in frames(log, thread, max(head.n - most, 1), head.n) if head.n else ():
         if last.state.n > head.n - most:
-            found.append(_line(last, facts, before))
+            found.append(_line(last, facts, _branched(log, thread, last.state.entry, before)))
         before, facts = _values(last.state.channels), last.facts
     found.append(_open(last, facts))
     return found
+
+
+def _branched(log: Log, thread: str, entry: e.Entry, before: Values) -> Values:
+    """What a checkpoint changed the values of: those of the one before, or of the one that a branch builds on."""
+    named = entry.branch_of
+    if named is None or named.thread != thread:
+        return before
+    try:
+        return _values(state_at(log, thread, named.n).channels)
+    except Trimmed:
+        return {}
 
 
 def _line(frame: Frame, facts: Sequence[e.Entry], before: Values) -> Line:

@@ -37,6 +37,7 @@ from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.steps import settling
 from everstep_scheduler.steps.perform import Performer
+from everstep_scheduler.steps.stateface import StateUpdate
 
 THREAD = "golden"
 WORKER = "everstep.host-1234.56789.0a1b2c"
@@ -213,6 +214,28 @@ def fork() -> tuple[Log, str]:
     saver.log.fork(THREAD, opened, "forked")
     graph.invoke(None, {"configurable": {"thread_id": "forked"}})
     return saver.log, "forked"
+
+
+def branch() -> tuple[Log, str]:
+    """Branches in place: a replay of open Sends, an input and an update at earlier checkpoints, a copy that waits."""
+    saver = InMemorySaver()
+    graph = _map().compile(checkpointer=saver, name="map")
+    with patch.object(e, "PART_TASKS_MAX", 4):
+        graph.invoke({"items": []}, CONFIG)
+        at = {
+            x.n: {"configurable": {"thread_id": THREAD, "checkpoint_id": x.checkpoint_id}} for x in _opened(saver.log)
+        }
+        graph.invoke(None, at[3])
+        graph.invoke({"items": [7]}, at[2])
+        graph.bulk_update_state(at[4], [[StateUpdate({"items": [9]}, "list"), StateUpdate({"squares": [8]}, "square")]])
+    with patch.object(e, "PART_BYTES_MAX", 40):
+        graph.update_state(at[3], None, as_node=END)
+        graph.update_state(at[1], None, as_node="__copy__")
+    return saver.log, THREAD
+
+
+def _opened(log: Log) -> list[e.Entry]:
+    return [x for x in log.read(THREAD) if x.is_checkpoint]
 
 
 class Talk(TypedDict):
@@ -416,5 +439,6 @@ def _even(n: int) -> int:
 Even = Annotated[int, AfterValidator(_even)]
 
 STORIES: tuple[Story, ...] = (
-    chain, payload, wide, sends, fork, snapshot, trimmed, types, faults, queue_cancel, unplanned, update, questions,
+    chain, payload, wide, sends, fork, branch, snapshot, trimmed, types, faults, queue_cancel, unplanned, update,
+    questions,
 )  # fmt: skip

@@ -19,7 +19,6 @@ from everstep_checkpoint.errors import (
     EmptyInputError,
     EverstepError,
     InvalidResume,
-    NotFound,
     RunConflict,
     ServerUnavailable,
     Superseded,
@@ -29,25 +28,23 @@ from everstep_checkpoint.errors import (
 from everstep_checkpoint.keys import Keys, rq_prefix, thread_id_text
 from everstep_checkpoint.log import Log, new_id, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
-from everstep_checkpoint.replay import State, state_at
+from everstep_checkpoint.replay import state_at
 
 from ..moves.connection import DEFAULT_URL, translated
 from ..moves.connection import connect as connected
 from ..moves.contract import Start
 from ..moves.record import Config, Mode, On, check_run_id, start_of, start_with
 from ..moves.redismoves import RedisMoves, Scripts
-from ..reading.addressed import addressed
-from ..reading.differing import Change, changes
 from ..reading.questions import gone_on, resume_of
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from ..recovery.rebuild import STATUSES
 from ..recovery.recovery import Recovery
-from ..steps.branching import Branched, Wish, branch, forking
 from . import manifest as manifests
 from .following import Reading
 from .intake import take
 from .manifest import Manifest, publish
 from .runhandle import BLOCK_MS, Run
+from .travelling import Travelling
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
@@ -82,7 +79,7 @@ def connect(url: str | None = None, *, namespace: str = "everstep", partition: s
     return Client(where, Keys(namespace, partition, rq_prefix(partition)))
 
 
-class Client:
+class Client(Travelling):
     """One connection pool, and what one can ask a fleet. Use it as a context manager, or `close()` it."""
 
     def __init__(self, url: str, keys: Keys, redis: Any = None) -> None:
@@ -224,11 +221,6 @@ class Client:
             case _:
                 raise self._unreadable(thread)
 
-    def branched(self, wish: Wish) -> Branched:
-        """Put a checkpoint at the head of a thread at rest. Raises ThreadBusy, RunConflict, Conflict, LogError."""
-        with translated(self.url):
-            return branch(self.log_store, self.moves, wish)
-
     def _unreadable(self, thread: str, error: EverstepError | None = None) -> Exception:
         """A thread that takes no entry (`error`), or that no rebuild could adopt: reading it says which entry it is."""
         from ..reading.derive import derive
@@ -368,59 +360,6 @@ class Client:
                 )
             self.moves.cancel(thread)  # a queued input may begin then: it is cancelled in the next round
         raise ThreadBusy("inputs come faster than they can be cancelled", thread=thread, fix="stop its producers first")
-
-    # time travel
-
-    def fork(self, thread_id: object, target: object = None, checkpoint_id: str | None = None) -> str:
-        """Begin a new thread with the state of a checkpoint, by default the last one. Works at any time.
-
-        Its open tasks wait for a run that continues: `invoke(None)`, or `retry`. Returns the new thread's id: `target`,
-        or one that is drawn.
-
-        Raises UnknownThread, NotFound, Trimmed, ThreadBusy if `target` has a log already.
-        """
-        thread = thread_id_text(thread_id)
-        made = thread_id_text(new_id() if target is None else target)
-        with translated(self.url):
-            n = self._checkpoint(thread, checkpoint_id).n
-            self.log_store.fork(thread, n, made)
-            self.recovery()
-        return made
-
-    def rollback(self, thread_id: object, checkpoint_id: str, *, run_id: str | None = None) -> str:
-        """Put an earlier checkpoint at the head of its thread again, as a branch that rests there: the next run goes on
-        from it. What came after it stays in the history. Returns the id of the new checkpoint.
-
-        Raises ThreadBusy while a run is under way, UnknownThread, NotFound, Trimmed, Conflict.
-        """
-        thread = thread_id_text(thread_id)
-        with translated(self.url):
-            at = self._checkpoint(thread, checkpoint_id)
-            graph, queue = self._thread(thread, "graph", "queue")
-        run = check_run_id(run_id or new_id())
-        start = forking(self.log_store, thread, at, None, run, graph, queue)
-        put = self.branched(Wish(thread, start, at, rests=True))
-        return e.checkpoint_id(put.n, put.digest)
-
-    def diff(self, thread_id: object, a: str, b: str) -> list[Change]:
-        """What is different at checkpoint `b` from checkpoint `a`, key by key, as plain data.
-
-        Raises UnknownThread, NotFound, Trimmed.
-        """
-        thread = thread_id_text(thread_id)
-        with translated(self.url):
-            return changes(self._checkpoint(thread, a).channels, self._checkpoint(thread, b).channels)
-
-    def _checkpoint(self, thread: str, checkpoint_id: str | None) -> State:
-        """The state at a checkpoint, or at the last one. Raises UnknownThread, NotFound, Trimmed, InvalidInput."""
-        if checkpoint_id is not None:
-            return addressed(self.log_store, thread, checkpoint_id)
-        head = self.log_store.head(thread)
-        if head is None:
-            raise unknown_thread(thread)
-        if not head.n:
-            raise NotFound("the thread has no checkpoint yet", thread=thread, fix="wait until its input is applied")
-        return state_at(self.log_store, thread, head.n)
 
     # threads
 

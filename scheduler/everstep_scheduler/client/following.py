@@ -124,13 +124,18 @@ class RunStream:
         written = self._written | {name for name, _ in writes}
         self._written = set()
         keys = self.reading.outputs
-        told = task == START_TASK or keys is None or bool(written & set(keys))
+        begins = task == START_TASK or entry.text("source") == "fork"
+        told = begins or keys is None or bool(written & set(keys))
         if "values" in self.modes and told:
             found.append(self._tag("values", self.reading.output(state.channels)))
         return found
 
     def _updates(self, entry: e.Entry, writes: Sequence[tuple[str, bytes | None]]) -> list[Chunk]:
-        if "updates" not in self.modes or entry.text("task") in (START_TASK, UPDATE_TASK):
+        if "updates" not in self.modes or entry.text("task") in (
+            START_TASK,
+            UPDATE_TASK,
+            "",
+        ):  # "": a fork's checkpoint
             return []
         return [self._tag("updates", {entry.text("node"): self.reading.update(writes)})]
 

@@ -263,7 +263,7 @@ def start_with(
 ) -> Start:
     """The run to begin, from its record and its encoded input. Raises TooLarge, UnknownType, InvalidInput.
 
-    `answers` are those of a run that resumes, at most 250; `insum` then tells them from any others. `on`: the checkpoint
+    `answers` are those of a run that resumes, at most 250; `insum` then tells them from others. `on`: the checkpoint
     it builds on, where that is not the last one; the thread must be at rest then. `nodes`: the nodes that an update
     stands for, each with how many of the writes are its own; only where `node` does not say it all.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.replay import Channels
@@ -37,8 +37,7 @@ def _change(key: str, old: Mapping[str, bytes], new: Mapping[str, bytes]) -> Cha
         return Change(key, "added", None, now)
     was = _plain(key, old[key])
     if isinstance(was, list) and isinstance(now, list):
-        earlier: list[Any] = was
-        later: list[Any] = now
+        earlier, later = cast("list[Any]", was), cast("list[Any]", now)  # type: ignore[redundant-cast]
         if len(later) > len(earlier) and later[: len(earlier)] == earlier:
             return Change(key, "grown", earlier, later[len(earlier) :])
     return Change(key, "changed", was, now)

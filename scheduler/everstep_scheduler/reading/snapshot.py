@@ -182,7 +182,7 @@ class _View:
         )
 
     def _metadata(self, entry: e.Entry) -> dict[str, Any]:
-        said = {"source": entry.text("source"), "step": entry.number("step"), "parents": {}}
+        said: dict[str, Any] = {"source": entry.text("source"), "step": entry.number("step"), "parents": {}}
         return {**said, **self._told_by_run(entry)}
 
     def _values(self, channels: Channels) -> dict[str, Any]:
@@ -253,7 +253,8 @@ class _View:
         """What an update wrote in a task's place: the i-th that stood for a node, for the i-th task of that node."""
         entry, writes = closing.entry, closing.resolved_writes()
         found = run_fact(self.log, self.thread, entry.text("run"), entry, with_input=True)
-        nodes = (found.json("tasks") if found is not None else None) or [[entry.text("node"), len(writes)]]
+        stored: Any = found.json("tasks") if found is not None else None
+        nodes: list[tuple[str, int]] = stored or [(entry.text("node"), len(writes))]
         place = [each.task for each in told.tasks if each.node == task.node].index(task.task)
         for node, count in nodes:
             own, writes = writes[:count], writes[count:]

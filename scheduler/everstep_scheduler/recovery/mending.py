@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everstep_checkpoint import entries as e
+from everstep_checkpoint.chain import Chain
 from everstep_checkpoint.codec import MALFORMED
 from everstep_checkpoint.errors import Conflict, CorruptEntry, LogError, NewerVersion
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import PAGE, new_id, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
-from everstep_checkpoint.replay import Fold, fetch, named_parent, sums_of
+from everstep_checkpoint.replay import Fold, fetch, sums_of
 
 from ..moves.connection import Client, translated
 from ..moves.redismoves import Scripts, salt
@@ -60,13 +61,13 @@ class Walk:
     last: str = ""
     reader: Reader = field(default_factory=Reader)
     _n: int | None = None
-    _parent: str | None = None
     _broken_n: int | None = None  # the last bad entry that is a checkpoint by its looks
     _goes_on: str = ""
     _joins: bool = False
 
     def __post_init__(self) -> None:
         self._folder = Fold(fetch(self.log, self.thread))
+        self._chain = Chain(self.thread)
 
     def read(self, tick: Callable[[], object] = lambda: None) -> Walk:
         """Read what there is, or what has come since. Raises CorruptEntry over what can't be mended, NewerVersion."""
@@ -137,19 +138,21 @@ class Walk:
         Reader().feed(entry)  # can it be read at all? Ours must not be touched by half of it
         self._folder.feed(entry)
         if self._n == 0:
-            self._parent = entry.text("birth") or self._parent
+            self._chain.fact(entry)
         return ""
 
     def _checkpoint(self, entry: e.Entry) -> str:
         if self._n is not None and entry.n != self._n + 1:
             return f"checkpoint {entry.n} does not follow {self._n}, the last good one"
-        parent = self._parent or named_parent(entry)
+        parent = self._chain.parent(entry)
         Reader().feed(entry)
         if parent is not None:  # else below the trim mark: nothing to check it against
             if e.digest_of(parent, entry.n, entry.fields(), sums_of(entry, self._folder)) != entry.digest:
                 return f"checkpoint {entry.n}: its digest does not match what it stores and builds on"
+            if astray := self._chain.astray(entry):
+                return astray
             self._folder.feed(entry)
-            self._parent = entry.digest
+            self._chain.checkpoint(entry)
         self._n = entry.n
         return ""
 

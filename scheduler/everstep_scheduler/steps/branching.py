@@ -1,4 +1,4 @@
-"""Branching in place: an earlier checkpoint is put at the head of its thread again, and a run goes on from it, or rests.
+"""Branching in place: an earlier checkpoint is put at the head of its thread again; a run goes on from it, or rests.
 
     Wish ──► ask: would it pass? ──► parts ahead (Sends, a large state) ──► the checkpoint, hashed ──► Moves.branch
       ▲                                                                                                    │
@@ -36,8 +36,8 @@ class Wish:
     """What is to stand at the head. `at`: the checkpoint whose state it repeats, None on a new thread.
 
     `start`: the run, its record and input. `parent`: what it builds on, `at` by default. `input`: the run's own input
-    is to be applied next, beside the tasks that are open at `at` (LangGraph: as_node="__input__"). `channels`: the state
-    of a new thread. `rests`: the run ends here, and whoever continues goes on.
+    is to be applied next, beside the tasks that are open at `at` (LangGraph: as_node="__input__"). `channels`: the
+    state of a new thread. `rests`: the run ends here, and whoever continues goes on.
     """
 
     thread: str

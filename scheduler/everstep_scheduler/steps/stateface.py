@@ -137,8 +137,8 @@ class StateFace(ABC):
 
         Without `as_node`: the node that ran last, where that is one. Special ones: `END` with values None gives up what
         is open; "__input__" takes the values as an input that waits to be applied; "__copy__" repeats the checkpoint,
-        and takes values as [(values, as_node), ...] to apply to the copy. With a `checkpoint_id` in the config it begins
-        a branch there. On workers it waits for them, at most `timeout` seconds.
+        and takes values as [(values, as_node), ...] to apply to the copy. With a `checkpoint_id` in the config it
+        begins a branch there. On workers it waits for them, at most `timeout` seconds.
 
         Returns the new checkpoint's config. Raises InvalidUpdateError, InvalidInput, NotFound, Trimmed, ThreadBusy.
         """
@@ -253,7 +253,7 @@ class StateFace(ABC):
     def _copied_updates(self, values: Any, thread: str) -> list[StateUpdate]:
         """Updates to apply to a copy, those of one node together (LangGraph groups them so)."""
         found: dict[str, list[StateUpdate]] = {}
-        given: list[Any] = values if isinstance(values, list) else []
+        given = cast("list[Any]", values) if isinstance(values, list) else []  # type: ignore[redundant-cast]
         for item in given:
             if not isinstance(item, list | tuple) or len(cast("Sequence[Any]", item)) < 2:
                 raise InvalidUpdateError(
