@@ -13,8 +13,10 @@ from typing import Annotated, Any, TypedDict
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 from langgraph.types import StateUpdate as TheirUpdate
+from langgraph.types import interrupt as their_interrupt
 
 from everstep_checkpoint.replay import verify
+from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.runtime import END, START
 from everstep_scheduler.inline.compiled import CompiledGraph
 from everstep_scheduler.inline.logmoves import LogMoves
@@ -204,6 +206,35 @@ def test_each_way_back_leaves_langgraphs_history(saver: Saver, case: str) -> Non
 def test_an_update_of_a_new_thread_is_langgraphs(saver: Saver, values_as: tuple[Any, str | None]) -> None:
     more = () if values_as == (None, END) else (go_on,)  # nothing is left to go on with: LangGraph raises, we do not
     same(graph(OURS, saver), graph(THEIRS, OracleSaver()), update(None, *values_as), *more)
+
+
+def asking(lib: Any, interrupt: Any, saver: Any) -> Any:
+    made = lib.StateGraph(State)
+    made.add_node("a", lambda s: {"log": ["a"]}).add_node("b", lambda s: {"log": [interrupt("which?")]})
+    made.add_node("c", lambda s: {"log": ["c"]})
+    made.add_edge(START, "a").add_edge("a", "b").add_edge("b", "c")
+    return made.compile(checkpointer=saver, **({"name": "g"} if lib is OURS else {}))
+
+
+def test_a_replay_asks_again_what_was_answered(saver: Saver) -> None:
+    def answer(word: str) -> Callable[[Any], Any]:
+        return lambda graph: graph.invoke(
+            (OURS if isinstance(graph, CompiledGraph) else THEIRS).Command(resume=word), ON, **sync(graph)
+        )
+
+    def again(graph: Any) -> Any:
+        found = graph.invoke(None, at(graph, 1, "loop"), **sync(graph))
+        assert [each.value for each in found["__interrupt__"]] == ["which?"]
+        return found
+
+    def answer_at_head(graph: Any) -> Any:
+        command = (OURS if isinstance(graph, CompiledGraph) else THEIRS).Command(resume="head")
+        return graph.invoke(command, graph.get_state(ON).config, **sync(graph))
+
+    ours, theirs = asking(OURS, interrupt, saver), asking(THEIRS, their_interrupt, OracleSaver())
+    same(ours, theirs, begin, answer("one"), again, answer("two"), again, answer_at_head)
+    assert ours.get_state(ON).values["log"] == ["x", "a", "head", "c"]
+    assert verify(saver.log, THREAD).problems == []
 
 
 BULKS: dict[str, list[list[tuple[Any, ...]]]] = {

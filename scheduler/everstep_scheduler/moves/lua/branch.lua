@@ -20,6 +20,9 @@ if T and (T.status == 'running' or (T.cleaning or '') ~= '') then return '{"stat
 if (T and T.n or 0) ~= H.n or T and T.digest ~= H.digest then return '{"status":"moved"}' end
 if H.ask then return '{"status":"ready"}' end
 
+for _, r in ipairs(H.next) do -- what can't be queued is not written
+  if #r == 4 then call('LLEN', R .. 'queue:' .. r[3]) end
+end
 local entry = append(H.thread)[1]
 if not T then
   T = { birth = H.digest, n = 0, digest = H.digest, step = -2, jid = H.jid }
