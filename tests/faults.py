@@ -208,17 +208,17 @@ class Fleet:
     def journal(self) -> Path:
         return self.folder / "journal"
 
-    def submit(self, graph: str, thread: str = "", run: str = "", **state: Any) -> str:
-        """Start a run; the id of its thread."""
+    def submit(self, graph: str, thread: str = "", run: str = "", live: Sequence[str] = (), **state: Any) -> str:
+        """Start a run, listened to in these modes; the id of its thread."""
         name = thread or f"t-{new_id()}"
-        self.start(graph, name, run or new_id(), **state)
+        self.start(graph, name, run or new_id(), live, **state)
         return name
 
-    def start(self, graph: str, thread: str, run: str, **state: Any) -> str:
+    def start(self, graph: str, thread: str, run: str, live: Sequence[str] = (), **state: Any) -> str:
         """Start a run; what the script answered."""
         spec = getattr(graphs_for_faults, graph).spec
         given = {"journal": str(self.journal), "gate": str(self._gate), **state}
-        return self.moves.start(start_of(spec, thread, run, given, Config.of({}), "input")).status
+        return self.moves.start(start_of(spec, thread, run, given, Config.of({}, live=live), "input")).status
 
     def go_on(self, graph: str, thread: str) -> str:
         """Continue a run that has failed."""

@@ -46,8 +46,9 @@ class State(TypedDict, total=False):
 
 
 def note(state: State, runtime: Runtime[Any], node: str, phase: str) -> None:
-    """One line, in one write: `thread n node attempt pid phase`."""
+    """One line, in one write: `thread n node attempt pid phase`. Those who listen to the run are told, too."""
     info = runtime.execution_info
+    runtime.stream_writer(f"{node} {info.node_attempt} {phase}")
     n = int((info.checkpoint_id or "0").partition("-")[0])
     line = f"{info.thread_id} {n} {node} {info.node_attempt} {os.getpid()} {phase}\n"
     journal = os.open(state["journal"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

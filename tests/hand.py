@@ -7,34 +7,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import redis
+
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.client.client import publish
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.spec import GraphSpec
+from everstep_scheduler.inline.compiled import CompiledGraph
 from everstep_scheduler.moves.connection import connect
 from everstep_scheduler.moves.contract import Lease, Offer, Start
+from everstep_scheduler.moves.live import LiveWriter
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_scheduler.steps.perform import Performer
+from everstep_scheduler.steps.voice import through
 
 KEYS = Keys(rq="rq")
 LEASE_MS = 300
 THREAD = "t"
 
 
+Made = StateGraph | CompiledGraph
+
+
+def spec_of(made: Made, name: str) -> GraphSpec:
+    """The spec of a graph, as it was compiled if it was."""
+    return made.named(name).spec if isinstance(made, CompiledGraph) else made.spec(name)
+
+
 class Hand:
     """A worker that does what it is told, one move at a time."""
 
-    def __init__(self, client: Any, made: StateGraph, owner: str = "hand", name: str = "g") -> None:
+    def __init__(self, client: Any, made: Made, owner: str = "hand", name: str = "g") -> None:
         self.client = client
         self.log = RedisLog(client, KEYS)
         self.recovery = Recovery(client, KEYS, lambda: self.held, lease_ms=LEASE_MS, owner=owner)
         self.scripts = Scripts(client, KEYS, self.recovery)
         self.moves = RedisMoves(self.scripts)
-        self.spec = made.spec(name)
-        self.performer = Performer(self.moves, self.log, {name: self.spec}, by=owner)
+        self.spec = spec_of(made, name)
+        pool = client.connection_pool
+        self.live = LiveWriter(lambda: redis.Redis(connection_pool=pool), KEYS)
+        self.performer = Performer(self.moves, self.log, {name: self.spec}, by=owner, listening=through(self.live))
         self.owner = owner
         self.held: list[Lease] = []
 
@@ -73,10 +89,10 @@ class Hand:
 
 
 @contextmanager
-def working(url: str, *graphs: tuple[str, StateGraph]) -> Iterator[None]:
+def working(url: str, *graphs: tuple[str, Made]) -> Iterator[None]:
     """A fleet of one thread per graph, which are published. It polls: tests of real workers are elsewhere."""
     client, stop = connect(url), threading.Event()
-    publish(client, KEYS, [made.spec(name) for name, made in graphs])
+    publish(client, KEYS, [spec_of(made, name) for name, made in graphs])
     threads = [threading.Thread(target=_work, args=(client, made, name, stop)) for name, made in graphs]
     for thread in threads:
         thread.start()
@@ -89,7 +105,7 @@ def working(url: str, *graphs: tuple[str, StateGraph]) -> Iterator[None]:
         client.close()
 
 
-def _work(client: Any, made: StateGraph, name: str, stop: threading.Event) -> None:
+def _work(client: Any, made: Made, name: str, stop: threading.Event) -> None:
     hand = Hand(client, made, f"hand of {name}", name)
     while not stop.wait(0.005):
         hand.drive()

@@ -15,7 +15,8 @@ EverstepError
 │   ├── CorruptEntry           an entry that is not what it says; the thread is left as it is
 │   ├── NewerVersion           written by a newer everstep
 │   ├── Conflict               the last checkpoint is not the one the caller built on
-│   └── Trimmed                what was asked for is older than the trim mark
+│   ├── Trimmed                what was asked for is older than the trim mark
+│   └── Rewound                what was being read has lost its end, or is another log
 ├── RunError               how a run ended, or why it could not begin
 │   ├── RunFailed              a node raised; carries the error's type name and text
 │   │   └── NodeTimeoutError       a node was over its timeout
@@ -139,6 +140,10 @@ class Conflict(LogError):
 
 class Trimmed(LogError):
     """What was asked for is older than the thread's trim mark."""
+
+
+class Rewound(LogError):
+    """The log that was being read has lost its end, or is another one: what was read of it may be void."""
 
 
 class RunError(EverstepError):

@@ -89,6 +89,10 @@ class Keys:
         """Stream with expiry: the good entries of a log that is being mended, before they take its place."""
         return f"{self.stem}mended:{thread}"
 
+    def live(self, thread: str, run: str) -> str:
+        """Stream, bounded, with expiry: what the nodes of a run say while they run. A run id has no spaces."""
+        return f"{self.stem}live:{run} {thread}"
+
     # leases and places
     @property
     def leases(self) -> str:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from everstep_checkpoint.errors import RunFailed as RunFailed
     from everstep_scheduler.client.client import Client as Client
     from everstep_scheduler.client.client import connect as connect
+    from everstep_scheduler.client.events import Event as Event
     from everstep_scheduler.graph.asking import Interrupt as Interrupt
+    from everstep_scheduler.graph.asking import get_stream_writer as get_stream_writer
     from everstep_scheduler.graph.asking import interrupt as interrupt
     from everstep_scheduler.graph.builder import StateGraph as StateGraph
     from everstep_scheduler.graph.messages import MessagesState as MessagesState
@@ -44,7 +46,8 @@ _HOMES = {
         "EverstepError", "GraphRecursionError", "InvalidUpdateError", "NodeTimeoutError", "RunCancelled", "RunFailed",
     ),
     "everstep_scheduler.client.client": ("Client", "connect"),
-    "everstep_scheduler.graph.asking": ("Interrupt", "interrupt"),
+    "everstep_scheduler.graph.asking": ("Interrupt", "get_stream_writer", "interrupt"),
+    "everstep_scheduler.client.events": ("Event",),
     "everstep_scheduler.graph.builder": ("StateGraph",),
     "everstep_scheduler.inline.compiled": ("CompiledGraph",),
     "everstep_scheduler.graph.messages": ("MessagesState", "add_messages"),

@@ -34,9 +34,11 @@ from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import patiently, server_run_id, translated
 from everstep_scheduler.moves.contract import LEASE_MS, Lease, Offer
+from everstep_scheduler.moves.live import LiveWriter
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_scheduler.steps.perform import Attempt, Performer, Result, Unserved
+from everstep_scheduler.steps.voice import through
 
 from .targets import load_targets
 from .worker import specs_of
@@ -161,7 +163,10 @@ class Turn:
         recovery = Recovery(self._client, self._keys, self._leases, log.warning, LEASE_MS, f"rq.{job}")
         self._moves = RedisMoves(Scripts(self._client, self._keys, recovery))
         self._owner = f"rq.{job}"
-        self._performer = Performer(self._moves, RedisLog(self._client, self._keys), graphs(), by=self._owner)
+        self._live = LiveWriter(lambda: _client_like(connection), self._keys)
+        self._performer = Performer(
+            self._moves, RedisLog(self._client, self._keys), graphs(), by=self._owner, listening=through(self._live)
+        )
 
     def run(self) -> None:
         """Claim, load, call, settle, commit. Quiet if the job is stale or its task leased already."""
@@ -176,6 +181,7 @@ class Turn:
             self._perform(lease)
         finally:
             beat.end()
+            self._live.close()
             self._client.close()
 
     def died(self, stopped: bool) -> None:

@@ -21,10 +21,12 @@ from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import Client, connect
 from everstep_scheduler.moves.contract import JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
+from everstep_scheduler.moves.live import LiveWriter
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_scheduler.steps.failpoints import reach
 from everstep_scheduler.steps.perform import Attempt, Performer, Result, Unserved
+from everstep_scheduler.steps.voice import through
 
 from .line import Line
 from .patience import Hopeless, Patience
@@ -93,7 +95,10 @@ class Work:
         shared = self.client()
         self.recovery = Recovery(shared, setup.keys, self.leases, self.patience.say, setup.lease_ms, setup.name)
         self.moves = self._moves(shared)
-        self.performer = Performer(self.moves, RedisLog(shared, setup.keys), graphs, by=setup.name)
+        self.live = LiveWriter(lambda: connect(setup.url, connections=2), setup.keys)
+        self.performer = Performer(
+            self.moves, RedisLog(shared, setup.keys), graphs, by=setup.name, listening=through(self.live)
+        )
 
     def _gives_up(self) -> bool:
         """No more patience with a Redis that is away: at a cold stop, or when draining with nothing in hand."""
@@ -117,6 +122,7 @@ class Work:
         return RedisMoves(Scripts(client, self.setup.keys, self.recovery, self.setup.url))
 
     def close(self) -> None:
+        self.live.close()
         for client in self._clients:
             client.close()
 

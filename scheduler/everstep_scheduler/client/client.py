@@ -32,18 +32,19 @@ from everstep_checkpoint.replay import state_at
 
 from ..moves.connection import DEFAULT_URL, translated
 from ..moves.connection import connect as connected
-from ..moves.contract import Start
+from ..moves.contract import MOVE_MAX, Start
 from ..moves.record import Config, Mode, On, check_run_id, start_of, start_with
 from ..moves.redismoves import RedisMoves, Scripts
 from ..reading.questions import gone_on, resume_of
+from ..reading.shapes import Reading, check_modes, live_modes
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from ..recovery.rebuild import STATUSES
 from ..recovery.recovery import Recovery
 from . import manifest as manifests
-from .following import Reading
 from .intake import take
 from .manifest import Manifest, publish
-from .runhandle import BLOCK_MS, Run
+from .runhandle import Run
+from .tail import BLOCK_MS
 from .travelling import Travelling
 
 if TYPE_CHECKING:
@@ -141,16 +142,19 @@ class Client(Travelling):
         tags: Sequence[str] = (),
         mode: Mode = "enqueue",
         actor: str = "",
+        stream_mode: str | Sequence[str] = (),
     ) -> Run:
         """Record a run, for the workers to do. When this returns, no death of any process loses it.
 
         `input`: a dict that fits the graph's input schema. `thread_id`: str, int or UUID; without one the thread's id
         is the run's. `run_id`: makes it idempotent: the same input attaches to the known run. `mode` says what happens
-        on a busy thread: "enqueue" (after the run under way) or "reject" (ThreadBusy).
+        on a busy thread: "enqueue" (after the run under way) or "reject" (ThreadBusy). `stream_mode`: "custom" and
+        "messages", if somebody is to hear what nodes say while they run; all other modes need no asking.
 
         Raises UnknownGraph, InvalidInput, EmptyInputError, InvalidThreadId, RunConflict, ThreadBusy, TooLarge.
         """
-        said = Config.of(config, context=context, metadata=metadata, tags=tags, actor=actor)
+        live = live_modes(check_modes(stream_mode))
+        said = Config.of(config, context=context, metadata=metadata, tags=tags, actor=actor, live=live)
         return self.begin(graph, input, said, thread_id=thread_id, run_id=run_id, mode=mode)
 
     def begin(
@@ -182,7 +186,7 @@ class Client(Travelling):
             said.record("input", form), writes, thread=thread, run=run, graph=known.name, queue=known.queue, mode=mode,
             on=on,
         )  # fmt: skip
-        return self.started(start, Reading(None, known.outputs))
+        return self.started(start, known.reading)
 
     def _lacking(self, thread: str, names: Sequence[str], on: On | None = None) -> Sequence[str]:
         """Which of these keys have no value on a thread. None while a run is under way, for it may write them: the
@@ -255,7 +259,7 @@ class Client(Travelling):
     def reading(self, graph: str) -> Reading:
         """How the values of a graph's threads are read without its code."""
         known = self.redis.exists(self.keys.graph(graph))
-        return Reading(None, self.manifest(graph).outputs if known else None)
+        return self.manifest(graph).reading if known else Reading()
 
     def retry(self, thread_id: object, run_id: str | None = None) -> Run:
         """Continue what failed, was cancelled or reached its limit, as a new run; done tasks are not done again.
@@ -349,17 +353,25 @@ class Client(Travelling):
         """Forget a thread, its log included. Raises ThreadBusy unless `cancel`, UnknownThread."""
         thread = thread_id_text(thread_id)
         for _ in range(QUEUED_MAX):
+            with translated(self.url):
+                runs = [run.decode() for run, _ in self.redis.hscan_iter(self.keys.runs(thread), count=MOVE_MAX)]
             status = self.moves.delete(thread)
             if status == "unknown":
                 raise unknown_thread(thread)
             if status != "busy":
-                return
+                return self._forget_said(thread, runs)
             if not cancel:
                 raise ThreadBusy(
                     "a run is under way on the thread", thread=thread, fix="cancel it, or delete(cancel=True)"
                 )
             self.moves.cancel(thread)  # a queued input may begin then: it is cancelled in the next round
         raise ThreadBusy("inputs come faster than they can be cancelled", thread=thread, fix="stop its producers first")
+
+    def _forget_said(self, thread: str, runs: Sequence[str]) -> None:
+        """What the nodes of these runs said goes with their thread."""
+        with translated(self.url):
+            for i in range(0, len(runs), MOVE_MAX):
+                self.redis.unlink(*(self.keys.live(thread, run) for run in runs[i : i + MOVE_MAX]))
 
     # threads
 

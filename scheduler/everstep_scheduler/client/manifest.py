@@ -23,6 +23,7 @@ from everstep_checkpoint.keys import Keys
 from ..graph.drawing.picture import Edge, Graph, graph_from, graph_of
 from ..graph.runtime import END, START
 from ..graph.schema import did_you_mean
+from ..reading.shapes import Reading
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError as Problem
@@ -46,7 +47,7 @@ class NodeInfo(BaseModel):
 
 
 class Manifest(BaseModel):
-    """A published graph. `channels`: key -> its reducer's name, empty for a last value."""
+    """A published graph. `channels`: key -> its reducer's name, empty for a last value. `joins`: its barriers."""
 
     name: str
     version: str
@@ -57,6 +58,7 @@ class Manifest(BaseModel):
     output_schema: JsonSchema
     channels: dict[str, str]
     edges: list[Edge] = []
+    joins: list[str] = []
     mermaid: str = ""
     published_at: str = ""
     everstep: str = ""
@@ -74,6 +76,11 @@ class Manifest(BaseModel):
             raise CorruptEntry(what, fix="start a worker of this version: it publishes the graph anew")
         return graph_from(self.name, self.version, self.nodes, self.edges)
 
+    @property
+    def reading(self) -> Reading:
+        """How the graph's values are read without its code."""
+        return Reading(None, self.outputs, self.joins)
+
 
 def manifest_of(spec: GraphSpec) -> Manifest:
     """What a graph says of itself."""
@@ -90,6 +97,7 @@ def manifest_of(spec: GraphSpec) -> Manifest:
         output_schema=spec.output_schema_json(),
         channels={name: channel.reducer_name for name, channel in spec.channels.items()},
         edges=list(seen.edges),
+        joins=[join.channel for join in spec.joins],
         mermaid=seen.draw_mermaid(),
         published_at=datetime.now(UTC).isoformat(timespec="seconds"),
         everstep=_version(),

@@ -23,9 +23,11 @@ from ..graph.runtime import END, START
 from ..moves.connection import translated
 from ..moves.contract import Start
 from ..moves.record import Config, Form, Nodes, Writes, check_run_id, kind_of
+from ..reading.chunks import LogStream
+from ..reading.shapes import Chunk, Reading, check_modes, live_modes
+from ..reading.standing import standing
 from ..steps.branching import Wish, forking, on, travel
 from ..steps.stateface import StateFace
-from .following import Chunk, Reading, standing
 from .intake import node_of, take, take_update
 from .manifest import Manifest
 from .runhandle import Run
@@ -67,6 +69,7 @@ class RemoteGraph(StateFace):
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
         timeout: float | None = None,
+        subgraphs: bool = False,
     ) -> Any:
         """Run to the end on the workers; the output values, or all chunks if `stream_mode` is not "values".
 
@@ -77,14 +80,13 @@ class RemoteGraph(StateFace):
 
         Raises RunFailed, NodeTimeoutError, GraphRecursionError, RunCancelled, InvalidInput, TimeoutError.
         """
+        modes = check_modes(stream_mode, subgraphs)
+        said = Config.of(
+            config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after,
+            live=live_modes(modes),
+        )  # fmt: skip
         if stream_mode != "values":
-            return list(
-                self.stream(
-                    input, config, context=context, stream_mode=stream_mode, run_id=run_id, timeout=timeout,
-                    interrupt_before=interrupt_before, interrupt_after=interrupt_after,
-                )
-            )  # fmt: skip
-        said = Config.of(config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after)
+            return list(self._chunks(input, config, said, stream_mode, run_id, timeout, self._reading().outputs))
         run = self._begin(input, config, said, run_id)
         return self._values(said) if run is None else run.result(timeout)
 
@@ -99,12 +101,40 @@ class RemoteGraph(StateFace):
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
         timeout: float | None = None,
+        subgraphs: bool = False,
     ) -> Iterator[Chunk]:
-        """The run chunk by chunk: "values", "updates", or a list of both, then as (mode, chunk)."""
-        said = Config.of(config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after)
+        """The run chunk by chunk, in LangGraph's modes; in several at once as (mode, chunk).
+
+        "values": the state after each step. "updates": {node: its update}. "checkpoints": each as `get_state` shows it.
+        "tasks": what begins, what came of it. "debug": both, with step and time. "custom": what nodes write with
+        `runtime.stream_writer`. "messages": (message or token, metadata). `subgraphs` can't be kept yet.
+
+        Raises as `Run.chunks` does.
+        """
+        said = Config.of(
+            config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after,
+            live=live_modes(check_modes(stream_mode, subgraphs)),
+        )  # fmt: skip
+        yield from self._chunks(input, config, said, stream_mode, run_id, timeout, None)
+
+    def _chunks(
+        self,
+        input: object,
+        config: Given,
+        said: Config,
+        mode: str | Sequence[str],
+        run_id: str | None,
+        timeout: float | None,
+        keys: Sequence[str] | None,
+    ) -> Iterator[Chunk]:
         run = self._begin(input, config, said, run_id)
         if run is not None:
-            yield from run.chunks(stream_mode, timeout)
+            yield from run.chunks(mode, timeout, keys=keys)
+            return
+        thread, log = thread_id_text(said.thread_id), self.client.log_store
+        with translated(self.client.url):
+            for one, chunk in LogStream(log, thread, "", "", self._reading(), check_modes(mode), keys=keys).asking():
+                yield chunk if isinstance(mode, str) else (one, chunk)
 
     async def ainvoke(self, input: object, config: Given = None, **more: Any) -> Any:
         """`invoke` for an event loop; it waits in a thread of its own."""
@@ -174,7 +204,7 @@ class RemoteGraph(StateFace):
         return standing(self.client.log_store, thread_id_text(said.thread_id), self._reading())
 
     def _reading(self) -> Reading:
-        return Reading(self.spec) if self.spec is not None else Reading(None, self.manifest.outputs)
+        return Reading(self.spec) if self.spec is not None else self.manifest.reading
 
     # state: what StateFace asks of an engine
 

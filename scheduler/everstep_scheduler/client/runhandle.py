@@ -2,11 +2,11 @@
 
 run.status()      what the index says          run.entries()     its log as it grows
 run.result(5)     its output, or what ended it  run.chunks(...)   LangGraph's stream chunks
+                                                run.events(...)   the same, resumable, and what befell them
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,24 +18,23 @@ from everstep_checkpoint.errors import (
     GraphRecursionError,
     LogError,
     NodeTimeoutError,
+    Rewound,
     RunCancelled,
     RunFailed,
+    Trimmed,
     UnknownRun,
 )
 from everstep_checkpoint.replay import state_at
 
-from ..moves.connection import BACKOFF_MAX_S, server_error
 from ..reading.ending import Ending, EndingFinder
-from ..steps.streaming import check_modes
-from .following import Chunk, Reading, RunStream, standing
+from ..reading.shapes import Chunk, Reading, check_modes
+from ..reading.standing import standing
+from .events import REWOUND, TRIMMED, Event, EventStream, before
+from .tail import BLOCK_MS, Tail, entries
 from .waiting import waiting_for
 
 if TYPE_CHECKING:
     from .client import Client
-
-BLOCK_MS = 1000
-PAGE = 256
-OUTAGE_S = 60.0
 
 
 class Run:
@@ -93,51 +92,69 @@ class Run:
             if finder.feed(entry) is not None:
                 return
 
-    def chunks(self, mode: str | Sequence[str] = "updates", timeout: float | None = None) -> Iterator[Chunk]:
-        """LangGraph's stream chunks, `values` and `updates`, as the run goes. Raises as `result` does."""
+    def chunks(
+        self,
+        mode: str | Sequence[str] = "updates",
+        timeout: float | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+    ) -> Iterator[Chunk]:
+        """LangGraph's stream chunks as the run goes, from its beginning; of several modes as (mode, chunk).
+
+        `keys`: those of the state that `values` and `updates` show; None: all. `custom` and `messages` must have been
+        asked for when the run began. Raises as `result` does; Rewound, Trimmed if the log is not what it was, which
+        `events` survives; InvalidInput.
+        """
         modes, tagged = check_modes(mode), not isinstance(mode, str)
-        stream = RunStream(self._client.log_store, self.thread_id, self.run_id, self._reading, modes, tagged)
-        finder = EndingFinder(self.run_id)
-        for entry in self._follow(timeout):
-            yield from stream.feed(entry)
-            if (ended := finder.feed(entry)) is None:
-                continue
-            if ended.status not in ("done", "interrupted"):
-                self._raise(ended)
-            return
+        for event in self._events(modes, "", timeout, keys):
+            if event.mode in modes:
+                yield (event.mode, event.chunk) if tagged else event.chunk
+            elif event.mode in (REWOUND, TRIMMED):
+                raise self._not_as_it_was(event)
+
+    def events(
+        self, mode: str | Sequence[str] = "updates", *, after: str = "", timeout: float | None = None
+    ) -> Iterator[Event]:
+        """What happens, each with a cursor: hand the last one seen to `after`, in any process, to go on behind it.
+
+        Chunks are LangGraph's. Beside the modes asked for come `superseded` and `gap` about what was said live, and
+        `rewound` (read what follows as the run's beginning) and `trimmed` if the log is not what it was. To go on
+        within an entry's chunks, ask for the same modes. Raises as `result` does, and InvalidInput.
+        """
+        return self._events(check_modes(mode), after, timeout, None)
+
+    def _events(
+        self, modes: Sequence[str], after: str, timeout: float | None, keys: Sequence[str] | None
+    ) -> Iterator[Event]:
+        stream = EventStream(self._client, self, self._entry, self._reading, modes, keys, timeout)
+        yield from stream.read(after)
+        if stream.ended is not None and stream.ended.status not in ("done", "interrupted"):
+            self._raise(stream.ended)
+
+    def _not_as_it_was(self, event: Event) -> LogError:
+        again = "`run.events()` goes on; `run.chunks()` begins anew"
+        if event.mode == TRIMMED:
+            return Trimmed("the beginning of the run is not kept any more", thread=self.thread_id, fix=again)
+        return Rewound("Redis lost the end of the log that was being read", thread=self.thread_id, fix=again)
 
     # following
 
     def _follow(self, timeout: float | None) -> Iterator[e.Entry]:
         """Entries from the run's first one on, for ever. Outages of up to a minute are waited for."""
         end = None if timeout is None else time.monotonic() + timeout
-        cursor, away_since, delay = _before(self._entry), 0.0, 0.02
+        key, tail = self._client.keys.log(self.thread_id), Tail(self._client.redis, self._client.url)
+        cursor = before(self._entry)
         while True:
             try:
-                found = self._read(cursor, end)
-                away_since, delay = 0.0, 0.02
+                rows = tail.read({key: cursor}, BLOCK_MS / 1000 if end is None else end - time.monotonic()).get(key, ())
+                found = entries(rows, self.thread_id)
+                cursor = found[-1].id if found else self._checked(cursor)
             except redis.RedisError as error:
-                away_since = away_since or time.monotonic()
-                if not _passes(error) or time.monotonic() - away_since > OUTAGE_S:
-                    raise server_error(error, self._client.url) from error
-                time.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-                delay, found = min(delay * 2, BACKOFF_MAX_S), []
+                tail.absent(error)
+                found = []
             yield from found
-            cursor = found[-1].id if found else cursor
-            if not found and not away_since:
-                cursor = self._checked(cursor)
             if end is not None and time.monotonic() >= end:
-                self._timed_out(timeout or 0.0)
-
-    def _read(self, cursor: str, end: float | None) -> list[e.Entry]:
-        left = BLOCK_MS if end is None else int(max(min((end - time.monotonic()) * 1000, BLOCK_MS), 1))
-        client: Any = self._client.redis
-        answer = client.xread({self._client.keys.log(self.thread_id): cursor}, count=PAGE, block=left)
-        try:
-            return [e.read_entry(entry_id, fields) for _, rows in answer or () for entry_id, fields in rows]
-        except LogError as error:
-            error.of(self.thread_id)
-            raise
+                self.timed_out(timeout or 0.0)
 
     def _checked(self, cursor: str) -> str:
         """Nothing came for a while: is the log still the one we follow? After a rewind we begin anew."""
@@ -145,14 +162,16 @@ class Run:
         if head and e.entry_id(head[0].id) >= e.entry_id(cursor):
             return cursor
         if not self._client.log_store.read(self.thread_id, self._entry, self._entry):
-            raise self._unknown()
-        return _before(self._entry)
+            raise self.unknown()
+        return before(self._entry)
 
-    def _unknown(self) -> UnknownRun:
+    def unknown(self) -> UnknownRun:
+        """The error that says that the run is gone."""
         what = f"the run {self.run_id!r} is not in the log any more"
         return UnknownRun(what, thread=self.thread_id, fix="the thread was deleted, or Redis lost its last second")
 
-    def _timed_out(self, timeout: float) -> NoReturn:
+    def timed_out(self, timeout: float) -> NoReturn:
+        """Raise the TimeoutError that says what the run waits for."""
         said = waiting_for(self._client.redis, self._client.keys, self.thread_id, self.run_id)
         raise TimeoutError(
             f"run {self.run_id!r} on thread {self.thread_id!r} did not rest within {timeout:g} s: {said}"
@@ -180,15 +199,3 @@ class Run:
             node=ended.node,
             fix=fix,
         )
-
-
-def _passes(error: redis.RedisError) -> bool:
-    """Is it an outage, and no refusal?"""
-    away = isinstance(error, redis.ConnectionError | redis.TimeoutError)
-    return away and not isinstance(error, redis.AuthenticationError)
-
-
-def _before(entry: str) -> str:
-    """The id just below a fact's."""
-    n, k = e.entry_id(entry)
-    return f"{n}-{k - 1}" if k else f"{max(n - 1, 0)}-{2**63 - 1}"

@@ -20,6 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import OutsideNode
 
+from .writing import StreamWriter
+
 
 @dataclass(frozen=True)
 class Interrupt:
@@ -49,7 +51,12 @@ class Question(NamedTuple):
 
 
 class Asking(Protocol):
-    """Who runs an attempt and knows its answers."""
+    """Who runs an attempt, knows its answers and hears what it says."""
+
+    @property
+    def writer(self) -> StreamWriter:
+        """Takes what the node tells while it runs."""
+        ...
 
     def ask(self, value: Any, response_schema: Any) -> Any:
         """The answer to the attempt's next question. Raises GraphInterrupt where there is none yet."""
@@ -75,6 +82,18 @@ def interrupt(value: Any, *, response_schema: Any = None) -> Any:
             "interrupt() was called where no node runs", fix="call it in a node or router, in the node's own thread"
         )
     return asking.ask(value, response_schema)
+
+
+def get_stream_writer() -> StreamWriter:
+    """The stream writer of the node that runs here; what it is given reaches those who stream in mode `custom`.
+
+    It works in sync and async nodes, and in threads that run in a copy of the node's context. Where nobody listens, it
+    does nothing. Raises OutsideNode where no node runs.
+    """
+    asking = CURRENT.get()
+    if asking is None:
+        raise OutsideNode("get_stream_writer() was called where no node runs", fix="call it in a node or router")
+    return asking.writer
 
 
 class Answers:

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from everstep_checkpoint.errors import GraphError
 
+from .writing import StreamWriter, unheard
+
 ContextT = TypeVar("ContextT")
 NodeT = TypeVar("NodeT")
 
@@ -92,11 +94,13 @@ class Runtime(Generic[ContextT]):
 
     `context` is the run's own data (`context_schema` says its type). `idempotency_key` is the same over all
     attempts of this task and differs for every other: hand it to services whose calls must not be doubled.
+    `stream_writer(x)` tells `x` to those who stream in mode `custom`; it never waits for them.
     """
 
     context: ContextT = None  # type: ignore[assignment]
     execution_info: ExecutionInfo = field(default_factory=ExecutionInfo)
     idempotency_key: str = ""
+    stream_writer: StreamWriter = unheard
 
     def override(self, **changes: Any) -> Runtime[ContextT]:
         """A copy with some fields replaced."""

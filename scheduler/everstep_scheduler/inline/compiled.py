@@ -19,10 +19,10 @@ from ..graph.runtime import END, START
 from ..graph.spec import GraphSpec
 from ..moves.contract import START_NODE, RunKind, Start
 from ..moves.record import Config, Form, Nodes, Writes, kind_of, start_of
+from ..reading.shapes import Chunk, check_modes, live_modes
 from ..steps.branching import Wish, branch, forking, on, travel
 from ..steps.loading import Loader
 from ..steps.stateface import StateFace
-from ..steps.streaming import Chunk
 from .driver import Inline, Opening
 from .savers import InMemorySaver, Saver
 
@@ -55,6 +55,7 @@ class CompiledGraph(StateFace):
         run_id: str | None = None,
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
+        subgraphs: bool = False,
     ) -> Any:
         """Run to the end here; the output values, or all chunks if `stream_mode` is not "values".
 
@@ -66,7 +67,8 @@ class CompiledGraph(StateFace):
 
         Raises what the node raised; GraphRecursionError, InvalidUpdateError, EmptyInputError, InvalidInput.
         """
-        run = self._run(input, config, context, stream_mode, run_id, (interrupt_before, interrupt_after))
+        stops = interrupt_before, interrupt_after
+        run = self._invoked(input, config, context, stream_mode, run_id, stops, subgraphs)
         chunks = list(run.events(None))
         return run.output() if stream_mode == "values" else chunks
 
@@ -80,9 +82,11 @@ class CompiledGraph(StateFace):
         run_id: str | None = None,
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
+        subgraphs: bool = False,
     ) -> Any:
         """`invoke` on an event loop: async nodes run on it, sync ones in threads."""
-        run = self._run(input, config, context, stream_mode, run_id, (interrupt_before, interrupt_after))
+        stops = interrupt_before, interrupt_after
+        run = self._invoked(input, config, context, stream_mode, run_id, stops, subgraphs)
         chunks = [chunk async for chunk in _on_loop(run)]
         return run.output() if stream_mode == "values" else chunks
 
@@ -96,12 +100,17 @@ class CompiledGraph(StateFace):
         run_id: str | None = None,
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
+        subgraphs: bool = False,
     ) -> Iterator[Any]:
-        """Run here, chunk by chunk: "values" (the state after each step), "updates" ({node: its update}), or a list of
-        both, then as (mode, chunk)."""
-        yield from self._run(input, config, context, stream_mode, run_id, (interrupt_before, interrupt_after)).events(
-            None
-        )
+        """Run here, chunk by chunk, in LangGraph's modes; in several at once as (mode, chunk).
+
+        "values": the state after each step. "updates": {node: its update}. "checkpoints": each as `get_state` shows it.
+        "tasks": what begins, what came of it. "debug": both, with step and time. "custom": what nodes write with
+        `runtime.stream_writer`. "messages": (message or token, metadata). `subgraphs` can't be kept yet.
+        """
+        check_modes(stream_mode, subgraphs)
+        stops = interrupt_before, interrupt_after
+        yield from self._run(input, config, context, stream_mode, run_id, stops).events(None)
 
     async def astream(
         self,
@@ -113,11 +122,12 @@ class CompiledGraph(StateFace):
         run_id: str | None = None,
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
+        subgraphs: bool = False,
     ) -> AsyncIterator[Any]:
         """`stream` on an event loop."""
-        async for chunk in _on_loop(
-            self._run(input, config, context, stream_mode, run_id, (interrupt_before, interrupt_after))
-        ):
+        check_modes(stream_mode, subgraphs)
+        stops = interrupt_before, interrupt_after
+        async for chunk in _on_loop(self._run(input, config, context, stream_mode, run_id, stops)):
             yield chunk
 
     # state: what StateFace asks of an engine
@@ -188,6 +198,21 @@ class CompiledGraph(StateFace):
             )
         return thread_id_text(said.thread_id)
 
+    def _invoked(
+        self,
+        data: object,
+        config: Mapping[str, Any] | None,
+        context: Any,
+        mode: str | Sequence[str],
+        run_id: str | None,
+        stops: tuple[Nodes, Nodes],
+        subgraphs: bool,
+    ) -> Inline:
+        """A run whose output is wanted, or chunks that show the keys of the output, as in LangGraph's `invoke`."""
+        check_modes(mode, subgraphs)
+        keys = list(self.spec.output_schema.fields)
+        return self._run(data, config, context, () if mode == "values" else mode, run_id, stops, keys)
+
     def _run(
         self,
         data: object,
@@ -196,14 +221,19 @@ class CompiledGraph(StateFace):
         mode: str | Sequence[str],
         run_id: str | None,
         stops: tuple[Nodes, Nodes],
+        keys: Sequence[str] | None = None,
     ) -> Inline:
-        said = Config.of(config, context=context, interrupt_before=stops[0], interrupt_after=stops[1])
+        live = live_modes(check_modes(mode))
+        said = Config.of(config, context=context, interrupt_before=stops[0], interrupt_after=stops[1], live=live)
         saver = self.checkpointer or InMemorySaver()
         thread = self._thread(said) if self.checkpointer is not None else new_id()
         run = run_id or new_id()
         kind, opening = self._travel(data, said, thread, run) if self.checkpointer is not None else (None, None)
         kind = kind or kind_of(data)
-        return Inline(self.spec, saver, thread, run, data, said, kind, START_NODE, mode, self._loader, opening)
+        return Inline(
+            self.spec, saver, thread, run, data, said, kind, START_NODE, mode, self._loader, opening,
+            keys=keys, checkpoints=self.checkpointer is not None,
+        )  # fmt: skip
 
     def _travel(self, data: object, said: Config, thread: str, run: str) -> tuple[RunKind | None, Opening | None]:
         """How a run begins that a `checkpoint_id` sends back; None, None if it begins as usual."""

@@ -31,20 +31,20 @@ from everstep_checkpoint.errors import (
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.replay import state_at
 
-from ..graph.asking import GraphInterrupt
 from ..graph.spec import GraphSpec
 from ..moves.connection import patiently, translated
 from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Start, Started
 from ..moves.record import Config, start_of
 from ..reading.ending import Ending, ending
-from ..reading.questions import asked, gone_on, interrupts, open_step, resume_of
+from ..reading.questions import gone_on, interrupts, open_step, resume_of
+from ..reading.shapes import INTERRUPT, Chunk, Told
 from ..reading.snapshot import snapshot
 from ..steps.branching import Wish, branch
 from ..steps.loading import Loader
 from ..steps.perform import Attempt, Performer, Result, Unserved
-from ..steps.streaming import INTERRUPT, Chunk, Streams
 from .following import Follower
 from .savers import Saver
+from .telling import Telling
 
 PARALLEL_MAX = 16
 POLL_MIN_S = 0.001
@@ -85,14 +85,19 @@ class Inline:
         mode: str | Sequence[str] | None = None,
         loader: Loader | None = None,
         opening: Opening | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+        checkpoints: bool = True,
     ) -> None:
         self.opening = opening
         self.spec, self.saver, self.thread, self.run = spec, saver, thread, run
         self.data, self.config, self.node = data, config, node
         self.kind: RunKind = kind
         self.owner = saver.owner
-        self.performer = Performer(saver.moves, saver.log, {spec.name: spec}, by=self.owner, loader=loader)
-        self.streams = Streams(spec, mode)
+        self.telling = Telling(spec, saver, thread, run, mode, keys, checkpoints)
+        self.performer = Performer(
+            saver.moves, saver.log, {spec.name: spec}, by=self.owner, loader=loader, listening=self.telling.audience
+        )
         self.parallel = config.max_concurrency or PARALLEL_MAX
         self.raised: BaseException | None = None
         self.ended: Ending | None = None
@@ -118,16 +123,13 @@ class Inline:
         self._loop = loop
         try:
             started = self._start()
-            if started.status == "nothing":
+            self.telling.begin(started.entry)
+            if started.status in ("nothing", "asked"):
                 self._nothing()
+                yield from self.telling.tagged(self.telling.standing())
                 return
-            if started.status == "asked":
-                yield from self._still_asked()
-                return
-            if self.kind in ("continue", "resume", "fork"):
-                yield from self.streams.before(self.output())
             self._ready.extend(started.leases)
-            yield from self._drive(started)
+            yield from self.telling.tagged(self._drive(started))
         finally:
             self._close()
         self._raise()
@@ -167,11 +169,6 @@ class Inline:
             queue=self.spec.default_queue, codec=self.spec.codec,
         )  # fmt: skip
 
-    def _still_asked(self) -> Iterator[Chunk]:
-        """`invoke(None)` where all that is open waits for answers: nothing is run, the questions are told again."""
-        yield from self.streams.before(self.output())
-        yield from self.streams.asked(self.output(), self._interrupts())
-
     def _nothing(self) -> None:
         """`invoke(None)` on a thread that has nothing to continue: its values as they are."""
         if self.saver.log.head(self.thread) is None:
@@ -179,12 +176,19 @@ class Inline:
                 "no input, and nothing on the thread to continue", thread=self.thread, fix="pass an input"
             )
 
-    def _drive(self, started: Started) -> Iterator[Chunk]:
+    def _tell(self) -> Iterator[Told]:
+        """What the log has to tell since the last look."""
+        return self.telling.logged(self._insist)
+
+    def _drive(self, started: Started) -> Iterator[Told]:
         follower, poll = Follower(self.saver.log, self.thread, self.run, started.entry), POLL_S
+        yield from self._tell()
         while not self._left.is_set():
             served = self._launch_ready()
             if self._jobs:
-                for job in self._finished():
+                over = self._finished()
+                yield from self.telling.said()
+                for job in over:
                     if not job.future.cancelled():
                         yield from self._settle(job)
                 poll = POLL_S
@@ -192,6 +196,7 @@ class Inline:
                     continue
             if self.ended is None:
                 self.ended = self._insist(follower.look)
+                yield from self._tell()
             if self.ended is not None:
                 return
             if served:
@@ -267,7 +272,7 @@ class Inline:
         """Alone and without a timeout it runs right here; else beside others."""
         if attempt.is_async:
             return asyncio.run_coroutine_threadsafe(attempt.acall(), self._event_loop())
-        if self._ready or self._jobs or attempt.timeout_s:
+        if self._ready or self._jobs or attempt.timeout_s or attempt.voice is not None:
             return _in_thread(attempt)
         done: Future[Result] = Future()
         result = attempt.call()
@@ -277,10 +282,10 @@ class Inline:
         return done
 
     def _finished(self) -> list[_Job]:
-        """Wait until something is over, or over its time. A late sync node's thread is left to end by itself."""
+        """Wait until something is over, late, or said. A late sync node's thread is left to end by itself."""
         first = min(job.deadline for job in self._jobs)
         wait(
-            [job.future for job in self._jobs],
+            [*(job.future for job in self._jobs), *self.telling.bells],
             max(first - time.monotonic(), 0) if first < float("inf") else None,
             FIRST_COMPLETED,
         )
@@ -289,27 +294,20 @@ class Inline:
         self._jobs = [job for job in self._jobs if job not in over]
         return over
 
-    def _settle(self, job: _Job) -> Iterator[Chunk]:
+    def _settle(self, job: _Job) -> Iterator[Told]:
         result = job.future.result() if job.future.done() else Result.timeout(job.attempt)
         commit = self._insist(lambda: self.performer.settle(job.attempt, result))
         ours = job.attempt.lease.run == self.run
         if ours and commit.outcome in ("failed", "unplanned"):
             self.raised = result.error or _unplanned(commit)
+        if ours and result.error is not None:
+            self.telling.failed(job.attempt.lease.token, result.error)
         offer = self._offer(self.parallel - len(self._jobs) - len(self._ready))
         answer = self._insist(lambda: self.saver.moves.commit([(commit, offer)]))[0]
         self._after(job, commit, answer)
+        yield from self.telling.said()
         if ours and answer.status == "ok":
-            yield from self.streams.of(job.attempt, commit)
-            if isinstance(result.error, GraphInterrupt):
-                yield from self._asked(commit)
-
-    def _asked(self, commit: Commit) -> Iterator[Chunk]:
-        """What a paused task asks, for who streams."""
-        if not self.streams.modes:
-            return
-        told = open_step(self.saver.log, self.thread)
-        found = [asked(x, self.spec.codec) for x in told.tasks if x.task == commit.lease.task] if told else []
-        yield from self.streams.asked(self._stored_output(commit.lease.n), [x for x in found if x is not None])
+            yield from self._tell()
 
     def _interrupts(self) -> list[Any]:
         told = open_step(self.saver.log, self.thread)
@@ -344,13 +342,13 @@ class Inline:
         known = {name: values[name] for name in self.spec.output_schema.fields if name in values}
         return {**known, INTERRUPT: found} if (found := self._interrupts()) else known
 
-    def _stored_output(self, at: int = 0) -> Any:
+    def _stored_output(self) -> Any:
         log = self.saver.log
         warm = self.performer.loader.peek(self.thread, self.ended.digest) if self.ended and self.ended.digest else None
         if warm is not None:
             return self.spec.output(warm.channels)
         head = log.head(self.thread)
-        n = at or (self.ended.n if self.ended else head.n if head else 0)
+        n = self.ended.n if self.ended else head.n if head else 0
         return self.spec.output(state_at(log, self.thread, n).channels) if n else {}
 
     def _raise(self) -> None:

@@ -20,6 +20,7 @@ from everstep_checkpoint.redislog import RedisLog
 from ..moves.connection import DEFAULT_URL, connect
 from ..moves.contract import LEASE_MS, Lease, Moves
 from ..moves.keeper import LeaseKeeper
+from ..moves.live import LiveWriter
 from ..moves.redismoves import RedisMoves, Scripts
 from ..recovery.recovery import Recovery
 from .logmoves import LogMoves
@@ -31,7 +32,10 @@ def owner_name() -> str:
 
 
 class Saver(Protocol):
-    """What `compile(checkpointer=...)` takes. `keeper` is None where nothing can take a task away."""
+    """What `compile(checkpointer=...)` takes. `keeper` is None where nothing can take a task away.
+
+    `live` writes what nodes say for readers elsewhere; None where there is no elsewhere.
+    """
 
     @property
     def log(self) -> Log: ...
@@ -43,6 +47,8 @@ class Saver(Protocol):
     def lease_ms(self) -> int: ...
     @property
     def keeper(self) -> LeaseKeeper | None: ...
+    @property
+    def live(self) -> LiveWriter | None: ...
 
 
 class InMemorySaver:
@@ -50,6 +56,7 @@ class InMemorySaver:
 
     lease_ms = LEASE_MS
     keeper: LeaseKeeper | None = None
+    live: LiveWriter | None = None
 
     def __init__(self) -> None:
         self.owner = owner_name()
@@ -88,6 +95,7 @@ class RedisSaver:
         recovery = Recovery(self.client, self.keys, self._held, lease_ms=self.lease_ms, owner=self.owner)
         self.moves: Moves = RedisMoves(Scripts(self.client, self.keys, recovery, self.url))
         self.keeper: LeaseKeeper | None = LeaseKeeper(self.moves, self.owner, self.lease_ms)
+        self.live: LiveWriter | None = LiveWriter(lambda: connect(self.url, connections=2), self.keys)
 
     def _held(self) -> Sequence[Lease]:
         return self.keeper.held if self.keeper is not None else ()

@@ -40,7 +40,7 @@ _SECRETS = frozenset(
 _SECRET_KEYS = frozenset({"api", "private", "access", "signing", "encryption"})
 
 ALL = "*"
-_NAMES = frozenset({"tags", "interrupt_before", "interrupt_after"})
+_NAMES = frozenset({"tags", "interrupt_before", "interrupt_after", "live"})
 
 Writes = Sequence[tuple[str, bytes]]
 Nodes = Sequence[str] | Literal["*"] | None
@@ -89,6 +89,7 @@ class RunRecord:
     """What a run was told. `form`: is its input JSON, to be read by the graph's types, or are its values typed?
 
     `interrupt_before`, `interrupt_after`: the nodes at which it is to stop, `*` for all; None: the graph's own.
+    `live`: the stream modes, `custom` and `messages`, that its nodes are listened to in.
     """
 
     kind: RunKind = "input"
@@ -105,6 +106,7 @@ class RunRecord:
     parent: str = ""
     interrupt_before: tuple[str, ...] | None = None
     interrupt_after: tuple[str, ...] | None = None
+    live: tuple[str, ...] = ()
 
     def encode(self, codec: Codec = PLAIN) -> bytes:
         """The canonical encoding, without envelope. Fields that say what everybody says are left out."""
@@ -149,6 +151,7 @@ class Config:
     trace: str = ""
     interrupt_before: tuple[str, ...] | None = None
     interrupt_after: tuple[str, ...] | None = None
+    live: tuple[str, ...] = ()
 
     @property
     def has_thread(self) -> bool:
@@ -172,6 +175,7 @@ class Config:
         trace: str = "",
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
+        live: Sequence[str] = (),
     ) -> Config:
         """From `{"configurable": {"thread_id": ...}, "recursion_limit": ..., "metadata": ..., "tags": ...}`.
 
@@ -196,6 +200,7 @@ class Config:
             trace=trace,
             interrupt_before=breakpoints(interrupt_before),
             interrupt_after=breakpoints(interrupt_after),
+            live=tuple(live),
         )
 
     def record(self, kind: RunKind, form: Form = "typed") -> RunRecord:
@@ -212,6 +217,7 @@ class Config:
             trace=self.trace,
             interrupt_before=self.interrupt_before,
             interrupt_after=self.interrupt_after,
+            live=self.live,
         )
 
 

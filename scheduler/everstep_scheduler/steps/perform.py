@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -27,13 +28,18 @@ from ..graph.asking import CURRENT, Answers
 from ..graph.results import NodeResult, node_result
 from ..graph.runtime import ExecutionInfo, Runtime
 from ..graph.spec import GraphSpec, NodeSpec
+from ..graph.writing import StreamWriter, unheard
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Answer, Commit, Lease, Moves
 from ..moves.record import RunRecord
+from ..reading.shapes import message_metadata
 from .loading import Loader, Stand
 from .outcome import Returned, returned
 from .plan import adestinations, destinations
 from .settling import Settler
 from .updating import aupdated, nodes_of, update_needs_loop, updated
+from .voice import Listening, Voice
+
+_SILENCE = nullcontext()
 
 
 class Unserved(Exception):
@@ -108,6 +114,7 @@ class Attempt:
     loader: Loader
     given: Given = Given()
     broken: Exception | None = None
+    voice: Voice | None = None
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -144,12 +151,13 @@ class Attempt:
             config, runtime = self._told()
             if self.given.nodes:
                 return Result(updated(self, config, runtime), None, self.elapsed_ms)
-            gave = (
-                self._given()
-                if self.node is None
-                else self._gave(self.node.fn(*self._args(), **self._kwargs(config, runtime)))
-            )
-            there = destinations(self.spec, self.source, self.stand.channels, gave, config, runtime)
+            with self._speaking():
+                gave = (
+                    self._given()
+                    if self.node is None
+                    else self._gave(self.node.fn(*self._args(), **self._kwargs(config, runtime)))
+                )
+                there = destinations(self.spec, self.source, self.stand.channels, gave, config, runtime)
             return Result(returned(gave.writes, there), None, self.elapsed_ms)
         except BaseException as error:  # noqa: BLE001 - the door to the user's code
             return Result(None, error, self.elapsed_ms)
@@ -166,8 +174,9 @@ class Attempt:
                 config, runtime = self._told()
                 if self.given.nodes:
                     return Result(await aupdated(self, config, runtime), None, self.elapsed_ms)
-                gave = self._given() if self.node is None else self._gave(await self._awaited(config, runtime))
-                there = await adestinations(self.spec, self.source, self.stand.channels, gave, config, runtime)
+                with self._speaking():
+                    gave = self._given() if self.node is None else self._gave(await self._awaited(config, runtime))
+                    there = await adestinations(self.spec, self.source, self.stand.channels, gave, config, runtime)
             return Result(returned(gave.writes, there), None, self.elapsed_ms)
         except TimeoutError as error:
             late = self.timeout_s and self.elapsed_ms >= self.timeout_s * 1000 - 1
@@ -201,13 +210,19 @@ class Attempt:
 
     def _args(self) -> tuple[Any, ...]:
         if self.given.arg is not None:
-            return (self.spec.codec.decode(self.given.arg, "the Send's argument"),)
-        return (self.spec.node_input(self.lease.node, self.stand.channels),)
+            state = self.spec.codec.decode(self.given.arg, "the Send's argument")
+        else:
+            state = self.spec.node_input(self.lease.node, self.stand.channels)
+        if self.voice is not None:
+            self.voice.given(state)
+        return (state,)
 
     def _kwargs(self, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> dict[str, Any]:
         return self.spec.call_args(self.lease.node, None, config, runtime)[1]
 
     def _gave(self, value: object) -> NodeResult:
+        if self.voice is not None:
+            self.voice.returned(value)
         return node_result(self.spec, self.lease.node, value)
 
     def _given(self) -> NodeResult:
@@ -221,6 +236,24 @@ class Attempt:
         if self.record.form == "json":
             values = self.spec.input_from_json(values)
         return self.spec.input_writes(values, self.stand.channels)
+
+    # what a node says
+
+    @property
+    def writer(self) -> StreamWriter:
+        """What the node writes to, for mode `custom`."""
+        return self.voice.write if self.voice is not None else unheard
+
+    def _speaking(self) -> AbstractContextManager[None]:
+        return _SILENCE if self.voice is None else self.voice.speaking()
+
+    def listened(self, listening: Listening | None) -> None:
+        """Give it a voice if somebody listens."""
+        listener = listening(self.lease, self.record) if listening is not None and self.node is not None else None
+        if listener is not None:
+            own = message_metadata(self.spec, self.lease, self.stand.step + 1, self.record)
+            told = {**self.record.metadata, **self.spec.node(self.lease.node).metadata}
+            self.voice = Voice(self.lease, self.spec.codec, listener, own, {**self.config(), "metadata": told})
 
     # what a node is told
 
@@ -236,12 +269,15 @@ class Attempt:
         """LangGraph's config, the same on any worker, any day later."""
         record = self.record
         place = {"thread_id": self.lease.thread, "checkpoint_ns": "", "run_id": self.lease.run}
-        return {
+        config: dict[str, Any] = {
             "configurable": {**record.configurable, **place},
             "metadata": dict(record.metadata),
             "tags": list(record.tags),
             "recursion_limit": record.recursion_limit,
         }
+        if self.voice is not None and self.voice.chat is not None:
+            config["callbacks"] = self.voice.chat.callbacks
+        return config
 
     def runtime(self) -> Runtime[Any]:
         lease, key = self.lease, self.key
@@ -253,15 +289,23 @@ class Attempt:
             node_attempt=lease.attempt,
         )
         context = self.spec.make_context(self.record.context)
-        return Runtime(context=context, execution_info=info, idempotency_key=key)
+        return Runtime(context=context, execution_info=info, idempotency_key=key, stream_writer=self.writer)
 
 
 class Performer:
-    """Loads attempts and settles them. One per process; `by` is its name in the log."""
+    """Loads attempts and settles them. One per process; `by` is its name in the log; `listening` says who listens."""
 
     def __init__(
-        self, moves: Moves, log: Log, graphs: Mapping[str, GraphSpec], *, by: str, loader: Loader | None = None
+        self,
+        moves: Moves,
+        log: Log,
+        graphs: Mapping[str, GraphSpec],
+        *,
+        by: str,
+        loader: Loader | None = None,
+        listening: Listening | None = None,
     ) -> None:
+        self.listening = listening
         self.graphs = graphs
         self.loader = loader or Loader(log)
         self._settler = Settler(moves, log, self.loader, by)
@@ -287,7 +331,9 @@ class Performer:
             if not _is_data(error):
                 raise
             return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, broken=error)
-        return Attempt(lease, spec, node, stand, record, self.loader, given)
+        attempt = Attempt(lease, spec, node, stand, record, self.loader, given)
+        attempt.listened(self.listening)
+        return attempt
 
     def _given(self, lease: Lease, stand: Stand) -> Given:
         if lease.task in (START_TASK, UPDATE_TASK):
@@ -298,7 +344,13 @@ class Performer:
 
     def settle(self, attempt: Attempt, result: Result) -> Commit:
         """Judge and plan. May write parts. Raises ServerError if Redis is away."""
-        return self._settler.settle(attempt, result)
+        if attempt.voice is None:
+            return self._settler.settle(attempt, result)
+        attempt.voice.hush()
+        commit = self._settler.settle(attempt, result)
+        if attempt.voice.told and commit.entries:
+            commit.entries[0]["told"] = attempt.voice.told  # so that readers know when they have heard all
+        return commit
 
     def committed(self, commit: Commit, answer: Answer) -> None:
         """A commit is settled: if it passed, remember where the thread stands now."""

@@ -1,0 +1,401 @@
+"""Chunks: what a log's entries tell about one run, in LangGraph's stream modes, with its names, shapes and order.
+
+    entry ──LogStream.feed──► (mode, chunk)
+
+    values        the state after each step that wrote to it        updates      {node: what it wrote}
+    checkpoints   each checkpoint, as `get_state` shows it          tasks        each task: its begin, what came of it
+    debug         checkpoints and tasks, with step and time
+
+One implementation for graphs that run inline and for those on workers. The modes `custom` and `messages` are not in the
+log: nodes tell them while they run (`moves/live.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.errors import InvalidUpdateError, Trimmed
+from everstep_checkpoint.log import Log
+from everstep_checkpoint.replay import Fold, State, TaskRef, fetch, input_writes, state_at, tasks_of
+
+from ..graph.channels import apply
+from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
+from ..moves.record import RunRecord
+from .ending import error_of
+from .frames import frame_at, until_new_input
+from .questions import question, step_told
+from .shapes import INTERRUPT, LOG_MODES, PUSH, Reading, Told, Writes, result_of, update_of
+
+
+class LogStream:
+    """Feeds on a thread's entries from its run's first one on, and gives the run's chunks: `before`, `feed`, `flush`.
+
+    `since`: the id of the run's first entry. `keys`: those that `values` and `updates` show; None: all. `errors`: what
+    tasks raised, by token, where the process knows it; elsewhere an error is its text.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        thread: str,
+        run: str,
+        since: str,
+        reading: Reading,
+        modes: Sequence[str],
+        *,
+        keys: Sequence[str] | None = None,
+        checkpoints: bool = True,
+    ) -> None:
+        self.log, self.thread, self.run, self.since = log, thread, run, since
+        self.reading, self.keys = reading, keys
+        self.modes = frozenset(modes) & set(LOG_MODES)
+        self.errors: dict[str, BaseException] = {}
+        self._telling = {*self.modes, *(("checkpoints", "tasks") if "debug" in self.modes else ())}
+        if not checkpoints:
+            self._telling.discard("checkpoints")
+        self._folds = bool(self._telling - {"updates"})
+        self._fold: Fold | None = None
+        self._record: RunRecord | None = None
+        self._written: set[str] = set()
+        self._opened = _Opened("", 0, "", 0)
+        self._parent = ""
+        self._begins: Iterator[Told] = iter(())
+
+    # feeding
+
+    def before(self, entry: e.Entry) -> Iterator[Told]:
+        """The chunks that the entry before this one still had: to be asked for first."""
+        if entry.kind == "run_rested" and entry.text("run") == self.run:
+            self._begins = iter(())  # the run rests where it stands: what comes next has not begun
+        yield from self.flush()
+
+    def feed(self, entry: e.Entry) -> Iterator[Told]:
+        """The chunks that an entry brings; to be taken whole before the next one. Raises CorruptEntry."""
+        ours = entry.text("run") == self.run
+        if entry.is_checkpoint:
+            yield from self._checkpoint(entry, ours)
+            return
+        if self._fold is not None:
+            self._fold.feed(entry)
+        if ours:
+            yield from self._fact(entry)
+
+    def flush(self) -> Iterator[Told]:
+        """The tasks that begin at the last checkpoint: to be asked for when no entry stands behind it (yet)."""
+        begins, self._begins = self._begins, iter(())
+        yield from begins
+
+    def enter(self, n: int) -> None:
+        """Begin in the middle: behind checkpoint n, whose facts are to be fed next and their chunks passed over."""
+        found = self._one(f"{n}-0")
+        if found and self._folds:
+            for _ in self._checkpoint(found[0], False, load=True):
+                pass
+
+    def _fact(self, entry: e.Entry) -> Iterator[Told]:
+        match entry.kind:
+            case "run_started" | "run_queued":
+                if entry.text("kind_of_run") in ("continue", "resume"):
+                    yield from self._goes_on(entry)
+                elif "input" in entry.raw:
+                    self._written = {name for name, _ in input_writes(entry)}
+            case "task_done":
+                writes = entry.writes()
+                if entry.text("task") not in (START_TASK, UPDATE_TASK):
+                    self._written |= {name for name, _ in writes}
+                    yield from self._result(entry, writes)
+            case "task_failed":
+                if "retry_at" not in entry.raw and entry.text("task") not in (START_TASK, UPDATE_TASK, JOIN_TASK):
+                    yield from self._failure(entry)
+            case "task_paused":
+                yield from self._asked(entry)
+            case "run_rested":
+                yield from self._rests(entry)
+            case _:
+                pass
+
+    def _checkpoint(self, entry: e.Entry, ours: bool, load: bool = False) -> Iterator[Told]:
+        state = self._state(entry) if ours or load or self._fold is not None else None
+        task, source = entry.text("task"), entry.text("source")
+        if ours and source not in ("input", "fork") and task not in ("", START_TASK, JOIN_TASK, UPDATE_TASK):
+            writes = _writes(state, entry)
+            self._written |= {name for name, _ in writes}
+            yield from self._result(entry, writes)
+        parent, self._parent = _branched(entry) or self._parent, entry.checkpoint_id
+        if state is not None and self._fold is not None:
+            self._opened = _Opened(state.birth, entry.n, entry.digest, entry.number("step"))
+        if not ours or state is None:
+            return
+        if source == "input":
+            start = TaskRef(START_TASK, START_NODE, "")
+            yield from self._emit("checkpoints", entry, self._shown(state, [start], parent))
+            return
+        if "values" in self._telling and (source == "fork" or self._shows(self._written)):
+            yield "values", self.reading.values(state.channels, self.keys)
+        self._written = set()
+        refs = self._refs(entry)
+        yield from self._emit("checkpoints", entry, self._shown(state, refs, parent))
+        if source != "update":
+            self._begins = self._begun(state, refs)
+
+    # loading
+
+    def _state(self, entry: e.Entry) -> State | None:
+        """The state at a checkpoint: loaded for the first one, folded for those behind it; None if it was trimmed."""
+        if self._fold is not None:
+            return self._fold.feed(entry)
+        if not self._folds:
+            return None
+        try:
+            state = state_at(self.log, self.thread, entry.n)
+        except Trimmed:
+            return None
+        self._fold = Fold(fetch(self.log, self.thread), dict(state.channels), state.birth, n=state.n)
+        if entry.n > 1 and not self._parent:
+            self._parent = next((x.checkpoint_id for x in self._one(f"{entry.n - 1}-0")), "")
+        return state
+
+    def _one(self, ref: str) -> list[e.Entry]:
+        return self.log.read(self.thread, ref, ref)
+
+    def _refs(self, entry: e.Entry) -> list[TaskRef]:
+        """The tasks of a checkpoint, Sends first, as LangGraph has them."""
+        if not self._folds:
+            return []
+        parts = {row[0]: part for row in entry.next if len(row) == 2 for part in self._one(row[0])}
+        refs = tasks_of(entry, parts)
+        return sorted(refs, key=lambda ref: not ref.part)
+
+    @property
+    def record(self) -> RunRecord:
+        """What the run was told; nothing where that was trimmed."""
+        if self._record is None:
+            stored = next((x.value("record") for x in self._one(self.since)), None) if self.since else None
+            self._record = RunRecord.decode(stored) if stored else RunRecord()
+        return self._record
+
+    # a run that continues
+
+    def asking(self) -> Iterator[Told]:
+        """How things stand where a run has nothing to run: what is done, and the questions that wait, are told anew."""
+        head = self.log.head(self.thread)
+        if head is None or not head.n:
+            return
+        step = self._step(head.n)
+        yield from self._stands(step)
+        waiting = step.waiting
+        if waiting:
+            yield from self._resumed(step)
+            for fact in waiting:
+                yield from self._asked(fact)
+            yield from self._beside(step)
+
+    def _goes_on(self, entry: e.Entry) -> Iterator[Told]:
+        """A run continues, or answers, at `entry`."""
+        if entry.n:
+            step = self._step(entry.n, e.entry_id(entry.id))
+            yield from self._stands(step)
+            self._begins = self._resumed(step)
+
+    def _rests(self, entry: e.Entry) -> Iterator[Told]:
+        """The run rests: at a breakpoint, or with questions; those that wait from earlier runs are told again."""
+        if entry.text("status") != "interrupted" or self.record.kind == "update" or not entry.n:
+            return
+        step = self._step(entry.n, e.entry_id(entry.id))
+        waiting = step.waiting
+        for fact in waiting:
+            if fact.text("run") != self.run:
+                yield from self._asked(fact)
+        if waiting:
+            yield from self._beside(step)
+        elif "updates" in self._telling:
+            yield "updates", {INTERRUPT: ()}
+
+    def _step(self, n: int, before: tuple[int, int] | None = None) -> _Step:
+        """The step of checkpoint n, with its facts before an entry."""
+        frame = frame_at(self.log, self.thread, n)
+        facts = [x for x in frame.facts if before is None or (x.n, x.k) < before]
+        told = step_told(self.log, self.thread, frame, facts)
+        waiting = [task.asks for task in told.tasks if task.place == "asked" and task.asks is not None]
+        kinds: dict[str, dict[str, e.Entry]] = {"task_done": {}, "task_failed": {}, "task_paused": {}}
+        for fact in until_new_input(facts, self.log, self.thread) if before is None else facts:
+            if fact.kind in kinds and fact.text("task") not in (START_TASK, UPDATE_TASK, JOIN_TASK):
+                kinds[fact.kind][fact.text("task")] = fact
+        refs = self._refs(frame.state.entry)
+        return _Step(frame.state, _branched(frame.state.entry) or frame.parent, facts, refs, waiting, *kinds.values())
+
+    def _stands(self, step: _Step) -> Iterator[Told]:
+        state, entry = step.state, step.state.entry
+        self._written = {name for fact in step.done.values() for name, _ in fact.writes()}
+        if self._folds:
+            self._fold = Fold(fetch(self.log, self.thread), dict(state.channels), state.birth, n=state.n)
+            for fact in step.facts:
+                self._fold.feed(fact)
+        self._opened = _Opened(state.birth, state.n, entry.digest, entry.number("step"))
+        self._parent = entry.checkpoint_id
+        if "values" in self._telling:
+            yield "values", self.reading.values(state.channels, self.keys)
+        yield from self._emit("checkpoints", entry, self._shown(state, step.refs, step.parent, step))
+
+    def _resumed(self, step: _Step) -> Iterator[Told]:
+        yield from self._begun(step.state, step.refs)
+        for fact in step.done.values() if "updates" in self._telling else ():
+            yield "updates", {**self._update(fact, fact.writes()), "__metadata__": {"cached": True}}
+
+    def _beside(self, step: _Step) -> Iterator[Told]:
+        """The values with what is done beside a question: by the reducers, where the graph is at hand."""
+        order = [ref.task for ref in sorted(step.refs, key=lambda ref: bool(ref.part))]
+        done = [step.done[task] for task in order if task in step.done]
+        writes = [(name, value) for fact in done for name, value in fact.writes() if value is not None]
+        if "values" not in self._telling or self.reading.spec is None or not self._shows(name for name, _ in writes):
+            return
+        try:
+            yield "values", self.reading.values(apply(self.reading.spec, step.state.channels, writes), self.keys)
+        except InvalidUpdateError:
+            return  # they exclude each other: the run will fail when its questions are answered
+
+    # chunks
+
+    def _shows(self, written: Iterable[str]) -> bool:
+        """LangGraph tells values only after a step that wrote to a key of theirs."""
+        return bool(set(written) if self.keys is None else set(written) & set(self.keys))
+
+    def _asked(self, entry: e.Entry) -> Iterator[Told]:
+        """A question: among the updates, beside the values as they stand, and as what came of its task."""
+        asked = question(entry, self.reading.codec)
+        if "updates" in self._telling:
+            yield "updates", {INTERRUPT: (asked,)}
+        if "values" in self._telling:
+            channels = self._fold.channels if self._fold is not None else {}
+            yield "values", {**self.reading.values(channels, self.keys), INTERRUPT: (asked,)}
+        if "tasks" in self._telling:
+            yield from self._emit("tasks", entry, {**self._came(entry, None, {}), "interrupts": [asdict(asked)]})
+
+    def _emit(self, mode: str, entry: e.Entry, payload: dict[str, Any]) -> Iterator[Told]:
+        """A chunk of `checkpoints` or `tasks`, and the same in `debug`."""
+        if mode not in self._telling:
+            return
+        if mode in self.modes:
+            yield mode, payload
+        if "debug" in self.modes:
+            kind = "checkpoint" if mode == "checkpoints" else "task_result" if "result" in payload else "task"
+            step = entry.number("step") if mode == "checkpoints" else self._opened.step + 1
+            at = datetime.fromtimestamp(entry.number("at") / 1000, UTC).isoformat()
+            yield "debug", {"step": step, "timestamp": at, "type": kind, "payload": payload}
+
+    def _update(self, entry: e.Entry, writes: Writes) -> dict[str, Any]:
+        return {entry.text("node"): update_of(self.reading.decoded(writes), self.keys)}
+
+    def _result(self, entry: e.Entry, writes: Writes) -> Iterator[Told]:
+        if "updates" in self._telling:
+            yield "updates", self._update(entry, writes)
+        if "tasks" in self._telling:
+            yield from self._emit("tasks", entry, self._came(entry, None, result_of(self.reading.decoded(writes))))
+
+    def _failure(self, entry: e.Entry) -> Iterator[Told]:
+        if "tasks" in self._telling:
+            error = self.errors.pop(entry.text("token"), None) or _said(entry)
+            yield from self._emit("tasks", entry, self._came(entry, error, {}))
+
+    def _came(self, entry: e.Entry, error: Any, result: dict[str, Any]) -> dict[str, Any]:
+        """What came of a task."""
+        key = self._opened.id_of(entry.text("task"))
+        return {"id": key, "name": entry.text("node"), "error": error, "result": result, "interrupts": []}
+
+    def _begun(self, state: State, refs: Sequence[TaskRef]) -> Iterator[Told]:
+        if "tasks" not in self._telling:
+            return
+        opened = _Opened(state.birth, state.n, state.digest, state.entry.number("step"))
+        channels, parts = state.channels, dict[str, list[tuple[str, bytes]]]()
+        for ref in refs:
+            if ref.part and ref.part not in parts:
+                parts = {ref.part: self._one(ref.part)[0].sends()}
+            arg = parts[ref.part][ref.index][1] if ref.part else None
+            payload: dict[str, Any] = {
+                "id": opened.id_of(ref.task),
+                "name": ref.node,
+                "input": self.reading.input(ref.node, channels)
+                if arg is None
+                else self.reading.codec.decode(arg, "the Send's argument"),
+                "triggers": (PUSH,) if ref.part else self.reading.triggers(ref.node),
+            }
+            told = {**self.record.metadata, **self.reading.metadata(ref.node)}
+            told |= {"tags": list(self.record.tags)} if self.record.tags else {}
+            yield from self._emit("tasks", state.entry, {**payload, "metadata": told} if told else payload)
+
+    def _shown(self, state: State, refs: Sequence[TaskRef], parent: str, step: _Step | None = None) -> dict[str, Any]:
+        """A checkpoint as LangGraph's mode `checkpoints` shows it, with what its tasks came to before."""
+        if "checkpoints" not in self._telling:
+            return {}
+        entry = state.entry
+        opened = _Opened(state.birth, entry.n, entry.digest, 0)
+        return {
+            "config": self._config(entry.checkpoint_id),
+            "parent_config": self._config(parent) if parent else None,
+            "values": self.reading.values(state.channels),
+            "metadata": {"source": entry.text("source"), "step": entry.number("step"), "parents": {}},
+            "next": [ref.node for ref in refs],
+            "tasks": [self._task(opened.id_of(ref.task), ref, step) for ref in refs],
+        }
+
+    def _task(self, key: str, ref: TaskRef, step: _Step | None) -> dict[str, Any]:
+        done, failed, paused = (
+            (None, None, None) if step is None else (x.get(ref.task) for x in (step.done, step.failed, step.paused))
+        )
+        if done is None and failed is not None:
+            return {"id": key, "name": ref.node, "error": _said(failed), "state": None}
+        asked = () if paused is None else (asdict(question(paused, self.reading.codec)),)
+        shown: dict[str, Any] = {"id": key, "name": ref.node, "interrupts": asked, "state": None}
+        result = result_of(self.reading.decoded(done.writes()), self.keys) if done is not None else None
+        return {**shown, "result": result} if result else shown
+
+    def _config(self, checkpoint_id: str) -> dict[str, Any]:
+        place = {"thread_id": self.thread, "checkpoint_ns": "", "checkpoint_id": checkpoint_id}
+        return {"configurable": {**self.record.configurable, **place}}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that is under way: its checkpoint, its facts and tasks, its questions, and the last outcomes by task."""
+
+    state: State
+    parent: str
+    facts: Sequence[e.Entry]
+    refs: Sequence[TaskRef]
+    waiting: Sequence[e.Entry]
+    done: Mapping[str, e.Entry]
+    failed: Mapping[str, e.Entry]
+    paused: Mapping[str, e.Entry]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The checkpoint whose tasks are under way."""
+
+    birth: str
+    n: int
+    digest: str
+    step: int
+
+    def id_of(self, task: str) -> str:
+        return e.idempotency_key(self.birth, self.n, self.digest, task)
+
+
+def _branched(entry: e.Entry) -> str:
+    """The checkpoint that a branch builds on; empty where it is the one before."""
+    named = entry.branch_of
+    return e.checkpoint_id(named.n, named.digest) if named is not None else ""
+
+
+def _writes(state: State | None, entry: e.Entry) -> Writes:
+    return (state or State(entry, {}, "")).resolved_writes()
+
+
+def _said(entry: e.Entry) -> str:
+    """An error as text, as Python shows it."""
+    error = error_of(entry)
+    return f"{error.error_type.rpartition('.')[2]}({error.text!r})" if error.error_type else error.text

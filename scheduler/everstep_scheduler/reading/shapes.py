@@ -1,0 +1,143 @@
+"""Shapes: LangGraph's stream modes, and what their chunks look like. Pure.
+
+What a task wrote is a dict in `updates`, a list of dicts if it wrote a key several times; in `tasks` several writes to
+one key are {"$writes": [...]}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.codec import PLAIN, Codec
+from everstep_checkpoint.errors import InvalidInput, UnknownNode
+from everstep_checkpoint.replay import Channels
+
+from ..moves.contract import Lease
+from ..moves.live import LIVE_MODES
+from ..moves.record import RunRecord
+from .snapshot import HIDDEN
+
+if TYPE_CHECKING:
+    from ..graph.spec import GraphSpec
+
+LOG_MODES = ("values", "updates", "checkpoints", "tasks", "debug")
+MODES = (*LOG_MODES, *LIVE_MODES)
+PUSH = "__pregel_push"
+INTERRUPT = "__interrupt__"
+Chunk = Any
+Told = tuple[str, Chunk]
+Writes = Sequence[tuple[str, bytes | None]]
+
+
+def check_modes(mode: str | Sequence[str] | None, subgraphs: bool = False) -> tuple[str, ...]:
+    """The modes asked for, each once. Raises InvalidInput for one that does not exist, and for `subgraphs`."""
+    if subgraphs:
+        raise InvalidInput(
+            "subgraphs=True can't be kept: what runs inside a node is not streamed yet", fix="leave it out"
+        )
+    modes = () if mode is None else (mode,) if isinstance(mode, str) else tuple(dict.fromkeys(mode))
+    for one in modes:
+        if one not in MODES:
+            raise InvalidInput(f"no stream mode {one!r}", fix=f"choose among {', '.join(sorted(MODES))}")
+    return modes
+
+
+def live_modes(modes: Iterable[str]) -> tuple[str, ...]:
+    """Those of the modes that nodes tell while they run."""
+    return tuple(mode for mode in LIVE_MODES if mode in set(modes))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How values are read: by a graph's types, or as plain data.
+
+    `keys`: the keys of the output; None: all. `joins`: the graph's barriers, where the graph is known by its manifest.
+    """
+
+    spec: GraphSpec | None = None
+    keys: Sequence[str] | None = None
+    joins: Sequence[str] = ()
+
+    @property
+    def codec(self) -> Codec:
+        return self.spec.codec if self.spec is not None else PLAIN
+
+    @property
+    def outputs(self) -> Sequence[str] | None:
+        """The keys of the output; None: all."""
+        return list(self.spec.output_schema.fields) if self.spec is not None else self.keys
+
+    def output(self, channels: Channels) -> dict[str, Any]:
+        """The output values of a state."""
+        return self.values(channels, self.outputs)
+
+    def values(self, channels: Channels, keys: Iterable[str] | None = None) -> dict[str, Any]:
+        """The values of these keys, by default of all that users see."""
+        if keys is None:
+            keys = (
+                self.spec.channels
+                if self.spec is not None
+                else [name for name in channels if not name.startswith(HIDDEN)]
+            )
+        return {name: self.codec.decode(channels[name], f"key {name!r}") for name in keys if name in channels}
+
+    def input(self, node: str, channels: Channels) -> Any:
+        """What a node gets as its state."""
+        try:
+            return self.spec.node_input(node, channels) if self.spec is not None else self.values(channels)
+        except UnknownNode:  # an older version of the graph had it
+            return self.values(channels)
+
+    def metadata(self, node: str) -> Mapping[str, Any]:
+        """What the graph says of a node."""
+        found = self.spec.nodes.get(node) if self.spec is not None else None
+        return found.metadata if found is not None else {}
+
+    def triggers(self, node: str) -> tuple[str, ...]:
+        """LangGraph's names for what begins a task of a node."""
+        joins = self.joins if self.spec is None else [each.channel for each in self.spec.joins]
+        return tuple(sorted([f"branch:to:{node}", *(name for name in joins if name.rpartition(":")[2] == node)]))
+
+    def decoded(self, writes: Writes) -> list[tuple[str, Any]]:
+        """Writes that have a value, decoded."""
+        return [(name, self.codec.decode(value, f"key {name!r}")) for name, value in writes if value is not None]
+
+
+def update_of(writes: Sequence[tuple[str, Any]], keys: Iterable[str] | None) -> Any:
+    """What `updates` shows of a task: a dict; several where a key was written several times; None for nothing."""
+    wanted = None if keys is None else set(keys)
+    shown = [(name, value) for name, value in writes if wanted is None or name in wanted]
+    if len({name for name, _ in shown}) == len(shown):
+        return dict(shown) or None
+    return [{name: value} for name, value in shown]
+
+
+def result_of(writes: Sequence[tuple[str, Any]], keys: Iterable[str] | None = None) -> dict[str, Any]:
+    """What `tasks` shows of a task: one write as it is, several to one key as {"$writes": [...]}."""
+    wanted, found = None if keys is None else set(keys), dict[str, list[Any]]()
+    for name, value in writes:
+        if wanted is None or name in wanted:
+            found.setdefault(name, []).append(value)
+    return {name: values[0] if len(values) == 1 else {"$writes": values} for name, values in found.items()}
+
+
+def message_metadata(spec: GraphSpec, lease: Lease, step: int, record: RunRecord) -> dict[str, Any]:
+    """What goes with each message of an attempt: LangGraph's names, and our `task_id` and `attempt`."""
+    sent = lease.task.startswith("s")
+    node, task = lease.node, e.idempotency_key(lease.birth, lease.n, lease.digest, lease.task)
+    return {
+        "ls_integration": "langgraph",
+        **record.metadata,
+        **spec.node(node).metadata,
+        "thread_id": lease.thread,
+        "langgraph_step": step,
+        "langgraph_node": node,
+        "langgraph_triggers": (PUSH,) if sent else Reading(spec).triggers(node),
+        "langgraph_path": (PUSH, int(lease.task.partition("_")[2]), False) if sent else ("__pregel_pull", node),
+        "langgraph_checkpoint_ns": f"{node}:{task}",
+        "task_id": task,
+        "attempt": lease.attempt,
+    }

@@ -1,0 +1,55 @@
+"""Workers die while they are listened to: what they said is void, and said to be; what their heirs say is heard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from everstep.embedded import EmbeddedServer
+from everstep_scheduler.client.client import connect
+from everstep_scheduler.client.events import Event
+from faults import SHORT_MS, Fleet
+
+
+@pytest.fixture
+def fleet(server: EmbeddedServer, tmp_path: Path) -> Iterator[Fleet]:
+    with Fleet(server.url, tmp_path) as made:
+        yield made
+
+
+def words(events: list[Event]) -> list[str]:
+    """What was said, and what was void."""
+    live = [event for event in events if event.mode != "updates"]
+    return [x.chunk if x.mode == "custom" else f"{x.mode} {x.chunk['name']} {x.chunk['attempt']}" for x in live]
+
+
+@pytest.mark.parametrize("graph", ["chain", "achain"])
+def test_what_a_killed_worker_said_is_superseded_before_its_heir_speaks(fleet: Fleet, graph: str) -> None:
+    with fleet.sweeping(), connect(fleet.url) as client:
+        worker = fleet.worker(graph, lease_ms=SHORT_MS)
+        thread = fleet.submit(graph, live=["custom"], gated="b/1")
+        events = client.run(thread).events(["updates", "custom"], timeout=60)
+        heard: list[Event] = []
+        while not heard or heard[-1].chunk != "b 1 in":
+            heard.append(next(events))
+        worker.kill()
+        with fleet.heir(graph):
+            heard += events
+        late = list(client.run(thread).events(["updates", "custom"], timeout=10))
+    assert words(heard) == [
+        "a 1 in", "a 1 out", "b 1 in", "superseded b 1", "b 2 in", "b 2 out", "c 1 in", "c 1 out",
+    ]  # fmt: skip
+    assert words(late) == words(heard)
+    assert [next(iter(x.chunk)) for x in heard if x.mode == "updates"] == ["a", "b", "c"]
+
+
+def test_what_the_children_of_a_pool_say_is_heard_whole(fleet: Fleet) -> None:
+    with connect(fleet.url) as client:
+        fleet.pool("wide", processes=2, concurrency=4)
+        thread = fleet.submit("wide", live=["custom"], width=20)
+        events = list(client.run(thread).events(["updates", "custom"], timeout=60))
+    said = words(events)
+    assert sorted(said) == sorted([f"work/{i} 1 {phase}" for i in range(20) for phase in ("in", "out")] + ["last 1 in"])
+    assert said[-1] == "last 1 in"
