@@ -46,11 +46,8 @@ def rows(text: str) -> set[str]:
 
 
 def samples() -> list[tuple[str, str]]:
-    found = [
-        (path, code)
-        for path in (ROOT / "README.md", DOCS / "quickstart.md", DOCS / "streaming.md")
-        for code in blocks(path, "python")
-    ]
+    pages = (ROOT / "README.md", DOCS / "quickstart.md", DOCS / "streaming.md", DOCS / "nodes.md")
+    found = [(path, code) for path in pages for code in blocks(path, "python")]
     return [(f"{path.name}-{i}", code) for i, (path, code) in enumerate(found)]
 
 

@@ -241,6 +241,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: StateGraph(list[int]), "can't be a schema"),
     (lambda: StateGraph(Bad), "An annotation of 'Bad' can't be read: name 'NoSuchType'"),
     (lambda: StateGraph(TypedDict("J", {"join:x": int})), "'join:x' is reserved"),  # type: ignore[operator]
+    (lambda: StateGraph(TypedDict("D", {"defer:x": int})), "'defer:x' is reserved"),  # type: ignore[operator]
 ]
 
 

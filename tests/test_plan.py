@@ -26,7 +26,7 @@ from everstep_scheduler.graph.results import NodeResult, node_result
 from everstep_scheduler.graph.runtime import END, START, Send
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.steps.outcome import raised, returned
-from everstep_scheduler.steps.plan import Done, adestinations, destinations, plan
+from everstep_scheduler.steps.plan import Done, Planned, adestinations, destinations, plan
 
 OURS = SimpleNamespace(StateGraph=StateGraph, Send=Send, Command=runtime.Command)
 THEIRS = SimpleNamespace(StateGraph=TheirStateGraph, Send=TheirSend, Command=TheirCommand)
@@ -243,7 +243,50 @@ def commands(lib: Any) -> Any:
     return graph.add_conditional_edges("a", lambda s: [lib.Send("e", s), "b"] if s["n"] == 1 else END)
 
 
+def deferred_after_uneven_branches(lib: Any) -> Any:
+    """`d` waits for the longer branch, and runs once."""
+    graph = with_nodes(lib, "a", "b", "c")
+    graph.add_node("d", says("d"), defer=True)
+    graph.add_edge(START, "a").add_edge("a", "d").add_edge("a", "b").add_edge("b", "c")
+    return graph.add_edge("c", "d")
+
+
+def deferred_nodes_run_together_and_again(lib: Any) -> Any:
+    graph = with_nodes(lib, "a", "b", "e")
+    graph.add_node("c", says("c"), defer=True).add_node("d", says("d"), defer=True)
+    graph.add_edge(START, "a").add_edge(START, "c").add_edge("a", "b").add_edge("b", "d").add_edge("c", "e")
+    return graph.add_conditional_edges("e", lambda s: ["a", "c"] if len(s["log"]) < 9 else END, ["a", "c", END])
+
+
+def deferred_join(lib: Any) -> Any:
+    """Complete early, its starts run again before it fires; then it is armed anew."""
+    graph = with_nodes(lib, "a", "b", "c")
+    graph.add_node("d", says("d"), defer=True)
+    graph.add_edge(START, "a").add_edge(START, "b").add_edge(["a", "b"], "d").add_edge("b", "c")
+    graph.add_conditional_edges("c", lambda s: "a" if len(s["log"]) < 7 else END, ["a", END])
+    return graph.add_conditional_edges("d", lambda s: ["a", "b"] if len(s["log"]) < 12 else END, ["a", "b", END])
+
+
+def deferred_join_that_lacks_a_start(lib: Any) -> Any:
+    graph = with_nodes(lib, "a", "b", "c")
+    graph.add_node("d", says("d"), defer=True)
+    graph.add_conditional_edges(START, lambda s: "a", ["a", "b"])
+    return graph.add_edge(["a", "b"], "d").add_edge("a", "c")
+
+
+def sends_keep_no_deferred_node_waiting(lib: Any) -> Any:
+    graph = with_nodes(lib, "a", "b", "w")
+    graph.add_node("d", says("d"), defer=True)
+    graph.add_edge(START, "a").add_edge("a", "d").add_edge("w", "b")
+    return graph.add_conditional_edges("a", lambda s: [lib.Send("w", {}), lib.Send("d", {})], ["w", "d"])
+
+
 TABLE: list[Builder] = [
+    deferred_after_uneven_branches,
+    deferred_nodes_run_together_and_again,
+    deferred_join,
+    deferred_join_that_lacks_a_start,
+    sends_keep_no_deferred_node_waiting,
     chain,
     fan_out_and_in,
     uneven_branches,
@@ -285,13 +328,15 @@ def commands_at_random(lib: Any, dice: random.Random, name: str, names: list[str
 
 
 def random_graph(lib: Any, seed: int) -> Any:
-    """Up to seven nodes with random edges, joins, Sends, Commands and routers; loops end at the step limit."""
+    """Up to seven nodes with random edges, joins, Sends, Commands and routers, some deferred; loops end at the step
+    limit."""
     dice = random.Random(seed)
     names = list("abcdefg")[: dice.randint(2, 7)]
     commanding = [name for name in names if dice.random() < 0.25]
     graph = lib.StateGraph(State)
     for name in dice.sample(names, len(names)):
-        graph.add_node(name, commands_at_random(lib, dice, name, names) if name in commanding else says(name))
+        node = commands_at_random(lib, dice, name, names) if name in commanding else says(name)
+        graph.add_node(name, node, defer=dice.random() < 0.25)
     for place, name in enumerate(names):  # each can be reached, which we demand and LangGraph does not
         graph.add_edge(dice.choice([START, *names[:place]]), name)
     for _ in range(dice.randint(0, 3)):
@@ -426,6 +471,17 @@ def test_an_update_does_not_take_away_what_a_complete_join_leads_to() -> None:
     whole = {join.channel: spec.codec.encode(["a", "c"])}
     edited = plan(spec, whole, [Done("update", "a", (), ())], edits=True)
     assert edited.pulls == ("d",) and edited.channels == whole
+
+
+def test_a_deferral_is_a_hidden_channel_that_outlives_the_mark_on_its_node() -> None:
+    spec = deferred_after_uneven_branches(OURS).spec()
+    first = plan(spec, {}, [Done("p0", "a", (), ("b", "d"))])
+    assert first.pulls == ("b",) and list(first.channels) == ["defer:d"]
+    assert spec.values(first.channels) == {}
+    plain = with_nodes(OURS, "a", "b", "d").add_edge(START, "a").add_edge("a", "b").add_edge("b", "d").spec()
+    for graph in (spec, plain):  # somebody took the mark away while a thread was under way
+        assert plan(graph, first.channels, [Done("p0", "b", (), ())]) == Planned({}, ("d",))
+    assert spec.version != plain.version
 
 
 def test_a_destination_of_an_older_graph_is_refused_by_name() -> None:

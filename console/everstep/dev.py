@@ -22,6 +22,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.delta import APPEND, SET, decode_delta
 from everstep_checkpoint.errors import EverstepError
+from everstep_scheduler.graph.channels import HIDDEN
 from everstep_scheduler.reading.ending import error_of
 from everstep_scheduler.recovery.rebuild import STATUSES
 
@@ -282,7 +283,7 @@ def _changed(entry: e.Entry) -> str:
     stored = entry.value("delta")
     said: list[str] = []
     for channel, op in decode_delta(stored).items() if stored else ():
-        if channel.startswith("join:"):
+        if channel.startswith(HIDDEN):
             continue
         if op[0] == SET:
             said.append(f"{show.clean(channel)}={show.value(PLAIN.decode(op[1]), 40)}")

@@ -17,12 +17,12 @@ from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.errors import Trimmed
 from everstep_checkpoint.log import Log, unknown_thread
 from everstep_checkpoint.replay import state_at
+from everstep_scheduler.graph.channels import HIDDEN
 from everstep_scheduler.reading.ending import error_of
 from everstep_scheduler.reading.frames import Frame, frames
 
 from . import show
 
-HIDDEN = "join:"
 TROUBLES = {
     "task_failed": "failed", "task_lost": "lost", "task_parked": "parked", "task_paused": "asks",
     "task_answered": "answered",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
 
 from everstep_checkpoint.errors import GraphError
 
-from .channels import Channel, channel_of
+from .channels import HIDDEN, Channel, channel_of
 from .results import command_ends
 from .retry import RetryPolicy
 from .runtime import END, RESERVED, START, seconds
@@ -68,6 +68,7 @@ class StateGraph:
         node: str | Node,
         action: Node | None = None,
         *,
+        defer: bool = False,
         metadata: Mapping[str, Any] | None = None,
         input_schema: type[Any] | None = None,
         retry_policy: RetryPolicy | Sequence[RetryPolicy] | None = None,
@@ -78,9 +79,13 @@ class StateGraph:
         """Adds a node: a sync or async function of (state), (state, config), (state, runtime) or both.
 
         The name is the function's if not given. The node sees the state as `input_schema`, else as the schema
-        that annotates its first parameter, else as the graph's. `retry_policy`: the first that matches
-        decides. `timeout`: seconds for one attempt, also of a sync node. `queue`: where its jobs go. `destinations`:
-        where its Commands may go, if its annotation `-> Command[Literal[...]]` does not say so; a dict gives labels.
+        that annotates its first parameter, else as the graph's.
+
+        `defer`          it waits until no other node would run
+        `retry_policy`   the first that matches decides
+        `timeout`        seconds for one attempt, also of a sync node
+        `queue`          where its jobs go
+        `destinations`   where its Commands may go, if `-> Command[Literal[...]]` does not say so; a dict gives labels
         """
         name, fn = _named(node, action)
         self._check_name(name)
@@ -96,6 +101,7 @@ class StateGraph:
             input_schema=self._add_schema(seen_as) if seen_as else self._state,
             form=_form(fn, f"The node {name!r}"),
             ends=command_ends(_function(fn), _hints(fn), destinations),
+            defer=defer,
         )
         return self
 
@@ -245,8 +251,9 @@ class StateGraph:
 
     def _add_channel(self, channel: Channel, cls: type[Any]) -> None:
         """A key of several schemas is one channel. Only one of them needs to name the reducer: the first."""
-        if channel.name.startswith("join:"):
-            raise GraphError(f"The key {channel.name!r} is reserved", fix="Keys can't begin with 'join:'.")
+        if channel.name.startswith(HIDDEN):
+            prefix = channel.name.partition(":")[0]
+            raise GraphError(f"The key {channel.name!r} is reserved", fix=f"Keys can't begin with '{prefix}:'.")
         known = self._channels.setdefault(channel.name, channel)
         if channel.reducer is not None and not known.same_as(channel):
             raise GraphError(

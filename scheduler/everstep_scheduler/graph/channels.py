@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 Reducer = Callable[[Any, Any], Any]
 Write = tuple[str, bytes]
 
+JOINS, DEFERRED = "join:", "defer:"
+HIDDEN = (JOINS, DEFERRED)  # what channels begin with that are no keys of the state
+
 # Abstract types that a reducer channel may name, and what it then starts as (LangGraph's table).
 CONCRETE: dict[Any, Callable[[], Any]] = {
     collections.abc.Sequence: list,

@@ -26,7 +26,7 @@ from everstep_checkpoint.errors import (
     UnknownType,
 )
 
-from .channels import Channel, Write
+from .channels import JOINS, Channel, Write
 from .retry import RetryPolicy
 from .runtime import START
 from .schema import Schema, as_dict, classes_in, did_you_mean, updates_of
@@ -38,7 +38,7 @@ UNNAMED = "graph"  # the name of a graph compiled without one; a worker renames 
 class NodeSpec:
     """One node. `form` names what it takes besides the state: "config", "runtime". Timeout in seconds.
 
-    `ends`: where its Commands may go -> label; None: anywhere.
+    `ends`: where its Commands may go -> label; None: anywhere. `defer`: it runs where no other node would.
     """
 
     name: str
@@ -51,6 +51,7 @@ class NodeSpec:
     input_schema: Schema
     form: tuple[str, ...]
     ends: Mapping[str, str] | None = field(default_factory=dict[str, str])
+    defer: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Join:
     @property
     def channel(self) -> str:
         """The hidden channel that holds the sorted names seen so far."""
-        return f"join:{'+'.join(self.starts)}:{self.target}"
+        return f"{JOINS}{'+'.join(self.starts)}:{self.target}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,8 @@ class GraphSpec:
         }
         if leads := sorted([each.name, sorted(each.ends)] for each in self.nodes.values() if each.ends):
             shape["commands"] = leads
+        if deferred := sorted(each.name for each in self.nodes.values() if each.defer):
+            shape["deferred"] = deferred
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

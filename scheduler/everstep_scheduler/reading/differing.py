@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.replay import Channels
 
-HIDDEN = "join:"
+from ..graph.channels import HIDDEN
 
 
 class Change(NamedTuple):

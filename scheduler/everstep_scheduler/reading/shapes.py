@@ -15,10 +15,10 @@ from everstep_checkpoint.codec import PLAIN, Codec
 from everstep_checkpoint.errors import InvalidInput, UnknownNode
 from everstep_checkpoint.replay import Channels
 
+from ..graph.channels import HIDDEN
 from ..moves.contract import Lease
 from ..moves.live import LIVE_MODES
 from ..moves.record import RunRecord
-from .snapshot import HIDDEN
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec

@@ -22,7 +22,7 @@ from everstep_checkpoint.errors import InvalidUpdateError
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, State, input_writes
 
-from ..graph.channels import apply
+from ..graph.channels import HIDDEN, apply
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord, checkpoint_number
 from .addressed import another_checkpoint, unknown_checkpoint
@@ -34,7 +34,6 @@ from .questions import asked, step_told
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
 
-HIDDEN = "join:"
 OWN = ("source", "step", "parents")  # keys of the metadata that no run can set
 Config = dict[str, Any]
 

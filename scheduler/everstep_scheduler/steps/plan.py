@@ -1,7 +1,8 @@
 """What comes after a node, and after a superstep. Pure: no Redis, no clock, no dice.
 
     destinations / adestinations   one attempt: where a node's static edges and routers lead
-    plan                           one superstep: all writes applied, joins counted, the next step's nodes
+    plan                           one superstep: all writes applied, joins counted, the next step's nodes; deferred
+                                   ones when there is no other
 
 A router sees the state at the start of the step with its own task's writes applied, not its siblings'
 (LangGraph: `local_read(fresh=True)`). It is part of the attempt, so the update and where it leads are
@@ -18,7 +19,7 @@ from typing import Any, cast
 
 from everstep_checkpoint.errors import InvalidUpdateError
 
-from ..graph.channels import Write, apply
+from ..graph.channels import DEFERRED, Write, apply
 from ..graph.results import NodeResult
 from ..graph.runtime import END, START, Send
 from ..graph.schema import Schema, did_you_mean
@@ -26,6 +27,7 @@ from ..graph.spec import Branch, GraphSpec, Join, form_args
 
 Destinations = tuple[list[str], list[Send]]
 Asking = Generator[Callable[[], Any], Any, Destinations]
+_WAITS, _NEXT = b"\xc2", b"\xc3"  # what a hidden channel of a deferral holds: false, true
 
 
 @dataclass(frozen=True)
@@ -53,25 +55,49 @@ class Planned:
 def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done], *, edits: bool = False) -> Planned:
     """The superstep's end. `done` comes in task order: nodes by name, then Sends by number.
 
-    `edits`: it is an update, in which no task ran. A join that is complete then still leads to its node.
+    `edits`: it is an update, in which no task ran. What led to a node before then still leads to it.
     Raises InvalidUpdateError for writes that exclude each other, or a reducer that raises.
     """
-    complete = {join.channel for join in spec.joins if _is_complete(spec, join, channels)}
+    led = _over(spec, channels) if edits else frozenset[str]()
     after = apply(spec, channels if edits else armed(spec, channels), (write for each in done for write in each.writes))
-    pulls = {node for each in done for node in each.goto} - {END}
     ran = {each.node for each in done}
+    leads = {DEFERRED + node: node for each in done for node in each.goto if node != END}
     for join in spec.joins:
-        if (edits and join.channel in complete) or (_count(spec, join, ran, after) and join.target != END):
-            pulls.add(join.target)
+        if not _is_complete(spec, join, after) and _count(spec, join, ran, after) and join.target != END:
+            leads[DEFERRED + join.channel] = join.target
+    pulls = _now(spec, leads, after) | {join.target for join in spec.joins if join.channel in led}
     for node in pulls:
         _known(spec, node, "An edge")
     return Planned(after, tuple(sorted(pulls)), frozenset(ran))
 
 
+def _now(spec: GraphSpec, leads: Mapping[str, str], after: dict[str, bytes]) -> set[str]:
+    """The nodes that run now. A deferred one waits, in a hidden channel of its own or of its join's, until no other
+    would run; then all do that wait. Sends keep none of them waiting.
+
+    (LangGraph: `apply_writes` and the `finish` of `LastValueAfterFinish`, `NamedBarrierValueAfterFinish`.)
+    """
+    waits = {name for name, node in leads.items() if node in spec.nodes and spec.nodes[node].defer}
+    after.update((name, _WAITS) for name in sorted(waits))
+    now = {node for name, node in leads.items() if name not in waits}
+    if not now:
+        after.update((name, _NEXT) for name in [*after] if name.startswith(DEFERRED))
+    return now | {
+        name.rpartition(":")[2] for name, value in after.items() if name.startswith(DEFERRED) and value == _NEXT
+    }
+
+
 def armed(spec: GraphSpec, channels: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The channels once the tasks of their step are over, done or given up: joins that led to one begin anew."""
-    over = {join.channel for join in spec.joins if _is_complete(spec, join, channels)}
+    """The channels once the tasks of their step are over, done or given up: what led to one begins anew."""
+    over = _over(spec, channels)
     return {name: value for name, value in channels.items() if name not in over}
+
+
+def _over(spec: GraphSpec, channels: Mapping[str, bytes]) -> frozenset[str]:
+    """The hidden channels that led to tasks of this step: complete joins, and deferrals, but for those that wait."""
+    nexts = {name for name, value in channels.items() if name.startswith(DEFERRED) and value == _NEXT}
+    joins = {join.channel for join in spec.joins if _is_complete(spec, join, channels)}
+    return frozenset(nexts | {name for name in joins if channels.get(DEFERRED + name) != _WAITS})
 
 
 def _is_complete(spec: GraphSpec, join: Join, channels: Mapping[str, bytes]) -> bool:
