@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 import pytest
 import redis
 
-from everstep import show
+from everstep import START, RedisSaver, StateGraph, show
 from everstep.cli import WORDS, main
 from everstep.crew import Crew
 from everstep.embedded import EmbeddedServer
@@ -302,6 +302,25 @@ def test_history_tells_the_steps_oldest_first_and_what_changed(cli: Cli) -> None
     assert last == steps[-2:]
 
 
+def test_a_join_that_can_not_fire_is_told_where_the_run_rests(cli: Cli) -> None:
+    builder = StateGraph(Nothing)
+    for name in ("left", "right", "both"):
+        builder.add_node(name, nothing)
+    builder.add_conditional_edges(START, lambda state: state["word"].split(), ["left", "right"])
+    builder.add_edge(["left", "right"], "both")
+    graph = builder.compile(RedisSaver(cli.site.url), name="joining")
+    graph.invoke({"word": "left"}, {"configurable": {"thread_id": "j1"}})
+    unmet = [{"target": "both", "starts": ["left", "right"], "missing": ["right"]}]
+    told = "both did not run: its join of left, right waits for right"
+    assert cli.json("state", "j1")["metadata"]["unmet_joins"] == unmet
+    assert [x["unmet_joins"] for x in cli.json("history", "j1")["checkpoints"]] == [[], [], unmet]
+    assert cli("state", "j1") == 0 and told in cli.out
+    assert cli("history", "j1") == 0 and told in cli.err
+    graph.invoke({"word": "left right"}, {"configurable": {"thread_id": "j2"}})
+    assert "unmet_joins" not in cli.json("state", "j2")["metadata"]
+    assert cli("history", "j2") == 0 and "did not run" not in cli.err
+
+
 def test_history_as_a_table_has_one_line_a_step(cli: Cli) -> None:
     cli("submit", "counting", FIVE, "--thread", "h2", "--wait")
     assert cli("history", "h2") == 0
@@ -415,7 +434,6 @@ def test_a_worker_whose_graph_can_not_be_loaded_says_so_in_a_line_and_ends(serve
 def test_recover_rebuilds_what_was_lost(
     server: EmbeddedServer, client: redis.Redis, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from everstep import RedisSaver, StateGraph
 
     builder = StateGraph(Nothing)
     builder.add_node("node", nothing)

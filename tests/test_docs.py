@@ -46,8 +46,9 @@ def rows(text: str) -> set[str]:
 
 
 def samples() -> list[tuple[str, str]]:
-    pages = (ROOT / "README.md", DOCS / "quickstart.md", DOCS / "streaming.md", DOCS / "nodes.md")
+    pages = (ROOT / "README.md", DOCS / "quickstart.md", DOCS / "streaming.md")
     found = [(path, code) for path in pages for code in blocks(path, "python")]
+    found.append((DOCS / "nodes.md", "\n".join(blocks(DOCS / "nodes.md", "python"))))  # one program, piece by piece
     return [(f"{path.name}-{i}", code) for i, (path, code) in enumerate(found)]
 
 

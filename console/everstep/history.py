@@ -20,6 +20,7 @@ from everstep_checkpoint.replay import state_at
 from everstep_scheduler.graph.channels import HIDDEN
 from everstep_scheduler.reading.ending import error_of
 from everstep_scheduler.reading.frames import Frame, frames
+from everstep_scheduler.reading.joins import UnmetJoin, unmet_joins
 
 from . import show
 
@@ -49,7 +50,10 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Line:
-    """One checkpoint; or, with `id` empty, the step that is open now. Times in ms; `ms` is the slowest attempt's."""
+    """One checkpoint; or, with `id` empty, the step that is open now. Times in ms; `ms` is the slowest attempt's.
+
+    `unmet`: where nothing comes next, the joins that were begun and can't fire.
+    """
 
     id: str
     step: int | None
@@ -64,6 +68,7 @@ class Line:
     before: Values = field(default_factory=dict[str, Any])
     values: Values = field(default_factory=dict[str, Any])
     troubles: tuple[Trouble, ...] = ()
+    unmet: tuple[UnmetJoin, ...] = ()
 
     @property
     def changed(self) -> Values:
@@ -111,6 +116,7 @@ def _line(frame: Frame, facts: Sequence[e.Entry], before: Values) -> Line:
         nodes=counted(named), next=_next(frame), by=tuple(sorted({x.text("by") for x in ended} - {""})),
         attempt=max(x.number("attempt") for x in ended), ms=max(x.number("ms") for x in ended), at=entry.number("at"),
         before=before, values=_values(frame.state.channels), troubles=_troubles(facts),
+        unmet=() if entry.next else unmet_joins(frame.state.channels),
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JS
 def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> None:
     """Where THREAD stands: its values, what comes next, what failed."""
     from everstep_checkpoint.log import unknown_thread
+    from everstep_scheduler.reading.joins import UnmetJoin
     from everstep_scheduler.reading.snapshot import snapshot
 
     with site.open():
@@ -44,6 +45,7 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
         for task in found.tasks
         for each in task.interrupts
     ]
+    unmet: list[dict[str, Any]] = (found.metadata or {}).get("unmet_joins", [])
     if as_json:
         return show.emit(
             {
@@ -66,6 +68,9 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
     for each in questions:
         click.echo(show.paint(f"{'asks':<12}{show.clean(each['node'])}: {show.value(each['value'], 500)}", "!"))
         click.echo(f"{'':<12}everstep resume {show.clean(thread)} ANSWER --id {each['id']}")
+    for join in unmet:
+        said = UnmetJoin(join["target"], tuple(join["starts"]), tuple(join["missing"]))
+        click.echo(show.paint(f"{'unmet join':<12}{show.clean(str(said))}", "!"))
     for key, value in found.values.items():
         click.echo(f"  {show.clean(key)} = {show.value(value, 2000)}")
     return None
@@ -108,6 +113,8 @@ def history(site: Site, thread: str, most: int, trace: bool, as_json: bool) -> N
     if trace:
         _show_traces([trouble for line in found for trouble in line.troubles[-TROUBLES_MAX:]])
     site.say(_summary(thread, status, now, trace))
+    for join in closed[-1].unmet if closed and not now.next else ():
+        site.say(show.paint(f"  {show.clean(str(join))}", "!"))
     return None
 
 
@@ -158,6 +165,7 @@ def _document(line: Line) -> dict[str, Any]:
         "at_ms": line.at or None,
         "changed": line.changed if line.id else {}, "values": line.values if line.id else None,
         "attempts": [vars(trouble) for trouble in line.troubles],
+        "unmet_joins": [join.document() for join in line.unmet],
     }  # fmt: skip
 
 

@@ -29,12 +29,14 @@ from .addressed import another_checkpoint, unknown_checkpoint
 from .derive import Task as Known
 from .derive import Told
 from .frames import Frame, frame_at, frames, until_new_input
+from .joins import unmet_joins
 from .questions import asked, step_told
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
 
-OWN = ("source", "step", "parents")  # keys of the metadata that no run can set
+UNMET = "unmet_joins"  # in the metadata of a checkpoint with nothing next: which joins were begun and can't fire
+OWN = ("source", "step", "parents", UNMET)  # keys of the metadata that no run can set
 Config = dict[str, Any]
 
 
@@ -173,6 +175,8 @@ class _View:
     ) -> StateSnapshot:
         entry = frame.state.entry
         metadata = self._metadata(entry)
+        if not entry.next and (unmet := unmet_joins(channels)):
+            metadata[UNMET] = [each.document() for each in unmet]
         created = datetime.fromtimestamp(entry.number("at") / 1000, UTC).isoformat()
         config = self._config(entry.checkpoint_id)
         questions = tuple(each for task in tasks for each in task.interrupts)
