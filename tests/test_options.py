@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Annotated, Any, TypedDict
 
+import pytest
+
+from everstep_checkpoint.errors import GraphError
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import START
 from everstep_scheduler.inline.logmoves import LogMoves
 from everstep_scheduler.inline.savers import InMemorySaver
@@ -50,3 +55,27 @@ def test_a_deferral_survives_a_failure_and_another_process() -> None:
     assert graph.get_state(on("t")).next == ("b",)
     assert graph.get_state(on("t")).values == {"log": ["a"]}
     assert graph.invoke(None, on("t")) == {"log": ["a", "b", "d"]}
+
+
+# -- defaults
+
+
+def test_what_a_node_says_wins_over_the_defaults_and_the_order_of_calls_does_not_matter() -> None:
+    mine, usual = RetryPolicy(max_attempts=7), RetryPolicy(max_attempts=2)
+    builder = StateGraph(Log).add_node("plain", says("plain")).add_node("own", says("own"), retry_policy=mine)
+    builder.set_node_defaults(retry_policy=usual, timeout=5).set_node_defaults(timeout=timedelta(seconds=9))
+    builder.add_node("none", says("none"), retry_policy=(), timeout=1)
+    builder.add_sequence([("first", says("first"))])
+    for name in ("plain", "own", "none", "first"):
+        builder.add_edge(START, name)
+    found = {
+        name: ([x.max_attempts for x in node.retry], node.timeout_s) for name, node in builder.spec().nodes.items()
+    }
+    assert found == {"plain": ([2], 9), "own": ([7], 9), "none": ([], 1), "first": ([2], 9)}
+
+
+def test_a_default_that_is_no_policy_is_refused_at_once() -> None:
+    with pytest.raises(GraphError, match="is no RetryPolicy"):
+        StateGraph(Log).set_node_defaults(retry_policy=3)  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match="can't be kept"):
+        StateGraph(Log).set_node_defaults(timeout=0)

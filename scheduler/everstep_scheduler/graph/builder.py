@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
 from everstep_checkpoint.errors import GraphError
 
 from .channels import HIDDEN, Channel, channel_of
+from .options import Options, Timeout, queue_name
 from .results import command_ends
 from .retry import RetryPolicy
-from .runtime import END, RESERVED, START, seconds
+from .runtime import END, RESERVED, START
 from .schema import Schema, did_you_mean, is_schema
 from .spec import UNNAMED, Branch, GraphSpec, Join, NodeSpec, registry_of
 
@@ -56,6 +57,8 @@ class StateGraph:
         self._edges: dict[tuple[str, str], None] = {}
         self._branches: dict[tuple[str, str], Branch] = {}
         self._joins: dict[Join, None] = {}
+        self._options: dict[str, Options] = {}
+        self._defaults = Options()
         self._context_schema = context_schema
         self._state = self._add_schema(state_schema)
         self._input = self._add_schema(input_schema or state_schema)
@@ -72,7 +75,7 @@ class StateGraph:
         metadata: Mapping[str, Any] | None = None,
         input_schema: type[Any] | None = None,
         retry_policy: RetryPolicy | Sequence[RetryPolicy] | None = None,
-        timeout: float | timedelta | None = None,
+        timeout: Timeout = None,
         destinations: Mapping[str, str] | Sequence[str] | None = None,
         queue: str | None = None,
     ) -> Self:
@@ -94,15 +97,22 @@ class StateGraph:
             name=name,
             fn=fn,
             is_async=_is_async(fn),
-            retry=_policies(name, retry_policy),
-            timeout_s=seconds(timeout, name),
-            queue=_queue(name, queue),
+            queue=queue_name(name, queue),
             metadata=dict(metadata or {}),
             input_schema=self._add_schema(seen_as) if seen_as else self._state,
             form=_form(fn, f"The node {name!r}"),
             ends=command_ends(_function(fn), _hints(fn), destinations),
             defer=defer,
         )
+        self._options[name] = Options.of(name, retry_policy, timeout)
+        return self
+
+    def set_node_defaults(
+        self, *, retry_policy: RetryPolicy | Sequence[RetryPolicy] | None = None, timeout: Timeout = None
+    ) -> Self:
+        """Options of all nodes that say nothing of their own, whether they are added before or after. They count when
+        the graph is compiled. Each call adds to the last one."""
+        self._defaults = Options.of("the defaults", retry_policy, timeout).over(self._defaults)
         return self
 
     def add_sequence(self, nodes: Sequence[Node | tuple[str, Node]]) -> Self:
@@ -197,7 +207,7 @@ class StateGraph:
         self.validate()
         return GraphSpec(
             name=_graph_name(name),
-            nodes=dict(self._nodes),
+            nodes={name: self._whole(node) for name, node in self._nodes.items()},
             edges=tuple(sorted(self._edges)),
             branches=tuple(self._branches.values()),
             joins=tuple(sorted(self._joins, key=lambda join: join.channel)),
@@ -240,6 +250,10 @@ class StateGraph:
             if name != "*":
                 self._check_known(name, what, "*")
         return names
+
+    def _whole(self, node: NodeSpec) -> NodeSpec:
+        said = self._options[node.name].over(self._defaults)
+        return replace(node, retry=said.retry or (), timeout_s=said.timeout_s)
 
     def _add_schema(self, cls: type[Any]) -> Schema:
         if cls not in self._schemas:
@@ -407,19 +421,6 @@ def _form(fn: Callable[..., Any], who: str) -> tuple[str, ...]:
                 fix="After the state it may take `config` and `runtime`; give others a default.",
             )
     return tuple(each.name for each in parameters[1:] if each.name in INJECTED and each.kind not in variable)
-
-
-def _policies(name: str, given: RetryPolicy | Sequence[RetryPolicy] | None) -> tuple[RetryPolicy, ...]:
-    policies = (given,) if isinstance(given, RetryPolicy) else tuple(given or ())
-    if wrong := [each for each in policies if not isinstance(each, RetryPolicy)]:  # pyright: ignore
-        raise GraphError(f"{wrong[0]!r} is no RetryPolicy", node=name, fix="Use everstep's RetryPolicy.")
-    return policies
-
-
-def _queue(name: str, queue: str | None) -> str | None:
-    if queue is not None and not (queue and queue.isprintable()):
-        raise GraphError(f"{queue!r} can't be a queue's name", node=name, fix="Use a printable name.")
-    return queue
 
 
 def _graph_name(name: str | None) -> str:

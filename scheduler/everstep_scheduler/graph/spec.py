@@ -44,14 +44,14 @@ class NodeSpec:
     name: str
     fn: Callable[..., Any]
     is_async: bool
-    retry: tuple[RetryPolicy, ...]
-    timeout_s: float | None
     queue: str | None
     metadata: Mapping[str, Any]
     input_schema: Schema
     form: tuple[str, ...]
     ends: Mapping[str, str] | None = field(default_factory=dict[str, str])
     defer: bool = False
+    retry: tuple[RetryPolicy, ...] = ()
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
