@@ -1,22 +1,31 @@
 """Options of nodes: what a node is given and when it runs, inline and on workers, equal to LangGraph's."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any, TypedDict
+from types import SimpleNamespace
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import pytest
+from langgraph import managed as their_managed
+from langgraph.checkpoint.memory import InMemorySaver as TheirSaver
+from langgraph.graph import StateGraph as TheirStateGraph
+from langgraph.types import Send as TheirSend
+from pydantic import BaseModel
 
 from everstep_checkpoint.errors import GraphError
+from everstep_scheduler.graph import managed
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.managed import IsLastStep, RemainingSteps
 from everstep_scheduler.graph.retry import RetryPolicy
-from everstep_scheduler.graph.runtime import START
+from everstep_scheduler.graph.runtime import END, START, Send
 from everstep_scheduler.inline.logmoves import LogMoves
 from everstep_scheduler.inline.savers import InMemorySaver
 
 Config = dict[str, Any]
+OURS = SimpleNamespace(StateGraph=StateGraph, Send=Send, Saver=InMemorySaver, managed=managed)
+THEIRS = SimpleNamespace(StateGraph=TheirStateGraph, Send=TheirSend, Saver=TheirSaver, managed=their_managed)
 
 
 class Log(TypedDict, total=False):
@@ -79,3 +88,89 @@ def test_a_default_that_is_no_policy_is_refused_at_once() -> None:
         StateGraph(Log).set_node_defaults(retry_policy=3)  # type: ignore[arg-type]
     with pytest.raises(GraphError, match="can't be kept"):
         StateGraph(Log).set_node_defaults(timeout=0)
+
+
+# -- managed values
+
+
+def managed_story(lib: Any, limit: int) -> list[Any]:
+    """What nodes and routers see: in a loop up to the limit, on going on after it, at an update, in a Send's router."""
+    seen: list[tuple[Any, ...]] = []
+    ended: list[Any] = []
+
+    class State(TypedDict):
+        log: Annotated[list[str], operator.add]
+        left: lib.managed.RemainingSteps
+        last: NotRequired[lib.managed.IsLastStep]
+
+    def sees(name: str, more: Callable[[Any], Any] = lambda state: ["a"]) -> Callable[[Any], Any]:
+        def node(state: Any) -> Any:
+            seen.append((name, state.get("left"), state.get("last"), len(state.get("log", []))))
+            return more(state)
+
+        return node
+
+    builder = lib.StateGraph(State)
+    builder.add_node("a", sees("a", lambda state: {"log": ["a"], "left": 77}))
+    builder.add_node("b", sees("b", lambda state: {**state, "log": ["b"]}))
+    builder.add_node("sent", sees("sent", lambda state: {"log": ["sent"]}))
+    builder.add_conditional_edges(START, sees("start"), ["a"])
+    ends = ["b", "sent", END]
+    turn = sees("router", lambda state: END if state["last"] else ["b", lib.Send("sent", {"log": []})])
+    builder.add_conditional_edges("a", turn, ends)
+    builder.add_edge("b", "a")
+    builder.add_conditional_edges("sent", sees("sent router", lambda state: []), ends)
+    graph = builder.compile(checkpointer=lib.Saver())
+    config = on("t", recursion_limit=limit)
+    for data in ({"log": ["x"], "left": 5}, {"log": ["y"]}, None, "update", None):
+        if data == "update":
+            graph.update_state(config, {"log": ["u"]}, as_node="a")
+            continue
+        try:
+            graph.invoke(data, config)
+        except Exception as error:  # noqa: BLE001 - both must raise it
+            ended.append(type(error).__name__ if graph.get_state(config).next else "done")
+    return [*sorted(seen, key=str), ended, [snapshot.values for snapshot in graph.get_state_history(config)]]
+
+
+@pytest.mark.parametrize("limit", [3, 4, 5, 6])
+def test_managed_values_are_langgraphs_and_are_never_stored(limit: int) -> None:
+    ours, theirs = (managed_story(lib, limit) for lib in (OURS, THEIRS))
+    assert ours == theirs
+    assert any(each[2] for each in ours if isinstance(each, tuple)), "some step was the last"
+
+
+@pytest.mark.parametrize("kind", ["dataclass", "pydantic"])
+def test_a_class_of_state_is_built_with_its_managed_values(kind: str) -> None:
+    class Model(BaseModel):
+        n: int
+        left: RemainingSteps
+        last: IsLastStep
+
+    @dataclass
+    class Data:
+        n: int
+        left: RemainingSteps
+        last: IsLastStep = False
+
+    schema: Any = Model if kind == "pydantic" else Data
+
+    def node(state: Any) -> Any:
+        return schema(n=state.n + state.left, left=0, last=True)
+
+    builder = StateGraph(schema).add_node("a", node).add_edge(START, "a").add_node("b", node).add_edge("a", "b")
+    assert builder.compile().invoke({"n": 1}, {"recursion_limit": 5}) == {"n": 1 + 4 + 3}
+    assert list(builder.spec().input_schema_json()["properties"]) == ["n"]
+
+
+def test_a_managed_value_goes_neither_in_nor_out_and_is_no_channel() -> None:
+    class Narrow(TypedDict):
+        left: RemainingSteps
+
+    class Other(TypedDict):
+        left: int
+
+    with pytest.raises(GraphError, match="Narrow has the managed value 'left'"):
+        StateGraph(Log, output_schema=Narrow)
+    with pytest.raises(GraphError, match="managed value in one schema and stored in another"):
+        StateGraph(Narrow).add_node("a", says("a"), input_schema=Other)

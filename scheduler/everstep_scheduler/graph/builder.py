@@ -53,6 +53,7 @@ class StateGraph:
     ) -> None:
         self._schemas: dict[type[Any], Schema] = {}
         self._channels: dict[str, Channel] = {}
+        self._managed: set[str] = set()
         self._nodes: dict[str, NodeSpec] = {}
         self._edges: dict[tuple[str, str], None] = {}
         self._branches: dict[tuple[str, str], Branch] = {}
@@ -61,8 +62,8 @@ class StateGraph:
         self._defaults = Options()
         self._context_schema = context_schema
         self._state = self._add_schema(state_schema)
-        self._input = self._add_schema(input_schema or state_schema)
-        self._output = self._add_schema(output_schema or state_schema)
+        self._input = self._add_outer(input_schema or state_schema)
+        self._output = self._add_outer(output_schema or state_schema)
 
     # -- nodes
 
@@ -216,6 +217,7 @@ class StateGraph:
             input_schema=self._input,
             output_schema=self._output,
             context_schema=self._context_schema,
+            managed=frozenset(self._managed),
             registry=registry_of([*self._schemas, self._context_schema]),
             interrupt_before=self._breakpoints(interrupt_before, "interrupt_before"),
             interrupt_after=self._breakpoints(interrupt_after, "interrupt_after"),
@@ -260,8 +262,20 @@ class StateGraph:
             schema = Schema(cls)
             for field in schema.fields.values():
                 self._add_channel(channel_of(field), cls)
+            self._managed |= schema.managed.keys()
             self._schemas[cls] = schema
+            self._check_managed(cls)
         return self._schemas[cls]
+
+    def _add_outer(self, cls: type[Any]) -> Schema:
+        """An input or output schema: what goes in or comes out is stored."""
+        schema = self._add_schema(cls)
+        if schema.managed and schema is not self._state:
+            raise GraphError(
+                f"{cls.__name__} has the managed value {min(schema.managed)!r}, but goes into the graph or comes out",
+                fix="Managed values belong to the state's schema, or to a node's own.",
+            )
+        return schema
 
     def _add_channel(self, channel: Channel, cls: type[Any]) -> None:
         """A key of several schemas is one channel. Only one of them needs to name the reducer: the first."""
@@ -273,6 +287,13 @@ class StateGraph:
             raise GraphError(
                 f"{cls.__name__} gives the key {channel.name!r} another reducer than an earlier schema",
                 fix=f"Use one reducer for the key: {known.reducer_name or 'none'} or {channel.reducer_name}.",
+            )
+
+    def _check_managed(self, cls: type[Any]) -> None:
+        if both := sorted(self._managed & self._channels.keys()):
+            raise GraphError(
+                f"{cls.__name__} has the key {both[0]!r}, which is a managed value in one schema and stored in another",
+                fix="Annotate it as RemainingSteps or IsLastStep everywhere, or nowhere.",
             )
 
     def _check_name(self, name: str) -> None:

@@ -23,6 +23,8 @@ from pydantic.fields import FieldInfo
 
 from everstep_checkpoint.errors import GraphError, InvalidInput
 
+from .managed import NO_STEPS, Steps, managed_in
+
 # What pydantic raises for a type it has no schema for; such a field is taken as it comes.
 NO_SCHEMA = (
     PydanticSchemaGenerationError,
@@ -62,12 +64,15 @@ class Field:
 
 
 class Schema:
-    """A schema class, read once. `kind` is 'typeddict', 'dataclass' or 'pydantic'."""
+    """A schema class, read once. `kind` is 'typeddict', 'dataclass' or 'pydantic'. `managed`: keys not stored."""
 
     def __init__(self, cls: type[Any]) -> None:
         self.cls = cls
         self.kind = kind_of(cls)
-        self.fields = {each.name: each for each in _fields(cls, self.kind)}
+        found = {each.name: each for each in _fields(cls, self.kind)}
+        managed = {name: managed_in(each.annotation) for name, each in found.items()}
+        self.managed = {name: manager for name, manager in managed.items() if manager is not None}
+        self.fields = {name: each for name, each in found.items() if name not in self.managed}
 
     def __repr__(self) -> str:
         return f"Schema({self.cls.__name__})"
@@ -86,6 +91,10 @@ class Schema:
         except ValidationError as error:
             raise InvalidInput(f"{what} does not fit {self.cls.__name__}: {_first(error)}") from error
 
+    def managed_at(self, steps: Steps) -> dict[str, Any]:
+        """The managed values at a step."""
+        return {name: manager.of(steps) for name, manager in self.managed.items()}
+
     def _instance(self, values: Mapping[str, Any]) -> Any:
         if issubclass(self.cls, BaseModel):
             return self.cls.model_validate(dict(values), by_alias=True, by_name=True)
@@ -102,7 +111,7 @@ class Schema:
         if not issubclass(self.cls, BaseModel):
             return dict(data)
         if not self.missing(data):
-            self.build(data, "The input")
+            self.build({**data, **self.managed_at(NO_STEPS)}, "The input")
         return {name: self._read(name, value, TypeAdapter[Any].validate_python) for name, value in data.items()}
 
     def from_json(self, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from everstep_checkpoint.errors import (
 )
 
 from .channels import JOINS, Channel, Write
+from .managed import NO_STEPS, Steps
 from .retry import RetryPolicy
 from .runtime import START
 from .schema import Schema, as_dict, classes_in, did_you_mean, updates_of
@@ -94,6 +95,7 @@ class GraphSpec:
     input_schema: Schema
     output_schema: Schema
     context_schema: type[Any] | None = None
+    managed: frozenset[str] = frozenset()
     registry: Registry = field(default_factory=Registry)
     interrupt_before: tuple[str, ...] = ()
     interrupt_after: tuple[str, ...] = ()
@@ -247,7 +249,7 @@ class GraphSpec:
         known = self.input_schema.fields
         if (fields := updates_of(data)) is not None:
             return {name: value for name, value in fields.items() if name in known}
-        given = as_dict(data)
+        given = self._stored(as_dict(data))
         if given is None:
             raise InvalidInput(
                 f"The input of {self.name!r} must be a dict, not {a(data)}",
@@ -260,10 +262,13 @@ class GraphSpec:
 
     # -- nodes
 
-    def node_input(self, node: str, channels: Mapping[str, bytes]) -> Any:
+    def node_input(self, node: str, channels: Mapping[str, bytes], steps: Steps = NO_STEPS) -> Any:
         """The state as the node's own schema, freshly decoded."""
-        schema = self.node(node).input_schema
-        return schema.build(self.decoded(schema.fields, channels))
+        return self.seen_as(self.node(node).input_schema, channels, steps)
+
+    def seen_as(self, schema: Schema, channels: Mapping[str, bytes], steps: Steps) -> Any:
+        """The state as a schema shows it, with its managed values."""
+        return schema.build({**self.decoded(schema.fields, channels), **schema.managed_at(steps)})
 
     def call_args(
         self, node: str, state: object, config: object, runtime: object
@@ -286,8 +291,8 @@ class GraphSpec:
         return self.key_writes(node, fields.items())
 
     def key_writes(self, node: str, pairs: Iterable[tuple[str, Any]]) -> list[Write]:
-        """Keys and values as writes; a key may come several times."""
-        found = list(pairs)
+        """Keys and values as writes; a key may come several times. Managed keys are passed over, as in LangGraph."""
+        found = [(key, value) for key, value in pairs if key not in self.managed]
         for key, _ in found:
             if key not in self.channels:
                 raise InvalidUpdateError(
@@ -306,6 +311,12 @@ class GraphSpec:
             return schema(**fields)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"The context does not fit {schema.__name__}: {error}") from error
+
+    def _stored(self, given: dict[Any, Any] | None) -> dict[Any, Any] | None:
+        """Without the managed keys, which nobody can write."""
+        if not given or not self.managed:
+            return given
+        return {key: value for key, value in given.items() if key not in self.managed}
 
     def _encoded(self, pairs: Iterable[tuple[str, Any]], node: str) -> list[Write]:
         try:

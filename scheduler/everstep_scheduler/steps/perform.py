@@ -25,6 +25,7 @@ from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import input_writes
 
 from ..graph.asking import CURRENT, Answers
+from ..graph.managed import Steps
 from ..graph.results import NodeResult, node_result
 from ..graph.runtime import ExecutionInfo, Runtime
 from ..graph.spec import GraphSpec, NodeSpec
@@ -32,7 +33,7 @@ from ..graph.writing import StreamWriter, unheard
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Answer, Commit, Lease, Moves
 from ..moves.record import RunRecord
 from ..reading.shapes import message_metadata
-from .loading import Loader, Stand
+from .loading import FRESH_STEP, Loader, Stand
 from .outcome import Returned, returned
 from .plan import adestinations, destinations
 from .settling import Settler
@@ -127,6 +128,15 @@ class Attempt:
         return self.lease.node
 
     @property
+    def steps(self) -> Steps:
+        """The number of the step under way, and that at which the run stops (LangGraph's, also for an update)."""
+        base = max(self.lease.base, FRESH_STEP)
+        if self.lease.task == UPDATE_TASK:
+            return Steps(base + 1, base + 3)
+        step = base + 2 if self.lease.task == START_TASK else self.stand.step + 1
+        return Steps(step, base + self.record.recursion_limit + 2)
+
+    @property
     def timeout_s(self) -> float:
         """Seconds one attempt may take; 0: no limit."""
         return self.lease.timeout_s
@@ -157,7 +167,7 @@ class Attempt:
                     if self.node is None
                     else self._gave(self.node.fn(*self._args(), **self._kwargs(config, runtime)))
                 )
-                there = destinations(self.spec, self.source, self.stand.channels, gave, config, runtime)
+                there = destinations(self.spec, self.source, self.stand.channels, gave, config, runtime, self.steps)
             return Result(returned(gave.writes, there), None, self.elapsed_ms)
         except BaseException as error:  # noqa: BLE001 - the door to the user's code
             return Result(None, error, self.elapsed_ms)
@@ -176,7 +186,9 @@ class Attempt:
                     return Result(await aupdated(self, config, runtime), None, self.elapsed_ms)
                 with self._speaking():
                     gave = self._given() if self.node is None else self._gave(await self._awaited(config, runtime))
-                    there = await adestinations(self.spec, self.source, self.stand.channels, gave, config, runtime)
+                    there = await adestinations(
+                        self.spec, self.source, self.stand.channels, gave, config, runtime, self.steps
+                    )
             return Result(returned(gave.writes, there), None, self.elapsed_ms)
         except TimeoutError as error:
             late = self.timeout_s and self.elapsed_ms >= self.timeout_s * 1000 - 1
@@ -212,7 +224,7 @@ class Attempt:
         if self.given.arg is not None:
             state = self.spec.codec.decode(self.given.arg, "the Send's argument")
         else:
-            state = self.spec.node_input(self.lease.node, self.stand.channels)
+            state = self.spec.node_input(self.lease.node, self.stand.channels, self.steps)
         if self.voice is not None:
             self.voice.given(state)
         return (state,)

@@ -20,6 +20,7 @@ from typing import Any, cast
 from everstep_checkpoint.errors import InvalidUpdateError
 
 from ..graph.channels import DEFERRED, Write, apply
+from ..graph.managed import NO_STEPS, Steps
 from ..graph.results import NodeResult
 from ..graph.runtime import END, START, Send
 from ..graph.schema import Schema, did_you_mean
@@ -131,13 +132,14 @@ def destinations(
     gave: NodeResult,
     config: object,
     runtime: object,
+    steps: Steps = NO_STEPS,
 ) -> Destinations:
     """Where a node's attempt leads: names (END left out) and Sends, in the order of edges, Commands, routers.
 
     `channels` are those at the start of the step, `gave` is the attempt's own. `node` may be START. What a
     router raises passes through. For routers that are async (`GraphSpec.needs_loop`) use `adestinations`.
     """
-    asking = _ask(spec, node, channels, gave, config, runtime)
+    asking = _ask(spec, node, channels, gave, config, runtime, steps)
     try:
         call = next(asking)
         while True:
@@ -153,9 +155,10 @@ async def adestinations(
     gave: NodeResult,
     config: object,
     runtime: object,
+    steps: Steps = NO_STEPS,
 ) -> Destinations:
     """`destinations` on an event loop: awaits the routers that are async."""
-    asking = _ask(spec, node, channels, gave, config, runtime)
+    asking = _ask(spec, node, channels, gave, config, runtime, steps)
     try:
         call = next(asking)
         while True:
@@ -172,6 +175,7 @@ def _ask(
     gave: NodeResult,
     config: object,
     runtime: object,
+    steps: Steps = NO_STEPS,
 ) -> Asking:
     """Yields each router's call, takes its answer, returns the destinations. Drivers only make the calls."""
     own = gave.writes
@@ -180,17 +184,17 @@ def _ask(
     branches = spec.branches_of(node)
     view = apply(spec, channels, own) if branches else {}
     for branch in branches:
-        state = _seen(spec, branch, view, own)
+        state = _seen(spec, branch, view, own, steps)
         answer = yield partial(branch.fn, state, **form_args(branch.form, config, runtime))
         _sort_out(spec, branch, answer, names, sends)
     return names, sends
 
 
-def _seen(spec: GraphSpec, branch: Branch, view: Mapping[str, bytes], own: Sequence[Write]) -> Any:
+def _seen(spec: GraphSpec, branch: Branch, view: Mapping[str, bytes], own: Sequence[Write], steps: Steps) -> Any:
     """The router's state: its own schema, else its node's. Without a schema of its own it also sees what the
     node returned under keys that the node's schema lacks (LangGraph: `BranchSpec._route`)."""
     schema = branch.input_schema or _schema_of(spec, branch.source)
-    state = schema.build(spec.decoded(schema.fields, view))
+    state = spec.seen_as(schema, view, steps)
     if branch.input_schema is None and schema.kind == "typeddict":
         beyond = {name: value for name, value in own if name not in schema.fields}
         return {**spec.decoded(beyond, beyond), **state}
