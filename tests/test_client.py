@@ -65,10 +65,8 @@ def inc(state: State) -> State:
 def check(state: State, config: dict[str, Any]) -> State:
     if broken.is_set():
         raise ValueError("boom")
-    return {
-        "done": state["count"] >= 3,
-        "config": {"metadata": config["metadata"], "user": config["configurable"].get("user")},
-    }
+    told = {key: value for key, value in config["metadata"].items() if not key.startswith("langgraph_")}
+    return {"done": state["count"] >= 3, "config": {"metadata": told, "user": config["configurable"].get("user")}}
 
 
 def counter() -> StateGraph:
@@ -234,7 +232,7 @@ def test_nodes_get_the_config_without_its_secrets(fleet: Client, client: Any) ->
         "tags": ["x"],
     }
     values = fleet.submit("counter", ZERO, config=config, metadata={"b": 2, "dbPassword": "hunter2"}).result(10)
-    assert values["config"] == {"metadata": {"a": 1, "b": 2}, "user": "ann"}
+    assert values["config"] == {"metadata": {"thread_id": "t", "a": 1, "b": 2}, "user": "ann"}
     assert b"hunter2" not in repr(client.xrange(KEYS.log("t"))).encode()
     metadata = fleet.state("t").metadata or {}
     assert metadata["a"] == 1 and metadata["user"] == "ann" and metadata["source"] == "loop"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import pytest
+from langchain_core.runnables import RunnableConfig
 from langgraph import managed as their_managed
 from langgraph.checkpoint.memory import InMemorySaver as TheirSaver
 from langgraph.graph import StateGraph as TheirStateGraph
@@ -174,3 +175,48 @@ def test_a_managed_value_goes_neither_in_nor_out_and_is_no_channel() -> None:
         StateGraph(Log, output_schema=Narrow)
     with pytest.raises(GraphError, match="managed value in one schema and stored in another"):
         StateGraph(Narrow).add_node("a", says("a"), input_schema=Other)
+
+
+# -- metadata
+
+
+def metadata_story(lib: Any) -> list[Any]:
+    """The metadata that each node and router is told, without the ids of tasks."""
+    seen: list[Any] = []
+
+    def tells(who: str, more: Any = None) -> Callable[[Any, Any], Any]:
+        def node(state: Any, config: RunnableConfig) -> Any:
+            told: dict[str, Any] = dict(config["metadata"])
+            name, _, key = str(told.pop("langgraph_checkpoint_ns", ":")).partition(":")
+            seen.append((who, name, bool(key), told, tuple(config["configurable"]["thread_id"])))
+            return more
+
+        return node
+
+    builder = lib.StateGraph(Log)
+    builder.add_node("a", tells("a"), metadata={"own": 1, "k": "node", "langgraph_node": "mine"})
+    for name in "bcd":
+        builder.add_node(name, tells(name))
+    builder.add_conditional_edges(START, tells("start", ["a", "b"]), ["a", "b"])
+    builder.add_conditional_edges("a", tells("router", [lib.Send("c", i) for i in range(3)]), ["c"])
+    builder.add_edge(["a", "b"], "d").add_edge("a", "b")
+    graph = builder.compile(checkpointer=lib.Saver())
+    graph.invoke({"log": []}, on("t", metadata={"k": "run", "r": [1]}))
+    graph.update_state(on("t"), {"log": []}, as_node="a")
+    return sorted(seen, key=str)
+
+
+def test_the_metadata_of_a_config_says_where_the_task_stands_as_in_langgraph() -> None:
+    assert metadata_story(OURS) == metadata_story(THEIRS)
+
+
+def test_sends_of_several_parts_are_numbered_through() -> None:
+    numbers: list[int] = []
+
+    def node(state: Any, config: dict[str, Any]) -> None:
+        numbers.append(config["metadata"]["langgraph_path"][1])
+
+    builder = StateGraph(Log).add_node("a", node)
+    builder.add_conditional_edges(START, lambda state: [Send("a", i) for i in range(300)], ["a"])
+    builder.compile().invoke({"log": []})
+    assert sorted(numbers) == list(range(300))

@@ -37,6 +37,7 @@ from .loading import FRESH_STEP, Loader, Stand
 from .outcome import Returned, returned
 from .plan import adestinations, destinations
 from .settling import Settler
+from .told import place_of
 from .updating import aupdated, nodes_of, update_needs_loop, updated
 from .voice import Listening, Voice
 
@@ -278,18 +279,24 @@ class Attempt:
         return self.config() if "config" in asked else None, self.runtime() if "runtime" in asked else None
 
     def config(self) -> dict[str, Any]:
-        """LangGraph's config, the same on any worker, any day later."""
+        """LangGraph's config, the same on any worker, any day later; `metadata` says where the task stands."""
         record = self.record
         place = {"thread_id": self.lease.thread, "checkpoint_ns": "", "run_id": self.lease.run}
         config: dict[str, Any] = {
             "configurable": {**record.configurable, **place},
-            "metadata": dict(record.metadata),
+            "metadata": {"thread_id": self.lease.thread, **record.metadata, **self._place()},
             "tags": list(record.tags),
             "recursion_limit": record.recursion_limit,
         }
         if self.voice is not None and self.voice.chat is not None:
             config["callbacks"] = self.voice.chat.callbacks
         return config
+
+    def _place(self) -> dict[str, Any]:
+        if self.lease.task == UPDATE_TASK:
+            return {}
+        lease, parts = self.lease, self.stand.parts
+        return place_of(self.spec, lease.node, lease.task, parts, self.steps.step, self.key)
 
     def runtime(self) -> Runtime[Any]:
         lease, key = self.lease, self.key
