@@ -22,6 +22,7 @@ from everstep_scheduler.moves.live import LiveWriter
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
+from everstep_scheduler.steps.caches import RedisCache
 from everstep_scheduler.steps.perform import Performer
 from everstep_scheduler.steps.voice import through
 
@@ -50,7 +51,10 @@ class Hand:
         self.spec = spec_of(made, name)
         pool = client.connection_pool
         self.live = LiveWriter(lambda: redis.Redis(connection_pool=pool), KEYS)
-        self.performer = Performer(self.moves, self.log, {name: self.spec}, by=owner, listening=through(self.live))
+        cache = RedisCache(client, keys=KEYS)
+        self.performer = Performer(
+            self.moves, self.log, {name: self.spec}, by=owner, listening=through(self.live), cache=cache
+        )
         self.owner = owner
         self.held: list[Lease] = []
 

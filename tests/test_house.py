@@ -80,6 +80,17 @@ def test_every_package_is_typed(project: dict[str, Any]) -> None:
         assert (ROOT / folder / "__init__.py").is_file()
 
 
+def test_what_editors_are_told_of_everstep_is_what_it_has() -> None:
+    import everstep
+
+    tree = ast.parse((ROOT / "console/everstep/__init__.py").read_text())
+    told = {
+        name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names if name.asname
+    }
+    assert told == set(everstep.__all__)
+    assert all(getattr(everstep, name) is not None for name in told)
+
+
 def test_the_version_is_in_one_place(project: dict[str, Any]) -> None:
     version = project["project"]["version"]
     assert metadata.version("everstep") == version, "run `make dev` after a change of version"

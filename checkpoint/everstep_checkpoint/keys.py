@@ -163,6 +163,10 @@ class Keys:
         """String: the manifest of a graph, JSON."""
         return f"{self.stem}graph:{name}"
 
+    def cache(self, graph: str, node: str, key: str) -> str:
+        """String, with expiry if its policy says so: a node's outcome for one input."""
+        return f"{self.stem}cache:{graph}:{node}:{key}"
+
     @property
     def inbox(self) -> str:
         """Stream: messages from redis-cli and other producers without code."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.managed import RemainingSteps as RemainingSteps
     from everstep_scheduler.graph.messages import MessagesState as MessagesState
     from everstep_scheduler.graph.messages import add_messages as add_messages
+    from everstep_scheduler.graph.options import CachePolicy as CachePolicy
     from everstep_scheduler.graph.retry import RetryPolicy as RetryPolicy
     from everstep_scheduler.graph.runtime import END as END
     from everstep_scheduler.graph.runtime import START as START
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from everstep_scheduler.inline.savers import MemorySaver as MemorySaver
     from everstep_scheduler.inline.savers import RedisSaver as RedisSaver
     from everstep_scheduler.reading.snapshot import StateSnapshot as StateSnapshot
+    from everstep_scheduler.steps.caches import InMemoryCache as InMemoryCache
+    from everstep_scheduler.steps.caches import RedisCache as RedisCache
     from everstep_scheduler.steps.stateface import StateUpdate as StateUpdate
     from everstep_workers.rqjob import RQJob as RQJob
 
@@ -54,10 +57,12 @@ _HOMES = {
     "everstep_scheduler.inline.compiled": ("CompiledGraph",),
     "everstep_scheduler.graph.managed": ("IsLastStep", "RemainingSteps"),
     "everstep_scheduler.graph.messages": ("MessagesState", "add_messages"),
+    "everstep_scheduler.graph.options": ("CachePolicy",),
     "everstep_scheduler.graph.retry": ("RetryPolicy",),
     "everstep_scheduler.graph.runtime": ("END", "START", "Command", "Runtime", "Send"),
     "everstep_scheduler.inline.savers": ("InMemorySaver", "MemorySaver", "RedisSaver"),
     "everstep_scheduler.reading.snapshot": ("StateSnapshot",),
+    "everstep_scheduler.steps.caches": ("InMemoryCache", "RedisCache"),
     "everstep_scheduler.steps.stateface": ("StateUpdate",),
     "everstep_workers.rqjob": ("RQJob",),
 }  # fmt: skip

@@ -37,6 +37,7 @@ from everstep_scheduler.moves.contract import LEASE_MS, Lease, Offer
 from everstep_scheduler.moves.live import LiveWriter
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
+from everstep_scheduler.steps.caches import RedisCache
 from everstep_scheduler.steps.perform import Attempt, Performer, Result, Unserved
 from everstep_scheduler.steps.voice import through
 
@@ -164,9 +165,10 @@ class Turn:
         self._moves = RedisMoves(Scripts(self._client, self._keys, recovery))
         self._owner = f"rq.{job}"
         self._live = LiveWriter(lambda: _client_like(connection), self._keys)
-        self._performer = Performer(
-            self._moves, RedisLog(self._client, self._keys), graphs(), by=self._owner, listening=through(self._live)
-        )
+        cache = RedisCache(self._client, keys=self._keys)
+        kept = RedisLog(self._client, self._keys)
+        hears = through(self._live)
+        self._performer = Performer(self._moves, kept, graphs(), by=self._owner, listening=hears, cache=cache)
 
     def run(self) -> None:
         """Claim, load, call, settle, commit. Quiet if the job is stale or its task leased already."""

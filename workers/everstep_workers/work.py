@@ -24,6 +24,7 @@ from everstep_scheduler.moves.contract import JOIN_NODE, LEASE_MS, START_NODE, A
 from everstep_scheduler.moves.live import LiveWriter
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
+from everstep_scheduler.steps.caches import RedisCache
 from everstep_scheduler.steps.failpoints import reach
 from everstep_scheduler.steps.perform import Attempt, Performer, Result, Unserved
 from everstep_scheduler.steps.voice import through
@@ -96,9 +97,9 @@ class Work:
         self.recovery = Recovery(shared, setup.keys, self.leases, self.patience.say, setup.lease_ms, setup.name)
         self.moves = self._moves(shared)
         self.live = LiveWriter(lambda: connect(setup.url, connections=2), setup.keys)
-        self.performer = Performer(
-            self.moves, RedisLog(shared, setup.keys), graphs, by=setup.name, listening=through(self.live)
-        )
+        cache, kept = RedisCache(shared, keys=setup.keys), RedisLog(shared, setup.keys)
+        hears = through(self.live)
+        self.performer = Performer(self.moves, kept, graphs, by=setup.name, listening=hears, cache=cache)
 
     def _gives_up(self) -> bool:
         """No more patience with a Redis that is away: at a cold stop, or when draining with nothing in hand."""

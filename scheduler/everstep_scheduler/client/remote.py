@@ -27,6 +27,7 @@ from ..reading.chunks import LogStream
 from ..reading.shapes import Chunk, Reading, check_modes, live_modes
 from ..reading.standing import standing
 from ..steps.branching import Wish, forking, on, travel
+from ..steps.caches import RedisCache
 from ..steps.stateface import StateFace
 from .intake import node_of, take, take_update
 from .manifest import Manifest
@@ -205,6 +206,13 @@ class RemoteGraph(StateFace):
 
     def _reading(self) -> Reading:
         return Reading(self.spec) if self.spec is not None else self.manifest.reading
+
+    # cache
+
+    def clear_cache(self, nodes: Sequence[str] | None = None) -> None:
+        """Forget the outcomes that workers kept of these nodes; None: of all. Raises ServerError."""
+        with translated(self.client.url):
+            RedisCache(self.client.redis, keys=self.client.keys).clear(self.name, nodes)
 
     # state: what StateFace asks of an engine
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
 from everstep_checkpoint.errors import GraphError
 
 from .channels import HIDDEN, Channel, channel_of
-from .options import Options, Timeout, queue_name
+from .options import Cache, CachePolicy, Options, Timeout, queue_name
 from .results import command_ends
 from .retry import RetryPolicy
 from .runtime import END, RESERVED, START
@@ -76,6 +76,7 @@ class StateGraph:
         metadata: Mapping[str, Any] | None = None,
         input_schema: type[Any] | None = None,
         retry_policy: RetryPolicy | Sequence[RetryPolicy] | None = None,
+        cache_policy: CachePolicy | None = None,
         timeout: Timeout = None,
         destinations: Mapping[str, str] | Sequence[str] | None = None,
         queue: str | None = None,
@@ -87,6 +88,7 @@ class StateGraph:
 
         `defer`          it waits until no other node would run
         `retry_policy`   the first that matches decides
+        `cache_policy`   its outcome is kept, and reused for the same input, if the graph has a cache
         `timeout`        seconds for one attempt, also of a sync node
         `queue`          where its jobs go
         `destinations`   where its Commands may go, if `-> Command[Literal[...]]` does not say so; a dict gives labels
@@ -105,15 +107,19 @@ class StateGraph:
             ends=command_ends(_function(fn), _hints(fn), destinations),
             defer=defer,
         )
-        self._options[name] = Options.of(name, retry_policy, timeout)
+        self._options[name] = Options.of(name, retry_policy, timeout, cache_policy)
         return self
 
     def set_node_defaults(
-        self, *, retry_policy: RetryPolicy | Sequence[RetryPolicy] | None = None, timeout: Timeout = None
+        self,
+        *,
+        retry_policy: RetryPolicy | Sequence[RetryPolicy] | None = None,
+        cache_policy: CachePolicy | None = None,
+        timeout: Timeout = None,
     ) -> Self:
         """Options of all nodes that say nothing of their own, whether they are added before or after. They count when
         the graph is compiled. Each call adds to the last one."""
-        self._defaults = Options.of("the defaults", retry_policy, timeout).over(self._defaults)
+        self._defaults = Options.of("the defaults", retry_policy, timeout, cache_policy).over(self._defaults)
         return self
 
     def add_sequence(self, nodes: Sequence[Node | tuple[str, Node]]) -> Self:
@@ -229,12 +235,13 @@ class StateGraph:
         *,
         interrupt_before: Breakpoints = None,
         interrupt_after: Breakpoints = None,
+        cache: Cache | None = None,
         name: str | None = None,
     ) -> CompiledGraph:
         """A graph that runs. `checkpointer` keeps its threads; `name` is the graph's, and its queue's.
 
         `interrupt_before`, `interrupt_after`: nodes at which each run stops, "*" for all; `invoke(None, config)` goes
-        on.
+        on. `cache` keeps outcomes of nodes with a cache policy, of inline runs; workers keep them in Redis.
         """
         from ..inline.compiled import CompiledGraph  # late: what runs graphs imports what builds them
 
@@ -242,7 +249,7 @@ class StateGraph:
             raise GraphError(
                 f"{checkpointer!r} is no checkpointer", fix="InMemorySaver(), or RedisSaver('redis://127.0.0.1:6379/0')"
             )
-        return CompiledGraph(self.spec(name, interrupt_before, interrupt_after), checkpointer)
+        return CompiledGraph(self.spec(name, interrupt_before, interrupt_after), checkpointer, cache)
 
     # -- inside
 
@@ -255,7 +262,7 @@ class StateGraph:
 
     def _whole(self, node: NodeSpec) -> NodeSpec:
         said = self._options[node.name].over(self._defaults)
-        return replace(node, retry=said.retry or (), timeout_s=said.timeout_s)
+        return replace(node, retry=said.retry or (), timeout_s=said.timeout_s, cache=said.cache)
 
     def _add_schema(self, cls: type[Any]) -> Schema:
         if cls not in self._schemas:

@@ -7,9 +7,10 @@ Names and rules are LangGraph's (`StateGraph.set_node_defaults`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from typing import Any, Protocol
 
 from everstep_checkpoint.errors import GraphError
 
@@ -20,16 +21,53 @@ Timeout = float | timedelta | None
 
 
 @dataclass(frozen=True)
+class CachePolicy:
+    """A node's outcome is kept, and reused for a task with the same input (LangGraph's `CachePolicy`).
+
+    `key_func`: what tells two inputs apart, from the node's input to text or bytes; by default all of the input.
+    `ttl`: seconds for which it is kept; None: for good.
+    """
+
+    key_func: Callable[[Any], str | bytes] | None = None
+    ttl: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ttl is not None and not 0 < self.ttl < float("inf"):
+            raise GraphError(f"A cache can't be kept for {self.ttl} seconds", fix="More than 0; None: for good.")
+
+
+class Cache(Protocol):
+    """What `compile(cache=...)` takes. Keys are text of 43 characters; a time to live is in seconds, None: for good."""
+
+    def get(self, graph: str, node: str, key: str) -> bytes | None:
+        """What was kept; None if there is nothing any more."""
+        ...
+
+    def put(self, graph: str, node: str, key: str, value: bytes, ttl: float | None) -> None:
+        """Keep a value, if there is room."""
+        ...
+
+    def clear(self, graph: str, nodes: Sequence[str] | None = None) -> None:
+        """Forget what was kept of these nodes; None: of all nodes of the graph."""
+        ...
+
+
+@dataclass(frozen=True)
 class Options:
     """What somebody said; None: nothing."""
 
     retry: tuple[RetryPolicy, ...] | None = None
     timeout_s: float | None = None
+    cache: CachePolicy | None = None
 
     @classmethod
-    def of(cls, who: str, retry: RetryPolicy | Sequence[RetryPolicy] | None, timeout: Timeout) -> Options:
+    def of(
+        cls, who: str, retry: RetryPolicy | Sequence[RetryPolicy] | None, timeout: Timeout, cache: CachePolicy | None
+    ) -> Options:
         """From what `add_node` and `set_node_defaults` take. Raises GraphError."""
-        return cls(_policies(who, retry), seconds(timeout, who))
+        if not isinstance(cache, CachePolicy | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise GraphError(f"{cache!r} is no CachePolicy", node=who, fix="Use everstep's CachePolicy.")
+        return cls(_policies(who, retry), seconds(timeout, who), cache)
 
     def over(self, others: Options) -> Options:
         """What is said here, and of the rest what the others say."""

@@ -28,6 +28,7 @@ from everstep_checkpoint.errors import (
 
 from .channels import JOINS, Channel, Write
 from .managed import NO_STEPS, Steps
+from .options import CachePolicy
 from .retry import RetryPolicy
 from .runtime import START
 from .schema import Schema, as_dict, classes_in, did_you_mean, updates_of
@@ -53,6 +54,7 @@ class NodeSpec:
     defer: bool = False
     retry: tuple[RetryPolicy, ...] = ()
     timeout_s: float | None = None
+    cache: CachePolicy | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from everstep_checkpoint.keys import thread_id_text
 from everstep_checkpoint.log import Log, new_id
 
 from ..graph.drawing.picture import Graph, graph_of
+from ..graph.options import Cache
 from ..graph.runtime import END, START
 from ..graph.spec import GraphSpec
 from ..moves.contract import START_NODE, RunKind, Start
@@ -30,8 +31,9 @@ from .savers import InMemorySaver, Saver
 class CompiledGraph(StateFace):
     """A graph that can be invoked. Made by `StateGraph.compile`."""
 
-    def __init__(self, spec: GraphSpec, checkpointer: Saver | None = None) -> None:
+    def __init__(self, spec: GraphSpec, checkpointer: Saver | None = None, cache: Cache | None = None) -> None:
         self.spec = spec
+        self.cache = cache
         self.checkpointer = checkpointer
         self._loader = Loader(checkpointer.log) if checkpointer is not None else None
 
@@ -41,7 +43,7 @@ class CompiledGraph(StateFace):
 
     def named(self, name: str) -> CompiledGraph:
         """The same graph under another name, as a worker serves it under its attribute's."""
-        return CompiledGraph(self.spec.named(name), self.checkpointer)
+        return CompiledGraph(self.spec.named(name), self.checkpointer, self.cache)
 
     # running
 
@@ -165,6 +167,17 @@ class CompiledGraph(StateFace):
         put = branch(saver.log, saver.moves, wish)
         return put.n, put.digest
 
+    # cache
+
+    def clear_cache(self, nodes: Sequence[str] | None = None) -> None:
+        """Forget the outcomes that were kept of these nodes; None: of all. Nothing to do without a cache."""
+        if self.cache is not None:
+            self.cache.clear(self.name, nodes)
+
+    async def aclear_cache(self, nodes: Sequence[str] | None = None) -> None:
+        """`clear_cache` for an event loop."""
+        await asyncio.to_thread(self.clear_cache, nodes)
+
     # drawing
 
     def get_graph(self, config: Mapping[str, Any] | None = None, *, xray: int | bool = False) -> Graph:
@@ -232,7 +245,7 @@ class CompiledGraph(StateFace):
         kind = kind or kind_of(data)
         return Inline(
             self.spec, saver, thread, run, data, said, kind, START_NODE, mode, self._loader, opening,
-            keys=keys, checkpoints=self.checkpointer is not None,
+            keys=keys, checkpoints=self.checkpointer is not None, cache=self.cache,
         )  # fmt: skip
 
     def _travel(self, data: object, said: Config, thread: str, run: str) -> tuple[RunKind | None, Opening | None]:

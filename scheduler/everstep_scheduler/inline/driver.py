@@ -31,6 +31,7 @@ from everstep_checkpoint.errors import (
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.replay import state_at
 
+from ..graph.options import Cache
 from ..graph.spec import GraphSpec
 from ..moves.connection import patiently, translated
 from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Start, Started
@@ -88,6 +89,7 @@ class Inline:
         *,
         keys: Sequence[str] | None = None,
         checkpoints: bool = True,
+        cache: Cache | None = None,
     ) -> None:
         self.opening = opening
         self.spec, self.saver, self.thread, self.run = spec, saver, thread, run
@@ -96,7 +98,13 @@ class Inline:
         self.owner = saver.owner
         self.telling = Telling(spec, saver, thread, run, mode, keys, checkpoints)
         self.performer = Performer(
-            saver.moves, saver.log, {spec.name: spec}, by=self.owner, loader=loader, listening=self.telling.audience
+            saver.moves,
+            saver.log,
+            {spec.name: spec},
+            by=self.owner,
+            loader=loader,
+            listening=self.telling.audience,
+            cache=cache,
         )
         self.parallel = config.max_concurrency or PARALLEL_MAX
         self.raised: BaseException | None = None

@@ -30,6 +30,8 @@ from .frames import frame_at, until_new_input
 from .questions import question, step_told
 from .shapes import INTERRUPT, LOG_MODES, PUSH, Reading, Told, Writes, result_of, update_of
 
+CACHED = {"__metadata__": {"cached": True}}  # beside the update of a task that did not run now
+
 
 class LogStream:
     """Feeds on a thread's entries from its run's first one on, and gives the run's chunks: `before`, `feed`, `flush`.
@@ -244,7 +246,7 @@ class LogStream:
     def _resumed(self, step: _Step) -> Iterator[Told]:
         yield from self._begun(step.state, step.refs)
         for fact in step.done.values() if "updates" in self._telling else ():
-            yield "updates", {**self._update(fact, fact.writes()), "__metadata__": {"cached": True}}
+            yield "updates", {**self._update(fact, fact.writes()), **CACHED}
 
     def _beside(self, step: _Step) -> Iterator[Told]:
         """The values with what is done beside a question: by the reducers, where the graph is at hand."""
@@ -292,7 +294,8 @@ class LogStream:
 
     def _result(self, entry: e.Entry, writes: Writes) -> Iterator[Told]:
         if "updates" in self._telling:
-            yield "updates", self._update(entry, writes)
+            update = self._update(entry, writes)
+            yield "updates", {**update, **CACHED} if "cached" in entry.raw else update
         if "tasks" in self._telling:
             yield from self._emit("tasks", entry, self._came(entry, None, result_of(self.reading.decoded(writes))))
 

@@ -26,6 +26,7 @@ from everstep_checkpoint.replay import input_writes
 
 from ..graph.asking import CURRENT, Answers
 from ..graph.managed import Steps
+from ..graph.options import Cache
 from ..graph.results import NodeResult, node_result
 from ..graph.runtime import ExecutionInfo, Runtime
 from ..graph.spec import GraphSpec, NodeSpec
@@ -33,6 +34,7 @@ from ..graph.writing import StreamWriter, unheard
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Answer, Commit, Lease, Moves
 from ..moves.record import RunRecord
 from ..reading.shapes import message_metadata
+from .caching import key_of, recall, remember
 from .loading import FRESH_STEP, Loader, Stand
 from .outcome import Returned, returned
 from .plan import adestinations, destinations
@@ -58,11 +60,12 @@ class Stopped(EverstepError):
 
 @dataclass(frozen=True)
 class Result:
-    """What an attempt came to: `returned`, or the error it raised. Times in milliseconds."""
+    """What an attempt came to: `returned`, or the error it raised. Times in milliseconds. `cached`: nothing ran."""
 
     returned: Returned | None
     error: BaseException | None
     ms: int
+    cached: bool = False
 
     @classmethod
     def timeout(cls, attempt: Attempt) -> Result:
@@ -106,7 +109,9 @@ class Given:
 
 @dataclass
 class Attempt:
-    """One try at a task, with all that the node needs. `broken`: it could not be loaded, and will fail saying so."""
+    """One try at a task, with all that the node needs. `broken`: it could not be loaded, and will fail saying so.
+    `known`: what it came to before, from a cache; its node is not called.
+    """
 
     lease: Lease
     spec: GraphSpec
@@ -117,6 +122,8 @@ class Attempt:
     given: Given = Given()
     broken: Exception | None = None
     voice: Voice | None = None
+    cache_key: str = ""
+    known: Returned | None = None
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -159,6 +166,8 @@ class Attempt:
             self._check()
             if self.lease.task == JOIN_TASK:
                 return Result(None, None, 0)
+            if self.known is not None:
+                return Result(self.known, None, 0, cached=True)
             config, runtime = self._told()
             if self.given.nodes:
                 return Result(updated(self, config, runtime), None, self.elapsed_ms)
@@ -166,7 +175,7 @@ class Attempt:
                 gave = (
                     self._given()
                     if self.node is None
-                    else self._gave(self.node.fn(*self._args(), **self._kwargs(config, runtime)))
+                    else self._gave(self.node.fn(*self.args(), **self._kwargs(config, runtime)))
                 )
                 there = destinations(self.spec, self.source, self.stand.channels, gave, config, runtime, self.steps)
             return Result(returned(gave.writes, there), None, self.elapsed_ms)
@@ -181,6 +190,8 @@ class Attempt:
         CURRENT.set(self)  # of this task only: it runs in a context of its own
         try:
             self._check()
+            if self.known is not None:
+                return Result(self.known, None, 0, cached=True)
             async with asyncio.timeout(self.timeout_s or None):
                 config, runtime = self._told()
                 if self.given.nodes:
@@ -218,10 +229,11 @@ class Attempt:
 
     async def _awaited(self, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> Any:
         assert self.node is not None
-        answer = self.node.fn(*self._args(), **self._kwargs(config, runtime))
+        answer = self.node.fn(*self.args(), **self._kwargs(config, runtime))
         return await answer if self.node.is_async else answer
 
-    def _args(self) -> tuple[Any, ...]:
+    def args(self) -> tuple[Any, ...]:
+        """The node's input, freshly decoded."""
         if self.given.arg is not None:
             state = self.spec.codec.decode(self.given.arg, "the Send's argument")
         else:
@@ -323,9 +335,11 @@ class Performer:
         by: str,
         loader: Loader | None = None,
         listening: Listening | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.listening = listening
         self.graphs = graphs
+        self.cache = cache
         self.loader = loader or Loader(log)
         self._settler = Settler(moves, log, self.loader, by)
 
@@ -350,8 +364,14 @@ class Performer:
             if not _is_data(error):
                 raise
             return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, broken=error)
-        attempt = Attempt(lease, spec, node, stand, record, self.loader, given)
+        attempt = self._recalled(Attempt(lease, spec, node, stand, record, self.loader, given))
         attempt.listened(self.listening)
+        return attempt
+
+    def _recalled(self, attempt: Attempt) -> Attempt:
+        """With what the cache knows of it."""
+        if self.cache is not None and (key := key_of(attempt)):
+            attempt.cache_key, attempt.known = key, recall(self.cache, attempt, key)
         return attempt
 
     def _given(self, lease: Lease, stand: Stand) -> Given:
@@ -363,11 +383,14 @@ class Performer:
 
     def settle(self, attempt: Attempt, result: Result) -> Commit:
         """Judge and plan. May write parts. Raises ServerError if Redis is away."""
-        if attempt.voice is None:
-            return self._settler.settle(attempt, result)
-        attempt.voice.hush()
+        if attempt.voice is not None:
+            attempt.voice.hush()
         commit = self._settler.settle(attempt, result)
-        if attempt.voice.told and commit.entries:
+        fresh = result.returned is not None and not result.cached and commit.outcome in ("next", "done")
+        if self.cache is not None and attempt.cache_key and fresh:
+            assert result.returned is not None
+            remember(self.cache, attempt, attempt.cache_key, result.returned)
+        if attempt.voice is not None and attempt.voice.told and commit.entries:
             commit.entries[0]["told"] = attempt.voice.told  # so that readers know when they have heard all
         return commit
 

@@ -131,8 +131,9 @@ class Settler:
         named = json.dumps([[ref, count] for ref, _, count, _ in parts]) if parts else None
         goto = json.dumps(value.goto) if value.goto else None
         fact = self._task_fact(
-            "task_done", lease, result.ms, goto=goto, parts=named, writes=e.pack_writes(value.writes)
-        )
+            "task_done", lease, result.ms, goto=goto, parts=named, writes=e.pack_writes(value.writes),
+            cached=1 if result.cached else None,
+        )  # fmt: skip
         return e.summed(fact)
 
     def _parts(self, attempt: Attempt, sends: Sequence[Send]) -> Parts:
@@ -180,6 +181,7 @@ class Settler:
         source = "update" if lease.task == UPDATE_TASK else "loop"
         step = max(lease.base, -1) + 1 if lease.task == UPDATE_TASK else attempt.stand.step + 1
         said = self._said(attempt, result, shown_node(nodes) if nodes else lease.node)
+        said |= {"cached": 1} if result.cached else {}
         return self._checkpoint(attempt, planned, parts, source, step, said, value.writes)
 
     def _said(self, attempt: Attempt, result: Result, node: str | None) -> e.Fields:
