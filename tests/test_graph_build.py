@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from everstep_checkpoint.errors import GraphError, UnknownNode
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.options import TimeoutPolicy
 from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import END, START, Runtime, Send
 
@@ -200,6 +201,8 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: graph().add_node(only_keywords), "takes no state"),
     (lambda: graph().add_node("x", inc, timeout=0), "timeout of 0 can't be kept (node 'x')"),
     (lambda: graph().add_node("x", inc, timeout=float("nan")), "can't be kept"),
+    (lambda: graph().add_node("x", inc, timeout=TimeoutPolicy(idle_timeout=-1)), "timeout of -1 can't be kept"),
+    (lambda: graph().add_node("x", inc, timeout=TimeoutPolicy(1, refresh_on="never")), "refresh_on='never' is unknown"),  # type: ignore[arg-type]
     (lambda: graph().add_node("x", inc, queue=""), "'' can't be a queue's name"),
     (lambda: graph().add_node("x", inc, retry_policy=[NO_POLICY]), "'no' is no RetryPolicy"),
     (
@@ -315,7 +318,7 @@ def test_fingerprints_are_the_same_in_every_process() -> None:
 def test_compile_hands_the_checked_graph_to_what_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     saver = types.SimpleNamespace(moves=None)
     inline = types.ModuleType("everstep_scheduler.inline.compiled")
-    inline.CompiledGraph = lambda spec, checkpointer: (spec.name, checkpointer)  # type: ignore[attr-defined]
+    inline.CompiledGraph = lambda spec, checkpointer, cache: (spec.name, checkpointer)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "everstep_scheduler.inline.compiled", inline)
     found: list[Any] = [graph().compile(saver, name="counter"), graph().compile()]
     assert found == [("counter", saver), ("graph", None)]

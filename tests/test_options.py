@@ -1,7 +1,11 @@
 """Options of nodes: what a node is given and when it runs, inline and on workers, equal to LangGraph's."""
 
+import asyncio
 import operator
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from types import SimpleNamespace
@@ -15,14 +19,18 @@ from langgraph.graph import StateGraph as TheirStateGraph
 from langgraph.types import Send as TheirSend
 from pydantic import BaseModel
 
-from everstep_checkpoint.errors import GraphError
+from everstep_checkpoint.errors import GraphError, NodeTimeoutError
+from everstep_scheduler.client.client import connect
 from everstep_scheduler.graph import managed
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.managed import IsLastStep, RemainingSteps
+from everstep_scheduler.graph.options import TimeoutPolicy
 from everstep_scheduler.graph.retry import RetryPolicy
-from everstep_scheduler.graph.runtime import END, START, Send
+from everstep_scheduler.graph.runtime import END, START, Runtime, Send
 from everstep_scheduler.inline.logmoves import LogMoves
-from everstep_scheduler.inline.savers import InMemorySaver
+from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver
+from everstep_scheduler.steps.timing import Pace
+from test_worker import running
 
 Config = dict[str, Any]
 OURS = SimpleNamespace(StateGraph=StateGraph, Send=Send, Saver=InMemorySaver, managed=managed)
@@ -220,3 +228,103 @@ def test_sends_of_several_parts_are_numbered_through() -> None:
     builder.add_conditional_edges(START, lambda state: [Send("a", i) for i in range(300)], ["a"])
     builder.compile().invoke({"log": []})
     assert sorted(numbers) == list(range(300))
+
+
+# -- timeouts
+
+
+IDLE = TimeoutPolicy(run_timeout=60, idle_timeout=0.5)
+
+
+def stuck(state: Log) -> dict[str, Any]:
+    let_go.wait(20)
+    return {"log": ["late"]}
+
+
+def beats(state: Log, runtime: Runtime[Any]) -> dict[str, Any]:
+    end = time.monotonic() + 0.8
+    while time.monotonic() < end:
+        time.sleep(0.01)
+        runtime.heartbeat()
+    return {"log": ["beats"]}
+
+
+async def async_stuck(state: Log) -> dict[str, Any]:
+    await asyncio.sleep(20)
+    return {"log": ["late"]}
+
+
+async def async_beats(state: Log, runtime: Runtime[Any]) -> dict[str, Any]:
+    end = time.monotonic() + 0.8
+    while time.monotonic() < end:
+        await asyncio.sleep(0.01)
+        runtime.heartbeat()
+    return {"log": ["beats"]}
+
+
+let_go = threading.Event()
+
+
+@pytest.fixture
+def freed() -> Iterator[None]:
+    """Threads of nodes that are stuck end with the test."""
+    let_go.clear()
+    yield
+    let_go.set()
+
+
+@pytest.mark.parametrize(("idle", "alive"), [(stuck, beats), (async_stuck, async_beats)], ids=["sync", "async"])
+@pytest.mark.parametrize("engine", ["memory", "redis", "workers"])
+def test_a_node_without_progress_is_over_its_time_and_one_with_heartbeats_is_not(
+    engine: str, idle: Any, alive: Any, request: pytest.FixtureRequest, freed: None
+) -> None:
+    graphs = {
+        name: StateGraph(Log).add_node(name, node, timeout=IDLE) for name, node in (("idle", idle), ("ok", alive))
+    }
+    for name, builder in graphs.items():
+        builder.add_edge(START, name)
+    with ExitStack() as ending:
+        if engine == "workers":
+            url = request.getfixturevalue("redis_url")
+            ending.enter_context(running(url, *(builder.spec(name) for name, builder in graphs.items()), grace_s=0.1))
+            client = ending.enter_context(connect(url))
+            made: dict[str, Any] = {name: client.graph(name, builder.compile()) for name, builder in graphs.items()}
+        else:
+            saver = InMemorySaver() if engine == "memory" else RedisSaver(request.getfixturevalue("redis_url"))
+            made = {name: builder.compile(saver, name=name) for name, builder in graphs.items()}
+        assert made["ok"].invoke({"log": []}, on("ok")) == {"log": ["beats"]}
+        with pytest.raises(NodeTimeoutError, match=r"no progress for 0\.5 s"):
+            made["idle"].invoke({"log": []}, on("idle"))
+        let_go.set()
+
+
+def test_an_idle_timeout_is_tried_again_by_a_policy() -> None:
+    tried: list[int] = []
+
+    async def node(state: Log) -> dict[str, Any]:
+        tried.append(1)
+        await asyncio.sleep(0 if len(tried) == 2 else 20)
+        return {"log": ["at last"]}
+
+    builder = StateGraph(Log).add_edge(START, "node")
+    policy = RetryPolicy(initial_interval=0, jitter=False)
+    builder.add_node(node, timeout=TimeoutPolicy(idle_timeout=0.05), retry_policy=policy)
+    assert builder.compile().invoke({"log": []}) == {"log": ["at last"]}
+
+
+def test_a_pace_is_due_at_what_comes_first_and_progress_moves_only_the_idle_limit() -> None:
+    pace = Pace(run_s=10, idle_s=3)
+    pace.begin()
+    assert pace.limited and pace.due == pace.began + 3
+    pace.seen = pace.began + 5
+    assert pace.due == pace.began + 8
+    pace.seen = pace.began + 9
+    assert pace.due == pace.began + 10
+    strict = Pace(idle_s=3, auto=False)
+    strict.begin()
+    before = strict.seen
+    strict.progress()
+    assert strict.seen == before
+    strict.heartbeat()
+    assert strict.seen >= before
+    assert not Pace().limited and Pace().due == float("inf")

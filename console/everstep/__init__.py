@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.messages import MessagesState as MessagesState
     from everstep_scheduler.graph.messages import add_messages as add_messages
     from everstep_scheduler.graph.options import CachePolicy as CachePolicy
+    from everstep_scheduler.graph.options import TimeoutPolicy as TimeoutPolicy
     from everstep_scheduler.graph.retry import RetryPolicy as RetryPolicy
     from everstep_scheduler.graph.runtime import END as END
     from everstep_scheduler.graph.runtime import START as START
@@ -57,7 +58,7 @@ _HOMES = {
     "everstep_scheduler.inline.compiled": ("CompiledGraph",),
     "everstep_scheduler.graph.managed": ("IsLastStep", "RemainingSteps"),
     "everstep_scheduler.graph.messages": ("MessagesState", "add_messages"),
-    "everstep_scheduler.graph.options": ("CachePolicy",),
+    "everstep_scheduler.graph.options": ("CachePolicy", "TimeoutPolicy"),
     "everstep_scheduler.graph.retry": ("RetryPolicy",),
     "everstep_scheduler.graph.runtime": ("END", "START", "Command", "Runtime", "Send"),
     "everstep_scheduler.inline.savers": ("InMemorySaver", "MemorySaver", "RedisSaver"),

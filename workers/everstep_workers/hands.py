@@ -103,7 +103,7 @@ class Hand(threading.Thread):
         if attempt.is_async:
             work.loop.start(held)
             return None
-        if attempt.timeout_s:
+        if attempt.pace.limited:
             work.watch(held)
         work.tempo.begins(held)
         result = _called(attempt)

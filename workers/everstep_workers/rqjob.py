@@ -39,6 +39,7 @@ from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_scheduler.steps.caches import RedisCache
 from everstep_scheduler.steps.perform import Attempt, Performer, Result, Unserved
+from everstep_scheduler.steps.timing import NEVER
 from everstep_scheduler.steps.voice import through
 
 from .targets import load_targets
@@ -268,7 +269,10 @@ def _called(attempt: Attempt) -> Result:
 
     thread = threading.Thread(target=call, name="everstep-node", daemon=True)
     thread.start()
-    thread.join(attempt.timeout_s or None if not attempt.is_async else None)
+    while not attempt.is_async and thread.is_alive() and (left := attempt.pace.due - time.monotonic()) > 0:
+        thread.join(None if left == NEVER else left)
+    if attempt.is_async:
+        thread.join()
     return found[0] if found else Result.timeout(attempt)
 
 

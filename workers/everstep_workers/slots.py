@@ -128,7 +128,8 @@ class Deadlines:
 
     def add(self, held: Held) -> bool:
         """Watch an attempt that begins now. True if it is the first that will be due."""
-        due = time.monotonic() + held.lease.timeout_s
+        assert held.attempt is not None
+        due = held.attempt.pace.due
         with self._lock:
             if len(self._heap) > self._most:
                 self._heap = [each for each in self._heap if not each[2].settled]
@@ -138,11 +139,16 @@ class Deadlines:
         return first
 
     def passed(self) -> list[Held]:
-        """Those that are due; each is told once."""
+        """Those that are due; each is told once. One that showed progress meanwhile is due later."""
         now, due = time.monotonic(), list[Held]()
         with self._lock:
             while self._heap and self._heap[0][0] <= now:
-                due.append(heapq.heappop(self._heap)[2])
+                held = heapq.heappop(self._heap)[2]
+                later = held.attempt.pace.due if held.attempt is not None else now
+                if later <= now:
+                    due.append(held)
+                elif not held.settled:
+                    heapq.heappush(self._heap, (later, id(held), held))
         return due
 
     def first_in_s(self) -> float:

@@ -204,7 +204,7 @@ class Worker:
         """One look of the main thread: deadlines, the parent, idleness."""
         for held in self._deadlines.passed():
             if self.work.overrule(held, Result.timeout):
-                log.warning("%s: over its timeout of %g s", held, held.lease.timeout_s)
+                log.warning("%s: %s", held, held.attempt.pace.why() if held.attempt is not None else "over its time")
         if os.getppid() != self._parent and not self.work.draining.is_set():
             log.warning("the parent process is gone; draining")
             self.drain()

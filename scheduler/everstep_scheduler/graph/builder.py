@@ -89,7 +89,7 @@ class StateGraph:
         `defer`          it waits until no other node would run
         `retry_policy`   the first that matches decides
         `cache_policy`   its outcome is kept, and reused for the same input, if the graph has a cache
-        `timeout`        seconds for one attempt, also of a sync node
+        `timeout`        seconds for one attempt, also of a sync node, or a TimeoutPolicy
         `queue`          where its jobs go
         `destinations`   where its Commands may go, if `-> Command[Literal[...]]` does not say so; a dict gives labels
         """
@@ -262,7 +262,7 @@ class StateGraph:
 
     def _whole(self, node: NodeSpec) -> NodeSpec:
         said = self._options[node.name].over(self._defaults)
-        return replace(node, retry=said.retry or (), timeout_s=said.timeout_s, cache=said.cache)
+        return replace(node, retry=said.retry or (), timeout=said.timeout, cache=said.cache)
 
     def _add_schema(self, cls: type[Any]) -> Schema:
         if cls not in self._schemas:

@@ -10,14 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from everstep_checkpoint.errors import GraphError
 
 from .retry import RetryPolicy
 from .runtime import seconds
 
-Timeout = float | timedelta | None
+
+@dataclass(frozen=True)
+class TimeoutPolicy:
+    """How long one attempt at a node may take, and how long it may show no progress (LangGraph's `TimeoutPolicy`).
+
+    `run_timeout`, `idle_timeout`: seconds; None: no limit. What counts as progress is `runtime.heartbeat()`, and,
+    unless `refresh_on` is "heartbeat", a value that the node streams.
+    """
+
+    run_timeout: float | timedelta | None = None
+    idle_timeout: float | timedelta | None = None
+    refresh_on: Literal["auto", "heartbeat"] = "auto"
+
+
+Timeout = float | timedelta | TimeoutPolicy | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class Options:
     """What somebody said; None: nothing."""
 
     retry: tuple[RetryPolicy, ...] | None = None
-    timeout_s: float | None = None
+    timeout: TimeoutPolicy | None = None
     cache: CachePolicy | None = None
 
     @classmethod
@@ -67,12 +81,21 @@ class Options:
         """From what `add_node` and `set_node_defaults` take. Raises GraphError."""
         if not isinstance(cache, CachePolicy | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise GraphError(f"{cache!r} is no CachePolicy", node=who, fix="Use everstep's CachePolicy.")
-        return cls(_policies(who, retry), seconds(timeout, who), cache)
+        return cls(_policies(who, retry), _timeout(who, timeout), cache)
 
     def over(self, others: Options) -> Options:
         """What is said here, and of the rest what the others say."""
         said = {each.name: getattr(self, each.name) for each in fields(self)}
         return Options(**{name: getattr(others, name) if value is None else value for name, value in said.items()})
+
+
+def _timeout(who: str, given: Timeout) -> TimeoutPolicy | None:
+    """A policy whose times are seconds; None for one that limits nothing. Raises GraphError."""
+    policy = given if isinstance(given, TimeoutPolicy) else TimeoutPolicy(given)
+    if policy.refresh_on not in ("auto", "heartbeat"):
+        raise GraphError(f"refresh_on={policy.refresh_on!r} is unknown", node=who, fix="Use 'auto' or 'heartbeat'.")
+    run, idle = seconds(policy.run_timeout, who), seconds(policy.idle_timeout, who)
+    return TimeoutPolicy(run, idle, policy.refresh_on) if run or idle else None
 
 
 def _policies(who: str, given: RetryPolicy | Sequence[RetryPolicy] | None) -> tuple[RetryPolicy, ...] | None:

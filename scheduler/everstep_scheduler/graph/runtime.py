@@ -5,7 +5,7 @@ Names and meaning are LangGraph's (`langgraph.types`, `langgraph.runtime`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, ClassVar, Generic, TypeVar
@@ -88,6 +88,10 @@ class ExecutionInfo:
     node_first_attempt_time: float | None = None
 
 
+def _nothing() -> None:
+    """What a heartbeat does outside an attempt."""
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime(Generic[ContextT]):
     """What a node gets as its `runtime` parameter.
@@ -95,12 +99,14 @@ class Runtime(Generic[ContextT]):
     `context` is the run's own data (`context_schema` says its type). `idempotency_key` is the same over all
     attempts of this task and differs for every other: hand it to services whose calls must not be doubled.
     `stream_writer(x)` tells `x` to those who stream in mode `custom`; it never waits for them.
+    `heartbeat()` says that the node gets on, for its idle timeout (`TimeoutPolicy`); from any thread.
     """
 
     context: ContextT = None  # type: ignore[assignment]
     execution_info: ExecutionInfo = field(default_factory=ExecutionInfo)
     idempotency_key: str = ""
     stream_writer: StreamWriter = unheard
+    heartbeat: Callable[[], None] = _nothing
 
     def override(self, **changes: Any) -> Runtime[ContextT]:
         """A copy with some fields replaced."""

@@ -28,9 +28,9 @@ from everstep_checkpoint.errors import (
 
 from .channels import JOINS, Channel, Write
 from .managed import NO_STEPS, Steps
-from .options import CachePolicy
+from .options import CachePolicy, TimeoutPolicy
 from .retry import RetryPolicy
-from .runtime import START
+from .runtime import START, seconds
 from .schema import Schema, as_dict, classes_in, did_you_mean, updates_of
 
 UNNAMED = "graph"  # the name of a graph compiled without one; a worker renames it after its attribute
@@ -38,7 +38,7 @@ UNNAMED = "graph"  # the name of a graph compiled without one; a worker renames 
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One node. `form` names what it takes besides the state: "config", "runtime". Timeout in seconds.
+    """One node. `form` names what it takes besides the state: "config", "runtime".
 
     `ends`: where its Commands may go -> label; None: anywhere. `defer`: it runs where no other node would.
     """
@@ -53,8 +53,21 @@ class NodeSpec:
     ends: Mapping[str, str] | None = field(default_factory=dict[str, str])
     defer: bool = False
     retry: tuple[RetryPolicy, ...] = ()
-    timeout_s: float | None = None
+    timeout: TimeoutPolicy | None = None
     cache: CachePolicy | None = None
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds that one attempt may take; None: no limit."""
+        return self._seconds("run_timeout")
+
+    @property
+    def idle_s(self) -> float | None:
+        """Seconds that an attempt may show no progress; None: no limit."""
+        return self._seconds("idle_timeout")
+
+    def _seconds(self, name: str) -> float | None:
+        return seconds(getattr(self.timeout, name, None), self.name)
 
 
 @dataclass(frozen=True)

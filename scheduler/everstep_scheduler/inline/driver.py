@@ -65,9 +65,8 @@ class _Job:
 
     @property
     def deadline(self) -> float:
-        """When a sync call is over its time, counted from its begin. An async one keeps its timeout by itself."""
-        limit = 0 if self.attempt.is_async else self.attempt.timeout_s
-        return self.attempt.began + limit if limit else float("inf")
+        """When a sync call is over its time, if it shows no progress. An async one keeps its timeout by itself."""
+        return float("inf") if self.attempt.is_async else self.attempt.pace.due
 
 
 class Inline:
@@ -280,7 +279,7 @@ class Inline:
         """Alone and without a timeout it runs right here; else beside others."""
         if attempt.is_async:
             return asyncio.run_coroutine_threadsafe(attempt.acall(), self._event_loop())
-        if self._ready or self._jobs or attempt.timeout_s or attempt.voice is not None:
+        if self._ready or self._jobs or attempt.pace.limited or attempt.voice is not None:
             return _in_thread(attempt)
         done: Future[Result] = Future()
         result = attempt.call()

@@ -12,7 +12,6 @@ Drivers differ in who calls and where it waits; what happens is here.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -39,6 +38,7 @@ from .loading import FRESH_STEP, Loader, Stand
 from .outcome import Returned, returned
 from .plan import adestinations, destinations
 from .settling import Settler
+from .timing import Pace, kept
 from .told import place_of
 from .updating import aupdated, nodes_of, update_needs_loop, updated
 from .voice import Listening, Voice
@@ -70,7 +70,7 @@ class Result:
     @classmethod
     def timeout(cls, attempt: Attempt) -> Result:
         """The attempt was over its timeout."""
-        return cls(None, _late(attempt), int(attempt.timeout_s * 1000))
+        return cls(None, _late(attempt), attempt.elapsed_ms)
 
     @classmethod
     def stopped(cls, attempt: Attempt, why: str) -> Result:
@@ -86,11 +86,11 @@ def _is_cancelled() -> bool:
 
 def _late(attempt: Attempt) -> NodeTimeoutError:
     return NodeTimeoutError(
-        f"the node was over its timeout of {attempt.timeout_s:g} s",
+        attempt.pace.why(),
         error_type="NodeTimeoutError",
         thread=attempt.lease.thread,
         node=attempt.lease.node,
-        fix="raise add_node(timeout=...), or give it a retry policy for NodeTimeoutError",
+        fix="raise add_node(timeout=...), call runtime.heartbeat(), or add a retry policy for NodeTimeoutError",
     )
 
 
@@ -124,11 +124,15 @@ class Attempt:
     voice: Voice | None = None
     cache_key: str = ""
     known: Returned | None = None
-    began: float = field(default_factory=time.monotonic)
+    pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        idle, policy = (self.node.idle_s, self.node.timeout) if self.node is not None else (None, None)
+        self.pace = Pace(self.lease.timeout_s, idle or 0.0, policy is None or policy.refresh_on == "auto")
 
     @property
     def elapsed_ms(self) -> int:
-        return int((time.monotonic() - self.began) * 1000)
+        return int(self.pace.elapsed_s * 1000)
 
     @property
     def source(self) -> str:
@@ -145,11 +149,6 @@ class Attempt:
         return Steps(step, base + self.record.recursion_limit + 2)
 
     @property
-    def timeout_s(self) -> float:
-        """Seconds one attempt may take; 0: no limit."""
-        return self.lease.timeout_s
-
-    @property
     def is_async(self) -> bool:
         """Whether it has to run on an event loop: an async node, or a router of one."""
         if self.given.nodes:
@@ -160,7 +159,7 @@ class Attempt:
 
     def call(self) -> Result:
         """Run a sync node and its routers. Raises nothing: what the user's code raises is the result."""
-        self.began = time.monotonic()
+        self.pace.begin()
         before = CURRENT.set(self)
         try:
             self._check()
@@ -186,13 +185,17 @@ class Attempt:
 
     async def acall(self) -> Result:
         """The same on an event loop, for async nodes and routers. Keeps the timeout by itself."""
-        self.began = time.monotonic()
+        self.pace.begin()
         CURRENT.set(self)  # of this task only: it runs in a context of its own
+        with kept(self.pace) as limit:
+            return await self._acall(limit)
+
+    async def _acall(self, limit: asyncio.Timeout) -> Result:
         try:
             self._check()
             if self.known is not None:
                 return Result(self.known, None, 0, cached=True)
-            async with asyncio.timeout(self.timeout_s or None):
+            async with limit:
                 config, runtime = self._told()
                 if self.given.nodes:
                     return Result(await aupdated(self, config, runtime), None, self.elapsed_ms)
@@ -203,8 +206,7 @@ class Attempt:
                     )
             return Result(returned(gave.writes, there), None, self.elapsed_ms)
         except TimeoutError as error:
-            late = self.timeout_s and self.elapsed_ms >= self.timeout_s * 1000 - 1
-            return Result(None, _late(self) if late else error, self.elapsed_ms)
+            return Result(None, _late(self) if limit.expired() else error, self.elapsed_ms)
         except BaseException as error:  # the door to the user's code
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
@@ -267,7 +269,15 @@ class Attempt:
     @property
     def writer(self) -> StreamWriter:
         """What the node writes to, for mode `custom`."""
-        return self.voice.write if self.voice is not None else unheard
+        tell = self.voice.write if self.voice is not None else unheard
+        if not self.pace.idle_s:
+            return tell
+
+        def write(said: Any) -> None:
+            self.pace.progress()
+            tell(said)
+
+        return write
 
     def _speaking(self) -> AbstractContextManager[None]:
         return _SILENCE if self.voice is None else self.voice.speaking()
@@ -320,7 +330,7 @@ class Attempt:
             node_attempt=lease.attempt,
         )
         context = self.spec.make_context(self.record.context)
-        return Runtime(context=context, execution_info=info, idempotency_key=key, stream_writer=self.writer)
+        return Runtime(context, info, key, self.writer, self.pace.heartbeat)
 
 
 class Performer:
