@@ -5,22 +5,20 @@ It collects nodes, edges and routers, checks them, and makes a `GraphSpec`. `com
 
 from __future__ import annotations
 
-import inspect
-import typing
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
 
 from everstep_checkpoint.errors import GraphError
 
+from .callables import carrier, first_schema, form_of, hints, is_async
 from .channels import HIDDEN, Channel, channel_of
 from .options import Cache, CachePolicy, Options, Timeout, queue_name
 from .results import command_ends
 from .retry import RetryPolicy
 from .runtime import END, RESERVED, START
-from .schema import Schema, did_you_mean, is_schema
+from .schema import Schema, did_you_mean
 from .spec import UNNAMED, Branch, GraphSpec, Join, NodeSpec, registry_of
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ Router = Callable[..., Any] | Callable[..., Awaitable[Any]]
 PathMap = Mapping[Hashable, str] | Sequence[str]
 Breakpoints = Sequence[str] | Literal["*"] | None
 
-INJECTED = ("config", "runtime")
 NAME_MAX = 200
 
 
@@ -95,16 +92,16 @@ class StateGraph:
         """
         name, fn = _named(node, action)
         self._check_name(name)
-        seen_as = input_schema or _first_hint(fn)
+        seen_as = input_schema or first_schema(fn)
         self._nodes[name] = NodeSpec(
             name=name,
             fn=fn,
-            is_async=_is_async(fn),
+            is_async=is_async(fn),
             queue=queue_name(name, queue),
             metadata=dict(metadata or {}),
             input_schema=self._add_schema(seen_as) if seen_as else self._state,
-            form=_form(fn, f"The node {name!r}"),
-            ends=command_ends(_function(fn), _hints(fn), destinations),
+            form=form_of(fn, f"The node {name!r}"),
+            ends=command_ends(carrier(fn), hints(fn), destinations),
             defer=defer,
         )
         self._options[name] = Options.of(name, retry_policy, timeout, cache_policy)
@@ -165,13 +162,13 @@ class StateGraph:
                 node=source,
                 fix="Give the second one a name of its own (def instead of lambda).",
             )
-        seen_as = _first_hint(path)
+        seen_as = first_schema(path)
         self._branches[source, name] = Branch(
             source=source,
             name=name,
             fn=path,
-            is_async=_is_async(path),
-            form=_form(path, f"The router {name!r} after {source!r}"),
+            is_async=is_async(path),
+            form=form_of(path, f"The router {name!r} after {source!r}"),
             ends=_ends(path, path_map),
             input_schema=self._add_schema(seen_as) if seen_as else None,
         )
@@ -392,63 +389,8 @@ def _ends(path: Router, path_map: PathMap | None) -> dict[Any, str] | None:
         return dict(path_map)
     if path_map is not None:
         return {name: name for name in path_map}
-    said = _hints(path).get("return")
+    said = hints(path).get("return")
     return {name: name for name in get_args(said)} if get_origin(said) is Literal else None
-
-
-def _function(fn: Any) -> Any:
-    """What carries the hints: the function itself, under partials, or an object's `__call__`."""
-    while isinstance(fn, partial):
-        fn = fn.func
-    return fn if inspect.isroutine(fn) or isinstance(fn, type) else fn.__call__
-
-
-def _is_async(fn: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(_function(fn))
-
-
-def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
-    """The callable's type hints; none if they can't be read, for they are only a convenience here."""
-    try:
-        return typing.get_type_hints(_function(fn))
-    except (NameError, TypeError, AttributeError):
-        return {}
-
-
-def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter] | None:
-    """The parameters, without self; None for a builtin that does not tell."""
-    try:
-        return list(inspect.signature(fn).parameters.values())
-    except ValueError:
-        return None
-
-
-def _first_hint(fn: Callable[..., Any]) -> type[Any] | None:
-    """The schema that annotates the first parameter, if it is one (LangGraph's inference)."""
-    parameters = _parameters(fn)
-    hint = _hints(fn).get(parameters[0].name) if parameters else None
-    return hint if is_schema(hint) else None
-
-
-def _form(fn: Callable[..., Any], who: str) -> tuple[str, ...]:
-    """Which of config and runtime it takes, by parameter name as LangGraph does. Others need a default."""
-    parameters = _parameters(fn)
-    if parameters is None:
-        return ()
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    if not parameters or parameters[0].kind in (
-        inspect.Parameter.KEYWORD_ONLY,
-        inspect.Parameter.VAR_KEYWORD,
-    ):
-        raise GraphError(f"{who} takes no state", fix="Its first parameter is the state.")
-    for each in parameters[1:]:
-        by_name = each.name in INJECTED and each.kind is not inspect.Parameter.POSITIONAL_ONLY
-        if not by_name and each.default is inspect.Parameter.empty and each.kind not in variable:
-            raise GraphError(
-                f"{who} takes a parameter {each.name!r} that nobody gives it",
-                fix="After the state it may take `config` and `runtime`; give others a default.",
-            )
-    return tuple(each.name for each in parameters[1:] if each.name in INJECTED and each.kind not in variable)
 
 
 def _graph_name(name: str | None) -> str:
