@@ -299,12 +299,13 @@ class Fleet:
 
 
 def done_tasks(log: RedisLog, thread: str) -> Counter[str]:
-    """`n task` of every task that the log names -> how often it is done: by a fact, or in the next checkpoint."""
+    """`n task` of every task that the log names -> how often it is done: by a fact, or in the next checkpoint. One that
+    failed is done if its error handler took over."""
     found: Counter[str] = Counter()
     heads = [entry for entry in log.pages(thread) if entry.is_checkpoint]
     for i, head in enumerate(heads):
         step = step_of(log, thread, State(head, {}, ""))
-        done = Counter(fact.text("task") for fact in step.facts if fact.kind == "task_done")
+        done = Counter(fact.text("task") for fact in step.facts if fact.kind == "task_done" or "handler" in fact.raw)
         if len(step.tasks) == 1 and i + 1 < len(heads):
             done[heads[i + 1].text("task")] += 1
         found.update({f"{head.n} {task}": done[task] for task in {*done, *(ref.task for ref in step.tasks)}})

@@ -5,6 +5,7 @@ wide             Sends to `work`, then `last`; one item may kill its process unt
 frail            one node that fails until a file says that it is mended
 flock            `nap` alone, async, for a hundred threads at once
 asking           `ask` asks, `tell` says the answer
+handled          `a` fails, and its error handler goes on to `c`, beside `b`
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Annotated, Any, TypedDict
 
 from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
-from everstep_scheduler.graph.runtime import END, START, Runtime, Send
+from everstep_scheduler.graph.handling import NodeError
+from everstep_scheduler.graph.runtime import END, START, Command, Runtime, Send
 
 LOOK_S = 0.01
 
@@ -162,6 +164,25 @@ def _asking() -> StateGraph:
     return graph.add_edge(START, "ask").add_edge("ask", "tell").add_edge("tell", END)
 
 
+def _fails(state: State, runtime: Runtime[Any]) -> State:
+    note(state, runtime, "a", "in")
+    raise ValueError("boom")
+
+
+def _handles(state: State, runtime: Runtime[Any], error: NodeError) -> Command[Any]:
+    note(state, runtime, "handler", "in")
+    return Command(update={"seen": [f"{error.node}: {error.error}"]}, goto="c")
+
+
+def _handled(beside: bool) -> StateGraph:
+    graph = StateGraph(State).add_node("a", _fails, error_handler=_handles).add_node("c", step("c"))
+    if beside:
+        graph.add_node("b", step("b")).add_edge(START, "b")
+    return graph.add_edge(START, "a")
+
+
+handled = _handled(beside=False).compile(name="handled")
+handled_beside = _handled(beside=True).compile(name="handled_beside")
 asking = _asking().compile(name="asking")
 chain = _chain(step).compile(name="chain")
 achain = _chain(astep).compile(name="achain")

@@ -90,6 +90,32 @@ def test_an_answer_outlives_the_worker_that_took_it(fleet: Fleet, point: str, be
     assert fleet.state("asking", thread)["seen"] == ["42", "tell"]
 
 
+AROUND_A_HANDLER = {
+    "called:2": (2, 1),
+    "settled:2": (2, 1),
+    "committed:2": (1, 1),
+    "loaded:3": (1, 1),
+    "called:3": (1, 2),
+    "committed:3": (1, 1),
+}
+
+
+@pytest.mark.parametrize("graph", ["handled", "handled_beside"])
+@pytest.mark.parametrize("failpoint", AROUND_A_HANDLER)
+def test_a_worker_killed_around_an_error_handler_runs_no_failed_node_again(
+    fleet: Fleet, graph: str, failpoint: str
+) -> None:
+    """The failure and its handler are one commit: before it the node runs again, after it only the handler goes on."""
+    with fleet.sweeping():
+        thread = fleet.submit(graph)
+        fleet.worker(graph, failpoint=failpoint, lease_ms=SHORT_MS).dies()
+        with fleet.heir(graph):
+            fleet.settled(thread)
+    ran = fleet.executions(thread)
+    assert (ran["a"], ran["handler"], ran["c"]) == (*AROUND_A_HANDLER[failpoint], 1)
+    assert fleet.state(graph, thread)["seen"] == ["a: boom", *(["b"] if graph == "handled_beside" else []), "c"]
+
+
 @pytest.mark.parametrize(("point", "kinds"), [("called:2", 1), ("settled:2", 1), ("committed:2", 1)])
 def test_a_worker_killed_around_a_question_asks_it_once(fleet: Fleet, point: str, kinds: int) -> None:
     thread = fleet.submit("asking")

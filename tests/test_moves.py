@@ -117,6 +117,13 @@ class Stage:
         outcome: Any = "retry" if delay_ms else "failed"
         return self.commit(Commit(lease, outcome, (fact,), reason="E: x", delay_ms=delay_ms), 1)
 
+    def handle(self, lease: Lease, count: int = 1) -> tuple[str, list[str]]:
+        """Fail for good, with a handler that goes on."""
+        said: e.Fields = {"task": lease.task, "token": lease.token, "node": lease.node, "handler": "h"}
+        failed = e.fact("task_failed", lease.run, **said, error='{"type":"E","text":"x"}')
+        added = e.fact("task_added", lease.run, task=f"h_{lease.task}", node="h", queue="g", timeout_s="7")
+        return self.commit(Commit(lease, "handled", (failed, added), handler=("h", "g", 7)), count)
+
     def ask(self, lease: Lease, question: str, count: int = 1) -> tuple[str, list[str]]:
         """Pause with a question; all answers so far hold good."""
         said: e.Fields = {"task": lease.task, "token": lease.token, "node": lease.node, "question": question}
@@ -456,6 +463,79 @@ def test_a_run_says_which_step_it_builds_on(stage: Stage) -> None:
     assert stage.log.read(THREAD)[-1].number("step") == -1
 
 
+# --- error handlers
+
+
+def test_a_handler_takes_the_place_of_its_task_and_closes_a_step_alone(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a")
+    failed = stage.take("p0")
+    assert stage.handle(failed) == ("ok", ["h_p0"])
+    handler = stage.take("h_p0")
+    assert (handler.node, handler.attempt, handler.timeout_s, handler.width, handler.plans) == ("h", 1, 7, 1, True)
+    cause = stage.log.read(THREAD, handler.cause, handler.cause)[0]
+    assert (cause.kind, cause.text("token")) == ("task_failed", failed.token)
+    assert stage.handle(failed)[0] == "already"
+    assert stage.close(handler, step=1) == ("ok", [])
+    assert stage.start("r1").run_status == "done"
+
+
+def test_a_join_waits_for_handlers_and_is_there_when_the_last_one_is_done(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    assert stage.handle(stage.take("p1"), 0) == ("ok", [])
+    assert stage.done(stage.take("p0"), 0) == ("ok", [])
+    assert stage.claim(4) == ["h_p1"]
+    assert stage.done(stage.take("h_p1")) == ("ok", ["join"])
+
+
+def test_a_handler_that_fails_rests_the_run_and_only_it_is_repeated(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    stage.handle(stage.take("p0"))
+    stage.done(stage.take("p1"))
+    cause = stage.held[0].cause
+    assert stage.fail(stage.take("h_p0")) == ("ok", [])
+    assert stage.log.read(THREAD)[-1].text("status") == "failed"
+    assert stage.start("r2", "continue", tokens=4).status == "started"
+    assert [(x.task, x.cause) for x in stage.held] == [("h_p0", cause)]
+    assert stage.ask(stage.take("h_p0"), "q") == ("ok", [])
+    assert stage.log.read(THREAD)[-1].text("status") == "interrupted"
+    stage.start("r3", "resume", answers=(("h_p0", "q"),))
+    again = stage.take("h_p0")
+    assert (again.attempt, again.cause, len(again.answers.split())) == (3, cause, 1)
+    assert stage.done(again) == ("ok", ["join"])
+
+
+def test_a_handler_goes_through_losses_retries_cancels_and_new_inputs(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a")
+    stage.handle(stage.take("p0"))
+    cause = stage.held[0].cause
+    stage.moves.release(stage.owner, [stage.take("h_p0").token], "lost")
+    assert stage.claim(2) == ["h_p0"]
+    assert stage.moves.cancel(THREAD) == "cancelled"
+    assert stage.done(stage.take("h_p0"))[0] == "fenced"
+    stage.start("r2", "continue", tokens=4)
+    assert [(x.task, x.cause) for x in stage.held] == [("h_p0", cause)]
+    stage.fail(stage.take("h_p0"))
+    assert stage.start("r3", sum="s3").status == "started"
+    assert stage.close(stage.take("start"), "a", step=4) == ("ok", ["p0"])
+
+
+def _handled_story(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    stage.handle(stage.take("p0"))
+    stage.fail(stage.take("h_p0"))
+    stage.handle(stage.take("p1"), 0)
+    stage.claim(2)
+    stage.done(stage.take("h_p1"))
+    stage.start("r2", "continue")
+    stage.done(stage.take("h_p0"))
+    stage.close(stage.take("join"), step=1)
+
+
 Script = Callable[[Stage], None]
 
 
@@ -482,10 +562,11 @@ def _long_story(stage: Stage) -> None:
     stage.close(stage.take("p0"), step=8)
 
 
-def test_both_implementations_write_the_same_log(client: redis.Redis) -> None:
+@pytest.mark.parametrize("story", [_long_story, _handled_story], ids=lambda story: story.__name__)
+def test_both_implementations_write_the_same_log(story: Script, client: redis.Redis) -> None:
     stages = [memory(), on(client), on(fakeredis.FakeRedis(version=(7,)))]
     for stage in stages:
-        _long_story(stage)
+        story(stage)
     first, *others = [stage.told() for stage in stages]
     assert len(first) > 10
     for other in others:

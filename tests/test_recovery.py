@@ -14,6 +14,7 @@ import pytest
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at, verify
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.handling import NodeError
 from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import END, START, Send
 from everstep_scheduler.moves.record import Config, start_of
@@ -147,6 +148,7 @@ def thread_picture(client: Any, thread: str) -> dict[str, Any]:
         seen |= {name: rec[name] for name in ("p", "n", "q", "w")}
         seen |= {name: rec[name] for name in ("o", "L", "t") if rec["p"] == "lease"}
         seen |= {"t": rec["t"]} if rec["p"] in ("done", "wake", "failed") else {}
+        seen |= {"c": rec["c"]} if rec.get("c") else {}
         open_now[task.decode()] = seen
     for element in client.lrange(KEYS.unmade(thread), 0, -1):
         open_now |= {task: {"p": "unmade"} for task in unmade(json.loads(element))}
@@ -208,6 +210,79 @@ def test_whatever_is_lost_at_any_moment_comes_back_and_the_run_goes_on(client: A
     assert len(done) == len(set(done))
     assert state_at(hand.log, THREAD).entry.next == []
     assert sum(x.kind == "run_rested" for x in hand.log.read(THREAD)) == 1
+
+
+def handled(width: int, broken: list[bool], calls: list[int]) -> StateGraph:
+    """`a` fails and is handled, beside siblings."""
+
+    def fails(state: State) -> dict[str, Any]:
+        calls.append(1)
+        raise ValueError("boom")
+
+    def handler(state: State, error: NodeError) -> dict[str, Any]:
+        if broken[0]:
+            raise RuntimeError("not yet")
+        return {"seen": [len(str(error.error))]}
+
+    made = StateGraph(State).add_node("a", fails, error_handler=handler, timeout=60).add_edge(START, "a")
+    made.set_node_defaults(timeout=30)
+    for name in "bc"[: width - 1]:
+        made.add_node(name, lambda state: {"seen": [0]}).add_edge(START, name)
+    return made
+
+
+def handled_story(hand: Hand, broken: list[bool]) -> Iterator[str]:
+    hand.submit("r1")
+    hand.claim()
+    hand.do()
+    hand.claim(8)
+    hand.do("a")
+    yield "the handler waits in the queue"
+    hand.claim(8)
+    yield "the handler is leased"
+    hand.moves.release(hand.owner, [x.token for x in hand.held if x.task == "h_p0"], "lost")
+    hand.held = [x for x in hand.held if x.task != "h_p0"]
+    yield "its process died"
+    hand.claim(8)
+    broken[0] = True
+    hand.do("__error_handler__a")
+    hand.drive()
+    yield "the handler failed"
+    broken[0] = False
+    hand.moves.start(start_of(hand.spec, THREAD, "r2", None, Config(), "continue"))
+    yield "a run goes on with it"
+    hand.drive()
+    yield "all is done"
+
+
+HANDLED = [
+    "the handler waits in the queue", "the handler is leased", "its process died", "the handler failed",
+    "a run goes on with it", "all is done",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", HANDLED)
+@pytest.mark.parametrize("what", ["rq", "ours", "both"])
+@pytest.mark.parametrize("width", [1, 3])
+def test_an_error_handler_comes_back_and_its_node_is_not_run_again(
+    client: Any, moment: str, what: str, width: int
+) -> None:
+    broken, calls = [False], list[int]()
+    hand = Hand(client, handled(width, broken, calls))
+    telling = handled_story(hand, broken)
+    recover(client, KEYS, lease_ms=LEASE_MS)
+    while next(telling) != moment:
+        pass
+    before = picture(client)
+    wipe(client, what)
+    hand.recovery()
+    assert picture(client) == before
+    for _ in telling:
+        pass
+    assert calls == [1]
+    assert not verify(hand.log, THREAD).problems
+    found = hand.spec.values(state_at(hand.log, THREAD).channels)
+    assert found == {"count": 1, "seen": [4, 0, 0][:width]} and state_at(hand.log, THREAD).entry.next == []
 
 
 def test_the_moments_are_those_of_the_story(client: Any) -> None:

@@ -295,6 +295,17 @@ def _ref(entry: e.Entry, task: Any, rest: Sequence[Any], part: str = "", index: 
     return TaskRef(task, node, queue, timeout_s, part, index)
 
 
+def timeout_of(entry: e.Entry) -> float:
+    """The seconds that a task more may take, 0: no limit. Raises CorruptEntry."""
+    try:
+        found = float(entry.text("timeout_s") or 0)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= TIMEOUT_MAX_S:
+        raise entry.corrupt(f"a task of it has a timeout of {entry.text('timeout_s')[:40]!r} seconds")
+    return found
+
+
 def part_tasks(part: e.Entry) -> list[TaskRef]:
     """The tasks of one Send part. Its plain field `tasks` is run-length: `[node, queue, timeout_s, count]`.
 

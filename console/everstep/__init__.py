@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.asking import get_stream_writer as get_stream_writer
     from everstep_scheduler.graph.asking import interrupt as interrupt
     from everstep_scheduler.graph.builder import StateGraph as StateGraph
+    from everstep_scheduler.graph.handling import NodeError as NodeError
     from everstep_scheduler.graph.managed import IsLastStep as IsLastStep
     from everstep_scheduler.graph.managed import RemainingSteps as RemainingSteps
     from everstep_scheduler.graph.messages import MessagesState as MessagesState
@@ -56,6 +57,7 @@ _HOMES = {
     "everstep_scheduler.client.events": ("Event",),
     "everstep_scheduler.graph.builder": ("StateGraph",),
     "everstep_scheduler.inline.compiled": ("CompiledGraph",),
+    "everstep_scheduler.graph.handling": ("NodeError",),
     "everstep_scheduler.graph.managed": ("IsLastStep", "RemainingSteps"),
     "everstep_scheduler.graph.messages": ("MessagesState", "add_messages"),
     "everstep_scheduler.graph.options": ("CachePolicy", "TimeoutPolicy"),

@@ -262,7 +262,7 @@ def _said(entry: e.Entry) -> str:
         case "task_done":
             return f"          {node} done  ({took})"
         case "task_failed":
-            again = "; tries again" if "retry_at" in entry.raw else ""
+            again = "; tries again" if "retry_at" in entry.raw else "; handled" if "handler" in entry.raw else ""
             said = show.paint(f"          {node} failed (try {entry.text('attempt')}{again}): {error}", "x")
             return "\n".join([said, *(f"{'':16}{line}" for line in excerpt(told.traceback))])
         case "task_lost" | "task_parked":

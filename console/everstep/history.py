@@ -35,7 +35,8 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trouble:
-    """An attempt that did not come to its end, or how a run rested: failed, retrying, lost, parked, asks, cancelled."""
+    """An attempt that did not come to its end, or how a run rested: failed, handled, retrying, lost, parked, asks,
+    cancelled."""
 
     what: str
     node: str
@@ -126,7 +127,9 @@ def _open(last: Frame | None, facts: Sequence[e.Entry]) -> Line:
     begun = [fact for fact in facts if fact.kind == "run_started" and not _goes_on(fact, facts)]
     done = Counter(fact.text("node") for fact in facts if fact.kind == "task_done")
     wanted = Counter(["__start__"]) if begun or last is None else Counter(_next_nodes(last))
-    left = (wanted - done).elements()
+    wanted += Counter(fact.text("node") for fact in facts if fact.kind == "task_added")
+    handled = Counter(fact.text("node") for fact in facts if fact.kind == "task_failed" and "handler" in fact.raw)
+    left = (wanted - done - handled).elements()
     return Line("", None, "open", run, counted(done.elements()), counted(left), troubles=_troubles(facts))
 
 
@@ -162,6 +165,8 @@ def _trouble(fact: e.Entry) -> Trouble:
     what = TROUBLES.get(fact.kind) or fact.text("status")
     if fact.kind == "task_failed" and "retry_at" in fact.raw:
         what = "retrying"
+    if fact.kind == "task_failed" and "handler" in fact.raw:
+        what = "handled"
     error = error_of(fact)
     said = error.words
     if fact.kind in SAID:

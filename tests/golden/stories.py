@@ -5,6 +5,7 @@ Host and process are pinned by `make.py`; bounds of snapshots and parts are lowe
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 import time
@@ -28,6 +29,8 @@ from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.handling import NodeError
+from everstep_scheduler.graph.options import CachePolicy
 from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import END, START, Command, Send
 from everstep_scheduler.graph.spec import GraphSpec
@@ -36,6 +39,7 @@ from everstep_scheduler.moves.contract import Lease, Offer, RunKind
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.steps import settling
+from everstep_scheduler.steps.caches import InMemoryCache
 from everstep_scheduler.steps.perform import Performer
 from everstep_scheduler.steps.stateface import StateUpdate
 
@@ -430,6 +434,35 @@ def questions() -> tuple[Log, str]:
     return saver.log, THREAD
 
 
+def options() -> tuple[Log, str]:
+    """Options of nodes: a deferred one and a join that wait, an outcome from a cache, error handlers alone and beside
+    siblings, one of which fails and is repeated."""
+    saver, broken = InMemorySaver(), [True]
+
+    def fails(state: Work) -> dict[str, Any]:
+        raise ValueError("boom")
+
+    def handler(state: Work, error: NodeError) -> dict[str, Any]:
+        if broken[0]:
+            raise RuntimeError("the handler broke")
+        return {"seen": [f"handled {error.node}"]}
+
+    built = StateGraph(Work)
+    built.add_node("plain", lambda s: {"seen": ["plain"]}, cache_policy=CachePolicy(key_func=lambda state: "same"))
+    built.add_node("beside", fails, error_handler=handler).add_node("alone", fails, error_handler=handler)
+    built.add_node("end", lambda s: {"seen": ["end"]}, defer=True).set_node_defaults(timeout=5)
+    for name in ("plain", "beside", "end"):
+        built.add_edge(START, name)
+    built.add_edge("plain", "alone").add_edge(["alone", "plain"], "end")
+    graph = built.compile(checkpointer=saver, cache=InMemoryCache(), name="options")
+    inputs: tuple[Any, ...] = ({"seen": []}, None, {"seen": ["again"]})
+    for given in inputs:
+        broken[0] = given == {"seen": []}
+        with contextlib.suppress(RuntimeError):
+            graph.invoke(given, CONFIG)
+    return saver.log, THREAD
+
+
 def _even(n: int) -> int:
     if n % 2:
         raise ValueError("an even number, please")
@@ -440,5 +473,5 @@ Even = Annotated[int, AfterValidator(_even)]
 
 STORIES: tuple[Story, ...] = (
     chain, payload, wide, sends, fork, branch, snapshot, trimmed, types, faults, queue_cancel, unplanned, update,
-    questions,
+    questions, options,
 )  # fmt: skip

@@ -138,7 +138,7 @@ class Work:
         """`graph:node` names whose parked tasks this process takes."""
         if not self.setup.serves_parked:
             return ()
-        return tuple(f"{s.name}:{node}" for s in self.graphs.values() for node in (START_NODE, JOIN_NODE, *s.nodes))
+        return tuple(f"{s.name}:{node}" for s in self.graphs.values() for node in (START_NODE, JOIN_NODE, *s.served))
 
     @property
     def suspects(self) -> tuple[str, ...]:
@@ -248,7 +248,7 @@ class Work:
 
     def _needs_loop(self, lease: Lease) -> bool:
         spec = self.graphs.get(lease.graph)
-        if spec is None or not (lease.node == START_NODE or lease.node in spec.nodes):
+        if spec is None or not (lease.node == START_NODE or lease.node in spec.served):
             return False
         return spec.needs_loop(lease.node)
 

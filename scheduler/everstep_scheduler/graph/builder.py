@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
 
 from everstep_checkpoint.errors import GraphError
 
-from .callables import carrier, first_schema, form_of, hints, is_async
+from .callables import INJECTED_INTO_HANDLERS, carrier, first_schema, form_of, hints, is_async
 from .channels import HIDDEN, Channel, channel_of
+from .handling import DEFAULT, PREFIX, handler_name
 from .options import Cache, CachePolicy, Options, Timeout, queue_name
 from .results import command_ends
 from .retry import RetryPolicy
@@ -55,6 +56,7 @@ class StateGraph:
         self._edges: dict[tuple[str, str], None] = {}
         self._branches: dict[tuple[str, str], Branch] = {}
         self._joins: dict[Join, None] = {}
+        self._handlers: dict[str, NodeSpec] = {}
         self._options: dict[str, Options] = {}
         self._defaults = Options()
         self._context_schema = context_schema
@@ -74,6 +76,7 @@ class StateGraph:
         input_schema: type[Any] | None = None,
         retry_policy: RetryPolicy | Sequence[RetryPolicy] | None = None,
         cache_policy: CachePolicy | None = None,
+        error_handler: Node | None = None,
         timeout: Timeout = None,
         destinations: Mapping[str, str] | Sequence[str] | None = None,
         queue: str | None = None,
@@ -86,6 +89,7 @@ class StateGraph:
         `defer`          it waits until no other node would run
         `retry_policy`   the first that matches decides
         `cache_policy`   its outcome is kept, and reused for the same input, if the graph has a cache
+        `error_handler`  runs when the node has failed for good, and speaks for it: (state, error: NodeError), and so on
         `timeout`        seconds for one attempt, also of a sync node, or a TimeoutPolicy
         `queue`          where its jobs go
         `destinations`   where its Commands may go, if `-> Command[Literal[...]]` does not say so; a dict gives labels
@@ -104,19 +108,39 @@ class StateGraph:
             ends=command_ends(carrier(fn), hints(fn), destinations),
             defer=defer,
         )
-        self._options[name] = Options.of(name, retry_policy, timeout, cache_policy)
+        handler = self._handled(handler_name(name), error_handler, self._nodes[name]) if error_handler else None
+        self._options[name] = Options.of(name, retry_policy, timeout, cache_policy, handler)
         return self
+
+    def _handled(self, name: str, fn: Node, node: NodeSpec | None) -> str:
+        """Keeps an error handler, of one node or (None) of all. It sees what the node saw."""
+        if not callable(fn):
+            raise GraphError(f"The error handler {fn!r} is no function", fix="Pass one: (state, error: NodeError).")
+        self._handlers[name] = NodeSpec(
+            name=name,
+            fn=fn,
+            is_async=is_async(fn),
+            queue=node.queue if node is not None else None,
+            metadata={},
+            input_schema=node.input_schema if node is not None else self._state,
+            form=form_of(fn, f"The error handler {name!r}", INJECTED_INTO_HANDLERS),
+            ends=command_ends(carrier(fn), hints(fn), None),
+        )
+        return name
 
     def set_node_defaults(
         self,
         *,
         retry_policy: RetryPolicy | Sequence[RetryPolicy] | None = None,
         cache_policy: CachePolicy | None = None,
+        error_handler: Node | None = None,
         timeout: Timeout = None,
     ) -> Self:
         """Options of all nodes that say nothing of their own, whether they are added before or after. They count when
         the graph is compiled. Each call adds to the last one."""
-        self._defaults = Options.of("the defaults", retry_policy, timeout, cache_policy).over(self._defaults)
+        handler = self._handled(DEFAULT, error_handler, None) if error_handler else None
+        said = Options.of("the defaults", retry_policy, timeout, cache_policy, handler)
+        self._defaults = said.over(self._defaults)
         return self
 
     def add_sequence(self, nodes: Sequence[Node | tuple[str, Node]]) -> Self:
@@ -221,6 +245,7 @@ class StateGraph:
             output_schema=self._output,
             context_schema=self._context_schema,
             managed=frozenset(self._managed),
+            handlers={name: self._whole(each) for name, each in self._handlers.items()},
             registry=registry_of([*self._schemas, self._context_schema]),
             interrupt_before=self._breakpoints(interrupt_before, "interrupt_before"),
             interrupt_after=self._breakpoints(interrupt_after, "interrupt_after"),
@@ -258,8 +283,11 @@ class StateGraph:
         return names
 
     def _whole(self, node: NodeSpec) -> NodeSpec:
+        """With its options. An error handler has those defaults that make sense for it: no cache, no handler."""
+        if node.name in self._handlers:
+            return replace(node, retry=self._defaults.retry or (), timeout=self._defaults.timeout)
         said = self._options[node.name].over(self._defaults)
-        return replace(node, retry=said.retry or (), timeout=said.timeout, cache=said.cache)
+        return replace(node, retry=said.retry or (), timeout=said.timeout, cache=said.cache, handler=said.handler)
 
     def _add_schema(self, cls: type[Any]) -> Schema:
         if cls not in self._schemas:
@@ -306,7 +334,7 @@ class StateGraph:
                 f"{name!r} can't be a node's name",
                 fix=f"1 to {NAME_MAX} printable characters without '|' and ':'.",
             )
-        if name in RESERVED:
+        if name in RESERVED or name == DEFAULT or name.startswith(PREFIX):
             raise GraphError(f"The node name {name!r} is reserved", fix="Use START and END in edges only.")
         if name in self._nodes:
             raise GraphError(
@@ -326,8 +354,13 @@ class StateGraph:
             for end in branch.ends.values() if branch.ends is not None else [END]:
                 yield f"The router {name!r} after {source!r}", source, end
         for name, node in self._nodes.items():
-            for end in node.ends or ():
+            for end in (*(node.ends or ()), *(self._handler_ends(name) or ())):
                 yield f"The node {name!r}, with a Command,", name, end
+
+    def _handler_ends(self, node: str) -> Mapping[str, str] | None:
+        """Where a node's error handler may go. None: anywhere."""
+        handler = self._options[node].over(self._defaults).handler
+        return {} if handler is None else self._handlers[handler].ends
 
     def _check_known(self, name: str, where: str, allowed: str) -> None:
         if name not in self._nodes and name != allowed:
@@ -338,7 +371,8 @@ class StateGraph:
         for _, start, end in self._ends_of_edges():
             follows.setdefault(start, set()).add(end)
         free = [source for (source, _), branch in self._branches.items() if branch.ends is None]
-        for source in (*free, *(name for name, node in self._nodes.items() if node.ends is None)):
+        anywhere = [name for name, node in self._nodes.items() if node.ends is None or self._handler_ends(name) is None]
+        for source in (*free, *anywhere):
             follows.setdefault(source, set()).update(self._nodes)
         reached, waiting = {START}, [START]
         while waiting:

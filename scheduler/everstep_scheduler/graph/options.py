@@ -68,20 +68,26 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """What somebody said; None: nothing."""
+    """What somebody said; None: nothing. `handler`: the name under which its error handler runs."""
 
     retry: tuple[RetryPolicy, ...] | None = None
     timeout: TimeoutPolicy | None = None
     cache: CachePolicy | None = None
+    handler: str | None = None
 
     @classmethod
     def of(
-        cls, who: str, retry: RetryPolicy | Sequence[RetryPolicy] | None, timeout: Timeout, cache: CachePolicy | None
+        cls,
+        who: str,
+        retry: RetryPolicy | Sequence[RetryPolicy] | None,
+        timeout: Timeout,
+        cache: CachePolicy | None,
+        handler: str | None = None,
     ) -> Options:
         """From what `add_node` and `set_node_defaults` take. Raises GraphError."""
         if not isinstance(cache, CachePolicy | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise GraphError(f"{cache!r} is no CachePolicy", node=who, fix="Use everstep's CachePolicy.")
-        return cls(_policies(who, retry), _timeout(who, timeout), cache)
+        return cls(_policies(who, retry), _timeout(who, timeout), cache, handler)
 
     def over(self, others: Options) -> Options:
         """What is said here, and of the rest what the others say."""

@@ -38,9 +38,10 @@ UNNAMED = "graph"  # the name of a graph compiled without one; a worker renames 
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One node. `form` names what it takes besides the state: "config", "runtime".
+    """One node, or an error handler. `form` names what it takes besides the state: "config", "runtime", "error".
 
-    `ends`: where its Commands may go -> label; None: anywhere. `defer`: it runs where no other node would.
+    `ends`: where its Commands may go -> label; None: anywhere. `defer`: it runs where no other node would. `handler`:
+    the name of what runs when it has failed for good.
     """
 
     name: str
@@ -55,6 +56,7 @@ class NodeSpec:
     retry: tuple[RetryPolicy, ...] = ()
     timeout: TimeoutPolicy | None = None
     cache: CachePolicy | None = None
+    handler: str | None = None
 
     @property
     def timeout_s(self) -> float | None:
@@ -111,6 +113,7 @@ class GraphSpec:
     output_schema: Schema
     context_schema: type[Any] | None = None
     managed: frozenset[str] = frozenset()
+    handlers: Mapping[str, NodeSpec] = field(default_factory=dict[str, NodeSpec])
     registry: Registry = field(default_factory=Registry)
     interrupt_before: tuple[str, ...] = ()
     interrupt_after: tuple[str, ...] = ()
@@ -135,6 +138,8 @@ class GraphSpec:
             shape["commands"] = leads
         if deferred := sorted(each.name for each in self.nodes.values() if each.defer):
             shape["deferred"] = deferred
+        if handled := sorted([each.name, each.handler] for each in self.nodes.values() if each.handler):
+            shape["handled"] = handled
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -166,8 +171,15 @@ class GraphSpec:
 
     # -- structure
 
+    @property
+    def served(self) -> tuple[str, ...]:
+        """What a process that has the graph can run: its nodes, and their error handlers."""
+        return (*self.nodes, *self.handlers)
+
     def node(self, name: str) -> NodeSpec:
-        """A node by name; UnknownNode with a hint if there is none."""
+        """A node by name, or an error handler; UnknownNode with a hint if there is none."""
+        if name in self.handlers:
+            return self.handlers[name]
         if name not in self.nodes:
             raise UnknownNode(f"The graph {self.name!r} has no node {name!r}", fix=did_you_mean(name, self.nodes))
         return self.nodes[name]
@@ -341,9 +353,9 @@ class GraphSpec:
             raise
 
 
-def form_args(form: tuple[str, ...], config: object, runtime: object) -> dict[str, Any]:
+def form_args(form: tuple[str, ...], config: object, runtime: object, error: object = None) -> dict[str, Any]:
     """The keyword arguments that a node's or router's form asks for."""
-    known = {"config": config, "runtime": runtime}
+    known = {"config": config, "runtime": runtime, "error": error}
     return {name: known[name] for name in form}
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Head, Log, new_id
 
-from ..moves.contract import JOIN_NODE, JOIN_TASK, Answer, Branch, Commit, Lease, Offer, Start, Started
+from ..moves.contract import HANDLER, JOIN_NODE, JOIN_TASK, Answer, Branch, Commit, Lease, Offer, Start, Started
 from ..reading.derive import Task as DerivedTask
 from ..reading.derive import derive
 
@@ -36,6 +36,7 @@ class Task:
     due: float = 0.0
     question: str = ""
     answers: tuple[str, ...] = ()
+    cause: str = ""
 
 
 @dataclass
@@ -203,7 +204,7 @@ class LogMoves:
         at = int(time.time() * 1000)
         return Lease(
             x.token, thread, t.n, t.digest, name, x.node, x.attempt, x.lost, x.queue, x.timeout_s, t.run, t.graph,
-            t.width, "", t.birth, t.rec, t.base, at, 0, t.conf, _answers(t, name, x),
+            t.width, "", t.birth, t.rec, t.base, at, 0, t.conf, _answers(t, name, x), x.cause,
         )  # fmt: skip
 
     def due_in(self, thread: str) -> float | None:
@@ -226,8 +227,11 @@ class LogMoves:
             if t is None or task is None or not self._holds(t, task, lease):
                 return self._settled(t, task, lease, offer)
             assert commit.outcome != "next" or t.left == 1, "a step was closed with open tasks"
-            self._append(lease.thread, commit.entries, t.after)
-            getattr(self, f"_{commit.outcome}")(lease.thread, t, lease.task, task, commit)
+            ids = self._append(lease.thread, commit.entries, t.after)
+            if commit.outcome == "handled":
+                self._handled(t, lease.task, task, commit, ids[0])
+            else:
+                getattr(self, f"_{commit.outcome}")(lease.thread, t, lease.task, task, commit)
             leases = self._give(lease.thread, t, offer)
             return Answer("ok", leases, (), t.status if t.run == lease.run else "rested")
 
@@ -293,6 +297,12 @@ class LogMoves:
         t.early = ("", "") if t.early[0] == name else t.early
         t.asked += 1
         self._resolved(thread, t)
+
+    def _handled(self, t: Thread, name: str, task: Task, commit: Commit, cause: str) -> None:
+        """The step waits for the handler instead: what keeps the run going is as many as before."""
+        assert commit.handler is not None
+        task.place = "done"
+        t.open[HANDLER + name] = Task(*commit.handler, cause=cause)
 
     def _retry(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
         task.place, task.due = "wake", time.monotonic() + commit.delay_ms / 1000
@@ -466,6 +476,7 @@ def _task(x: DerivedTask) -> Task:
         due=_due(x.due_ms),
         question=x.question,
         answers=x.answers,
+        cause=x.cause,
     )
 
 

@@ -20,11 +20,12 @@ UPDATE_TASK = "update"
 JOIN_TASK = "join"
 START_NODE = "__start__"
 JOIN_NODE = "__join__"
+HANDLER = "h_"  # before the name of a task: its error handler
 LEASE_MS = 10_000
 MOVE_MAX = 250
 
 RunKind = Literal["input", "update", "continue", "resume", "fork"]
-Outcome = Literal["next", "done", "failed", "retry", "unplanned", "paused"]
+Outcome = Literal["next", "done", "failed", "retry", "unplanned", "paused", "handled"]
 
 
 class Lease(NamedTuple):
@@ -32,6 +33,7 @@ class Lease(NamedTuple):
 
     `rec`: the fact with the run's input, `conf`: the one with the record that holds; in a run that continues they are
     two. `answers`: the facts with answers to the task's questions, in order, by their ids, with spaces between.
+    `cause`: of an error handler, the fact that tells the failure.
     """
 
     token: str
@@ -55,6 +57,7 @@ class Lease(NamedTuple):
     suspect: int
     conf: str
     answers: str = ""
+    cause: str = ""
 
     @property
     def plans(self) -> bool:
@@ -150,6 +153,7 @@ class Commit:
     """An attempt's outcome, hashed by the caller. `head` is (n, digest, step) of the last checkpoint among `entries`.
 
     `question`: what a paused task asks, `kept`: its answers that hold good (as in `Lease.answers`).
+    `handler`: node, queue and timeout of the task that handles a failure; its facts are the entries, failure first.
     `wrote`: the keys that the closed step wrote, changed or not; for streams, not stored.
     """
 
@@ -165,6 +169,7 @@ class Commit:
     delay_ms: int = 0
     question: str = ""
     kept: str = ""
+    handler: tuple[str, str, float] | None = None
     wrote: frozenset[str] = frozenset()
 
 

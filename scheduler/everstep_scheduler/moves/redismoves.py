@@ -243,7 +243,7 @@ class RedisMoves:
             header |= {"head": commit.head, "next": commit.next, "stop": commit.stop}
         if commit.parts:
             header["parts"] = commit.parts
-        for name in ("why", "reason", "delay_ms", "question", "kept"):
+        for name in ("why", "reason", "delay_ms", "question", "kept", "handler"):
             if value := getattr(commit, name):
                 header[name] = value
         if offer.thread:

@@ -14,9 +14,9 @@ from typing import Literal
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import CorruptEntry, LogError
 from everstep_checkpoint.log import Log, unknown_thread
-from everstep_checkpoint.replay import TaskRef, tasks_of
+from everstep_checkpoint.replay import TaskRef, tasks_of, timeout_of
 
-from ..moves.contract import JOIN_NODE, JOIN_TASK, START_NODE, START_TASK
+from ..moves.contract import HANDLER, JOIN_NODE, JOIN_TASK, START_NODE, START_TASK
 from .ending import NO_ERROR, Said, error_of
 
 Place = Literal["unmade", "wake", "asked", "failed", "stopped", "done"]
@@ -46,11 +46,18 @@ class Task:
     question: str = ""
     asks: e.Entry | None = None
     answers: tuple[str, ...] = ()
+    cause: str = ""
+
+    @property
+    def handles(self) -> bool:
+        """Is it an error handler, which the step's checkpoint does not name?"""
+        return self.task.startswith(HANDLER)
 
     @property
     def touched(self) -> bool:
         """Does the log say anything of it beyond that it is open?"""
-        return bool(self.attempt or self.lost or self.answers or self.place not in ("unmade", "stopped"))
+        said = self.attempt or self.lost or self.answers or self.cause
+        return bool(said or self.place not in ("unmade", "stopped"))
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,8 @@ class Reader:
                 self._task(entry)
             case "task_answered":
                 self._answered(entry)
+            case "task_added":
+                self._added(entry)
             case _:
                 pass
 
@@ -223,12 +232,23 @@ class Reader:
         place = "unmade" if task.place == "asked" else task.place
         self._facts[name] = replace(task, place=place, question="", answers=(*task.answers, entry.id))
 
+    def _added(self, entry: e.Entry) -> None:
+        """An error handler: it stands for a task that failed for good."""
+        name = entry.text("task")
+        failed = self._facts.get(name.removeprefix(HANDLER))
+        cause = failed.cause if failed is not None else ""
+        self._facts[name] = Task(name, entry.text("node"), entry.text("queue"), timeout_of(entry), cause=cause)
+
+    def _with_handler(self, ref: TaskRef) -> list[Task]:
+        handler = self._facts.get(HANDLER + ref.task)
+        return [self._known(ref), *([handler] if handler is not None else [])]
+
     # where it stands
 
     def told(self) -> Told:
         """Raises CorruptEntry if the last checkpoint names a part that is not there."""
         refs = self._begun or (tuple(self._refs()) if self._head is not None else ())
-        tasks = [self._known(ref) for ref in refs]
+        tasks = [task for ref in refs for task in self._with_handler(ref)]
         if tasks and all(task.place == "done" for task in tasks):
             tasks.append(self._known(TaskRef(JOIN_TASK, JOIN_NODE, self.queue)))
         failed = sum(task.place == "failed" for task in tasks)
@@ -269,10 +289,12 @@ def _reopened(task: Task) -> Task:
 
 
 def _failed(task: Task, entry: e.Entry) -> Task:
-    """A failure clears a suspect. With `retry_at` another attempt is due."""
+    """A failure clears a suspect. With `retry_at` another attempt is due; one that is handled leaves nothing to do."""
     cleared = replace(task, suspect=False, alone=0, error=error_of(entry))
     if "retry_at" in entry.raw:
         return replace(cleared, place="wake", due_ms=entry.number("retry_at"))
+    if "handler" in entry.raw:
+        return replace(cleared, place="done", cause=entry.id)
     return replace(cleared, place="failed")
 
 

@@ -63,7 +63,11 @@ class EndingFinder:
         if entry.is_checkpoint:
             done = entry.text("source") != "input" and not entry.next
             return Ending("done", entry.n, entry.id, digest=entry.digest) if done else None
-        if entry.kind == "task_failed" and "retry_at" not in entry.raw and not self._error.error_type:
+        if (
+            entry.kind == "task_failed"
+            and not {"retry_at", "handler"} & entry.raw.keys()
+            and not self._error.error_type
+        ):
             self._node, self._error = entry.text("node"), error_of(entry)
         if entry.kind != "run_rested":
             return None

@@ -145,7 +145,7 @@ class _View:
     def unborn(self, facts: Sequence[e.Entry]) -> StateSnapshot:
         """A thread whose first input is still to be applied."""
         told = self._told(None, facts)
-        tasks = tuple(self._task(told, task, {}, None, live=True) for task in told.tasks)
+        tasks = tuple(self._task(told, task, {}, None, task, live=True) for task in told.tasks)
         questions = tuple(each for task in tasks for each in task.interrupts)
         return self.empty((START_NODE,))._replace(tasks=tasks, interrupts=questions)
 
@@ -154,19 +154,19 @@ class _View:
         told = self._told(frame, frame.facts)
         done = _done(frame.facts)
         channels = self._with(frame.state.channels, [done[task.task] for task in told.tasks if task.task in done])
-        following = tuple(task.node for task in told.tasks if task.place != "done")
-        return self._snapshot(
-            frame, channels, following, tuple(self._task(told, task, done, None, live=True) for task in told.tasks)
-        )
+        shown = _with_handlers(told.tasks)
+        following = tuple(task.node for task, acting in shown if acting.place != "done")
+        tasks = tuple(self._task(told, task, done, None, acting, live=True) for task, acting in shown)
+        return self._snapshot(frame, channels, following, tasks)
 
     def of(self, frame: Frame) -> StateSnapshot:
         """The record of a checkpoint that others followed: all its tasks come next, with what they came to."""
         facts = list(until_new_input(frame.facts, self.log, self.thread))
         told = self._told(frame, facts)
         done = _done(facts)
-        shown = [task for task in told.tasks if task.task != JOIN_TASK]
-        tasks = tuple(self._task(told, task, done, frame.closing) for task in shown)
-        return self._snapshot(frame, frame.state.channels, tuple(task.node for task in shown), tasks)
+        shown = _with_handlers([task for task in told.tasks if task.task != JOIN_TASK])
+        tasks = tuple(self._task(told, task, done, frame.closing, acting) for task, acting in shown)
+        return self._snapshot(frame, frame.state.channels, tuple(task.node for task, _ in shown), tasks)
 
     # parts of a snapshot
 
@@ -225,14 +225,23 @@ class _View:
         return step_told(self.log, self.thread, frame, facts)
 
     def _task(
-        self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None, live: bool = False
+        self,
+        told: Told,
+        task: Known,
+        done: Mapping[str, e.Entry],
+        closing: State | None,
+        acting: Known,
+        live: bool = False,
     ) -> Task:
-        """A task. Live, it shows the question that it waits with; in the record of a step, the last one it asked."""
+        """A task. Live, it shows the question that it waits with; in the record of a step, the last one it asked.
+
+        `acting`: its error handler, if there is one, else itself: that is who asks.
+        """
         key = e.idempotency_key(told.birth, told.n, told.digest, task.task)
         error_type, text, traceback = task.error
         shown = f"{error_type.rpartition('.')[2]}({text!r})" if error_type else text or None
-        question = asked(task, self.codec)
-        there = () if question is None or (live and task.place != "asked") else (question,)
+        question = asked(acting, self.codec)
+        there = () if question is None or (live and acting.place != "asked") else (question,)
         result = self._result(told, task, done, closing)
         return Task(key, task.node, _path(task), error=shown, interrupts=there, result=result, traceback=traceback)
 
@@ -291,6 +300,17 @@ class _View:
             scalars = {key: value for key, value in said.items() if isinstance(value, str | int | float)}
             self._records[run] = {key: value for key, value in scalars.items() if key not in OWN}
         return self._records[run]
+
+
+def _with_handlers(tasks: Iterable[Known]) -> list[tuple[Known, Known]]:
+    """The tasks that a checkpoint names, each with who acts for it now: its error handler, or itself."""
+    found: list[tuple[Known, Known]] = []
+    for task in tasks:
+        if task.handles:
+            found[-1] = (found[-1][0], task)
+        else:
+            found.append((task, task))
+    return found
 
 
 def _path(task: Known) -> tuple[Any, ...]:

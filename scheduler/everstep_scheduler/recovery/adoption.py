@@ -93,7 +93,7 @@ def _record(task: Task) -> list[Any]:
         del counted["t"]
     elif place == "asked":
         counted = {"t": task.token, "l": task.lost, "i": task.question}
-    counted |= {"an": " ".join(task.answers)}
+    counted |= {"an": " ".join(task.answers), "c": task.cause if task.handles else ""}
     rec |= {name: value for name, value in counted.items() if value}
     return [task.task, rec, task.due_ms if place == "wake" else _reason(task)]
 

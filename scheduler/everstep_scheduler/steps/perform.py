@@ -24,14 +24,16 @@ from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import input_writes
 
 from ..graph.asking import CURRENT, Answers
+from ..graph.handling import NodeError, raised_again
 from ..graph.managed import Steps
 from ..graph.options import Cache
 from ..graph.results import NodeResult, node_result
 from ..graph.runtime import ExecutionInfo, Runtime
-from ..graph.spec import GraphSpec, NodeSpec
+from ..graph.spec import GraphSpec, NodeSpec, form_args
 from ..graph.writing import StreamWriter, unheard
-from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Answer, Commit, Lease, Moves
+from ..moves.contract import HANDLER, JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Answer, Commit, Lease, Moves
 from ..moves.record import RunRecord
+from ..reading.ending import error_of
 from ..reading.shapes import message_metadata
 from .caching import key_of, recall, remember
 from .loading import FRESH_STEP, Loader, Stand
@@ -96,7 +98,8 @@ def _late(attempt: Attempt) -> NodeTimeoutError:
 
 @dataclass(frozen=True)
 class Given:
-    """What a task brings along besides the state: a Send's encoded argument, a run's input, answers to questions.
+    """What a task brings along besides the state: a Send's encoded argument, a run's input, answers to questions, the
+    failure that it handles.
 
     `nodes`: the nodes that an update stands for, each with how many of the writes are its own.
     """
@@ -105,6 +108,7 @@ class Given:
     input: tuple[tuple[str, bytes | None], ...] = ()
     answers: Sequence[bytes] = ()
     nodes: tuple[tuple[str, int], ...] = ()
+    error: NodeError | None = None
 
 
 @dataclass
@@ -220,6 +224,12 @@ class Attempt:
     def _answers(self) -> Answers:
         return Answers(self.key, self.given.answers, self.spec.codec)
 
+    def handler_of(self, error: BaseException) -> NodeSpec | None:
+        """What handles the error: the handler of a node that was called and failed by itself."""
+        if self.broken is not None or isinstance(error, Stopped) or self.node is None or self.node.handler is None:
+            return None
+        return self.spec.handlers[self.node.handler]
+
     @property
     def key(self) -> str:
         """The task's idempotency key."""
@@ -239,13 +249,15 @@ class Attempt:
         if self.given.arg is not None:
             state = self.spec.codec.decode(self.given.arg, "the Send's argument")
         else:
-            state = self.spec.node_input(self.lease.node, self.stand.channels, self.steps)
+            node = self.given.error.node if self.given.error is not None else self.lease.node
+            state = self.spec.node_input(node, self.stand.channels, self.steps)
         if self.voice is not None:
             self.voice.given(state)
         return (state,)
 
     def _kwargs(self, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> dict[str, Any]:
-        return self.spec.call_args(self.lease.node, None, config, runtime)[1]
+        assert self.node is not None
+        return form_args(self.node.form, config, runtime, self.given.error)
 
     def _gave(self, value: object) -> NodeResult:
         if self.voice is not None:
@@ -318,7 +330,8 @@ class Attempt:
         if self.lease.task == UPDATE_TASK:
             return {}
         lease, parts = self.lease, self.stand.parts
-        return place_of(self.spec, lease.node, lease.task, parts, self.steps.step, self.key)
+        failed = self.given.error.node if self.given.error is not None else ""
+        return place_of(self.spec, lease.node, lease.task, parts, self.steps.step, self.key, failed)
 
     def runtime(self) -> Runtime[Any]:
         lease, key = self.lease, self.key
@@ -389,7 +402,9 @@ class Performer:
             began = self.loader.entry(lease.thread, lease.birth, lease.rec)
             writes = tuple(input_writes(began))
             return Given(input=writes, nodes=nodes_of(began, lease.node) if lease.task == UPDATE_TASK else ())
-        return Given(self.loader.send(lease, stand)) if lease.task.startswith("s") else Given()
+        error = _failure(self.loader.entry(lease.thread, lease.birth, lease.cause)) if lease.cause else None
+        lease = lease._replace(task=lease.task.removeprefix(HANDLER))
+        return Given(self.loader.send(lease, stand) if lease.task.startswith("s") else None, error=error)
 
     def settle(self, attempt: Attempt, result: Result) -> Commit:
         """Judge and plan. May write parts. Raises ServerError if Redis is away."""
@@ -407,6 +422,11 @@ class Performer:
     def committed(self, commit: Commit, answer: Answer) -> None:
         """A commit is settled: if it passed, remember where the thread stands now."""
         self._settler.keep(commit, passed=answer.status == "ok")
+
+
+def _failure(entry: e.Entry) -> NodeError:
+    """What an error handler is told: the failure that its `task_failed` tells."""
+    return NodeError(entry.text("node"), raised_again(*error_of(entry)))
 
 
 def _is_data(error: EverstepError) -> bool:

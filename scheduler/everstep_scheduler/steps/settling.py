@@ -23,7 +23,8 @@ from everstep_checkpoint.replay import Channels, carried, input_writes, state_at
 
 from ..graph.asking import GraphInterrupt, Question
 from ..graph.runtime import END, START, Send
-from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Commit, Lease, Moves
+from ..graph.spec import NodeSpec
+from ..moves.contract import HANDLER, JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Commit, Lease, Moves
 from ..moves.record import stops_at
 from .clearing import cleared
 from .loading import FRESH_STEP, Loader, Stand, rows_of
@@ -66,7 +67,12 @@ class Settler:
         if result.error is not None:
             dice = random.random()  # noqa: S311 - jitter, not a secret
             error = raised(attempt.node, _plain(result.error), _failures(attempt.lease), dice)
-            return self._failed(attempt, result, error)
+            handler = attempt.handler_of(result.error) if error.retry_s is None else None
+            return (
+                self._failed(attempt, result, error)
+                if handler is None
+                else self._handled(attempt, result, error, handler)
+            )
         try:
             if attempt.lease.task == JOIN_TASK:
                 return self._join(attempt)
@@ -108,6 +114,17 @@ class Settler:
         due = lease.at_ms + result.ms + delay_ms
         fact = self._task_fact("task_failed", lease, result.ms, error=said, retry_at=due)
         return Commit(lease, "retry", (fact,), reason=reason, delay_ms=delay_ms)
+
+    def _handled(self, attempt: Attempt, result: Result, error: Raised, handler: NodeSpec) -> Commit:
+        """The node failed for good, and its handler speaks for it: a task of its own in the same step."""
+        lease, timeout_s = attempt.lease, handler.timeout_s or 0
+        said = json.dumps({"type": error.error_type, "text": error.text, "traceback": error.traceback})
+        failed = self._task_fact("task_failed", lease, result.ms, error=said, handler=handler.name)
+        added = e.fact(
+            "task_added", lease.run, task=HANDLER + lease.task, node=handler.name, queue=lease.queue,
+            timeout_s=str(timeout_s) if timeout_s else None,
+        )  # fmt: skip
+        return Commit(lease, "handled", (failed, added), handler=(handler.name, lease.queue, timeout_s))
 
     def _paused(self, attempt: Attempt, result: Result, question: Question) -> Commit:
         """The attempt asks something: its task waits for the answer, without a job."""
@@ -518,7 +535,11 @@ def _done_facts(log: Log, lease: Lease, state: Any) -> list[e.Entry]:
         return [x for x in step_facts if x.kind == "task_done" and x.text("run")]
     step = step_of(log, lease.thread, state)
     own = [x for x in step.facts if x.kind == "task_done" and x.text("task") in (START_TASK, UPDATE_TASK)]
-    return own[-1:] if lease.width == 1 and own else [step.done[t.task] for t in step.tasks if t.task in step.done]
+    return (
+        own[-1:]
+        if lease.width == 1 and own
+        else [step.done[name] for t in step.tasks for name in (t.task, HANDLER + t.task) if name in step.done]
+    )
 
 
 def _chunks(sends: Sequence[tuple[str, bytes]]) -> list[list[tuple[str, bytes]]]:

@@ -10,20 +10,23 @@ from typing import Any
 
 from ..graph.runtime import START
 from ..graph.spec import GraphSpec
+from ..moves.contract import HANDLER
 
 PULL, PUSH = "__pregel_pull", "__pregel_push"
 
 
 def place_of(
-    spec: GraphSpec, node: str, task: str, parts: Sequence[tuple[str, int]], step: int, task_id: str
+    spec: GraphSpec, node: str, task: str, parts: Sequence[tuple[str, int]], step: int, task_id: str, failed: str = ""
 ) -> dict[str, Any]:
-    """Where a task stands, and what its node adds. `parts`: the (id, count)s of its step's Sends."""
-    sent = _sent_number(task, parts)
+    """Where a task stands, and what its node adds. `parts`: the (id, count)s of its step's Sends. `failed`: the node
+    whose failure it handles."""
+    sent = _sent_number(task.removeprefix(HANDLER), parts)
+    path = (PULL, failed or node) if sent is None else (PUSH, sent, False)
     place = {
         "langgraph_step": step,
         "langgraph_node": node,
-        "langgraph_triggers": (PUSH,) if sent is not None else triggers_of(spec, node),
-        "langgraph_path": (PULL, node) if sent is None else (PUSH, sent, False),
+        "langgraph_triggers": (PUSH,) if failed or sent is not None else triggers_of(spec, node),
+        "langgraph_path": (*path, "node_error_handler", False) if failed else path,
         "langgraph_checkpoint_ns": f"{node}:{task_id}",
     }
     return place | (dict(spec.node(node).metadata) if node in spec.nodes else {})

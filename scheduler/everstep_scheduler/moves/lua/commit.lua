@@ -1,10 +1,11 @@
 -- commit: an attempt's outcome, and with the last one of a step the next checkpoint and its tasks. Then refill.
 -- H: thread n digest task token owner salt                       the attempt; fenced by token and (n, digest)
---    outcome = next | done | failed | retry | unplanned | paused  what it came to
+--    outcome = next | done | failed | retry | unplanned | paused | handled    what it came to
 --    entries                                                      what it adds to the log, hashed by the caller
 --    head = {n, digest, step}, next = rows, parts = {id -> tasks JSON}, stop = '' | failed | interrupted, why   (next)
 --    reason, delay_ms                                             (failed, unplanned, retry)
 --    question, kept = answers that hold good                      (paused)
+--    handler = {node, queue, timeout s}                           (handled; the first of its entries is the failure)
 --    tokens queues proc lease_ms round spare                      refill;  own=1: only from this thread (inline)
 -- Answers JSON: status = ok | already | fenced | rebuild; leases
 local living, suspended = alive()
@@ -35,8 +36,9 @@ if H.outcome == 'next' and T.left ~= 1 then return redis.error_reply('EVERSTEP a
 for _, r in ipairs(H.next or {}) do
   if #r > 2 then call('LLEN', R .. 'queue:' .. r[3]) end -- what can't be queued is not written
 end
+if H.handler then call('LLEN', R .. 'queue:' .. H.handler[2]) end
 
-append(H.thread)
+local ids = append(H.thread)
 unlease(rec)
 out.status = 'ok'
 T.updated = NOW
@@ -64,9 +66,16 @@ elseif H.outcome == 'unplanned' then
 elseif H.outcome == 'paused' then
   forget_job(rec)
   if T.early_task == H.task then T.early = '' end
-  keep(H.thread, H.task, { p = 'asked', t = H.token, a = rec.a, l = rec.l, n = rec.n, q = rec.q, w = rec.w, i = H.question, an = H.kept })
+  keep(H.thread, H.task, { p = 'asked', t = H.token, a = rec.a, l = rec.l, n = rec.n, q = rec.q, w = rec.w, i = H.question, an = H.kept, c = rec.c })
   T.asked = T.asked + 1
   resolved(H.thread, T)
+elseif H.outcome == 'handled' then -- the step waits for the handler instead: what keeps the run going is as many as before
+  forget_job(rec)
+  keep(H.thread, H.task, { p = 'done', t = H.token, a = rec.a, n = rec.n, q = rec.q, w = rec.w })
+  local handler = fresh_record(H.handler[1], H.handler[2], H.handler[3])
+  handler.c = ids[1]
+  local token = table.remove(H.tokens or {}, 1)
+  if token then lease(H.thread, T, 'h_' .. H.task, handler, token) else push(H.thread, T, 'h_' .. H.task, handler, true) end
 elseif H.outcome == 'retry' then
   rec.p, rec.o, rec.s, rec.k = 'wake', nil, nil, 0
   call('ZADD', S .. 'wakes', NOW + H.delay_ms, place_of(H.thread, T, H.task))

@@ -213,7 +213,7 @@ end
 
 local function row(thread, T, task, rec)
   return { rec.t, thread, T.n, T.digest, task, rec.n, rec.a, rec.l or 0, rec.q, rec.w, T.run, T.graph, T.width, rec.j,
-    T.birth, T.rec, T.base, NOW, rec.s and 1 or 0, T.conf or T.rec, answers_of(T, task, rec) }
+    T.birth, T.rec, T.base, NOW, rec.s and 1 or 0, T.conf or T.rec, answers_of(T, task, rec), rec.c or '' }
 end
 
 local function lease(thread, T, task, rec, token)
