@@ -51,6 +51,7 @@ import asyncio, operator, os, signal, time
 from pathlib import Path
 from typing import Annotated, TypedDict
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.options import TimeoutPolicy
 from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import END, START
 
@@ -97,6 +98,11 @@ failing = built(breaks)
 dying = built(dies)
 stopping = built(slow)
 timing = built(late, timeout=0.3)
+
+def handles(state, error):
+    return {"seen": [str(error.error)]}
+
+idling = built(late, timeout=TimeoutPolicy(idle_timeout=0.3), error_handler=handles)
 """
 
 
@@ -449,6 +455,14 @@ def test_under_a_stock_worker_stop_job_and_timeouts_fail_the_task(shop: Shop, st
     assert "stopped by an operator" in shop.error(thread)
     stock("timing", "--burst").communicate(timeout=30)
     assert "NodeTimeoutError" in shop.error(late)
+
+
+def test_under_a_stock_worker_an_idle_node_is_over_its_time_and_handled(shop: Shop, stock: Stock) -> None:
+    thread = shop.submit(spec_of("idling"))
+    stock("idling", "--burst").communicate(timeout=30)
+    shop.rests(thread)
+    assert [x.text("task") for x in shop.log.read(thread) if x.kind == "task_added"] == ["h_p0"]
+    assert shop.rq_keys() == set()
 
 
 def test_under_a_stock_worker_a_foreign_job_is_refused(shop: Shop, stock: Stock, tmp_path: Path) -> None:

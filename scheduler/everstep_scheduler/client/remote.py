@@ -214,6 +214,10 @@ class RemoteGraph(StateFace):
         with translated(self.client.url):
             RedisCache(self.client.redis, keys=self.client.keys).clear(self.name, nodes)
 
+    async def aclear_cache(self, nodes: Sequence[str] | None = None) -> None:
+        """`clear_cache` for an event loop."""
+        await asyncio.to_thread(self.clear_cache, nodes)
+
     # state: what StateFace asks of an engine
 
     @property
