@@ -58,12 +58,12 @@ class NodeSpec:
     cache: CachePolicy | None = None
     handler: str | None = None
 
-    @property
+    @cached_property
     def timeout_s(self) -> float | None:
         """Seconds that one attempt may take; None: no limit."""
         return self._seconds("run_timeout")
 
-    @property
+    @cached_property
     def idle_s(self) -> float | None:
         """Seconds that an attempt may show no progress; None: no limit."""
         return self._seconds("idle_timeout")
@@ -295,7 +295,8 @@ class GraphSpec:
 
     def seen_as(self, schema: Schema, channels: Mapping[str, bytes], steps: Steps) -> Any:
         """The state as a schema shows it, with its managed values."""
-        return schema.build({**self.decoded(schema.fields, channels), **schema.managed_at(steps)})
+        values = self.decoded(schema.fields, channels)
+        return schema.build({**values, **schema.managed_at(steps)} if schema.managed else values)
 
     def call_args(
         self, node: str, state: object, config: object, runtime: object
