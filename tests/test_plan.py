@@ -476,13 +476,27 @@ def test_an_update_does_not_take_away_what_a_complete_join_leads_to() -> None:
 def test_a_deferral_is_a_hidden_channel_that_outlives_the_mark_on_its_node() -> None:
     spec = deferred_after_uneven_branches(OURS).spec()
     first = plan(spec, {}, [Done("p0", "a", (), ("b", "d"))])
-    assert first.pulls == ("b",) and list(first.channels) == ["defer:d"]
+    assert first.pulls == ("b",) and first.channels == {"defer:d": b"\xc2"}
     assert spec.values(first.channels) == {}
     plain = with_nodes(OURS, "a", "b", "d").add_edge(START, "a").add_edge("a", "b").add_edge("b", "d").spec()
     for graph in (spec, plain):  # somebody took the mark away while a thread was under way
         then = plan(graph, first.channels, [Done("p0", "b", (), ())])
-        assert (then.channels, then.pulls) == ({}, ("d",))
+        assert (then.channels, then.pulls) == ({"defer:d": b"\xc3"}, ("d",))
+        after = plan(graph, then.channels, [Done("p0", "d", (), ())])
+        assert (after.channels, after.pulls) == ({}, ())
     assert spec.version != plain.version
+
+
+def test_an_update_neither_takes_away_nor_hurries_what_is_deferred() -> None:
+    spec = deferred_join(OURS).spec()
+    [join] = spec.joins
+    waits = plan(spec, {}, [Done("p0", "a", (), ()), Done("p1", "b", (), ("c",))])
+    assert waits.pulls == ("c",) and waits.channels[f"defer:{join.channel}"] == b"\xc2"
+    assert plan(spec, waits.channels, [Done("update", "a", (), ("b",))], edits=True).pulls == ("b",)
+    released = plan(spec, waits.channels, [Done("p0", "c", (), ())])
+    assert released.pulls == ("d",)
+    assert plan(spec, released.channels, [Done("update", "c", (), ("a",))], edits=True).pulls == ("a", "d")
+    assert plan(spec, released.channels, [Done("p0", "d", (), ("a",))]).channels == {}
 
 
 def test_a_destination_of_an_older_graph_is_refused_by_name() -> None:

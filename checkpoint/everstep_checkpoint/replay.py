@@ -22,6 +22,7 @@ from .log import PAGE, Log, unknown_thread
 Channels = dict[str, bytes]
 RUN_FACTS = ("run_started", "run_queued")
 TIMEOUT_MAX_S = 2**53
+HANDLER = "h_"  # before the name of a task: its error handler
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,12 @@ class Step:
     def done(self) -> dict[str, e.Entry]:
         """task -> its `task_done`."""
         return {x.text("task"): x for x in self.facts if x.kind == "task_done"}
+
+    @property
+    def outcomes(self) -> list[e.Entry]:
+        """The `task_done`s in task order; that of an error handler stands where its task's would."""
+        names = [name for task in self.tasks for name in (task.task, HANDLER + task.task)]
+        return [self.done[name] for name in names if name in self.done]
 
     @cached_property
     def ended(self) -> dict[str, e.Entry]:

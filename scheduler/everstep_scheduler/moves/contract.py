@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from everstep_checkpoint.entries import Fields
+from everstep_checkpoint.replay import HANDLER as HANDLER
 
 START_TASK = "start"
 UPDATE_TASK = "update"
 JOIN_TASK = "join"
 START_NODE = "__start__"
 JOIN_NODE = "__join__"
-HANDLER = "h_"  # before the name of a task: its error handler
 LEASE_MS = 10_000
 MOVE_MAX = 250
 

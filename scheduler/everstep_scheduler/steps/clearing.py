@@ -34,7 +34,7 @@ def cleared(log: Log, spec: GraphSpec, lease: Lease, stand: Stand) -> tuple[Plan
     step = step_of(log, lease.thread, state)
     if not stand.on and any(fact.text("kind_of_run") == "input" for fact in step.facts):
         return Planned(dict(stand.channels), ()), ()  # an input has given the step up already
-    done = [step.done[task.task] for task in step.tasks if task.task in step.done]
+    done = step.outcomes
     planned = plan(spec, stand.channels, [_done(fact) for fact in done])
     return planned, [ref for fact in done for ref, _ in fact.json("parts") or ()]
 

@@ -535,11 +535,7 @@ def _done_facts(log: Log, lease: Lease, state: Any) -> list[e.Entry]:
         return [x for x in step_facts if x.kind == "task_done" and x.text("run")]
     step = step_of(log, lease.thread, state)
     own = [x for x in step.facts if x.kind == "task_done" and x.text("task") in (START_TASK, UPDATE_TASK)]
-    return (
-        own[-1:]
-        if lease.width == 1 and own
-        else [step.done[name] for t in step.tasks for name in (t.task, HANDLER + t.task) if name in step.done]
-    )
+    return own[-1:] if lease.width == 1 and own else step.outcomes
 
 
 def _chunks(sends: Sequence[tuple[str, bytes]]) -> list[list[tuple[str, bytes]]]:

@@ -42,7 +42,7 @@ def updated(attempt: Attempt, config: Any, runtime: Any) -> Returned:
     """What the nodes are said to have written, and where that leads."""
     stand, found = attempt.stand.channels, _Sum()
     for node, gave in _gave(attempt):
-        found.add(gave, destinations(attempt.spec, node, stand, gave, config, runtime))
+        found.add(gave, destinations(attempt.spec, node, stand, gave, config, runtime, attempt.steps))
     return found.returned()
 
 
@@ -50,7 +50,7 @@ async def aupdated(attempt: Attempt, config: Any, runtime: Any) -> Returned:
     """`updated` on an event loop, for routers that are async."""
     stand, found = attempt.stand.channels, _Sum()
     for node, gave in _gave(attempt):
-        found.add(gave, await adestinations(attempt.spec, node, stand, gave, config, runtime))
+        found.add(gave, await adestinations(attempt.spec, node, stand, gave, config, runtime, attempt.steps))
     return found.returned()
 
 
