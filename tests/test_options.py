@@ -328,3 +328,21 @@ def test_a_pace_is_due_at_what_comes_first_and_progress_moves_only_the_idle_limi
     strict.heartbeat()
     assert strict.seen >= before
     assert not Pace().limited and Pace().due == float("inf")
+
+
+def test_a_streamed_value_is_progress_unless_heartbeats_alone_count() -> None:
+    def talks(state: Log, runtime: Runtime[Any]) -> dict[str, Any]:
+        end = time.monotonic() + 0.8
+        while time.monotonic() < end:
+            time.sleep(0.01)
+            runtime.stream_writer("still here")
+        return {"log": ["said"]}
+
+    for refresh_on in ("auto", "heartbeat"):
+        policy = TimeoutPolicy(idle_timeout=0.5, refresh_on=refresh_on)
+        graph = StateGraph(Log).add_node(talks, timeout=policy).add_edge(START, "talks").compile()
+        if refresh_on == "auto":
+            assert graph.invoke({"log": []}) == {"log": ["said"]}
+        else:
+            with pytest.raises(NodeTimeoutError, match="no progress"):
+                graph.invoke({"log": []})
