@@ -6,6 +6,8 @@ frail            one node that fails until a file says that it is mended
 flock            `nap` alone, async, for a hundred threads at once
 asking           `ask` asks, `tell` says the answer
 handled          `a` fails, and its error handler goes on to `c`, beside `b`
+nested           a -> child (x -> y) -> z
+handing          child (x -> up) -> z, where `up` has a Command for the parent
 """
 
 from __future__ import annotations
@@ -183,9 +185,31 @@ def _handled(beside: bool) -> StateGraph:
 
 handled = _handled(beside=False).compile(name="handled")
 handled_beside = _handled(beside=True).compile(name="handled_beside")
+
+
+def _nested() -> StateGraph:
+    inner = StateGraph(State).add_node("x", step("x")).add_node("y", step("y"))
+    inner.add_edge(START, "x").add_edge("x", "y")
+    graph = StateGraph(State).add_node("a", step("a")).add_node("child", inner.compile()).add_node("z", step("z"))
+    return graph.add_edge(START, "a").add_edge("a", "child").add_edge("child", "z").add_edge("z", END)
+
+
+def _up(state: State, runtime: Runtime[Any]) -> Any:
+    note(state, runtime, "up", "in")
+    return Command(graph=Command.PARENT, update={"seen": ["up"]}, goto="z")
+
+
+def _handing() -> StateGraph:
+    inner = StateGraph(State).add_node("x", step("x")).add_node("up", _up).add_edge(START, "x").add_edge("x", "up")
+    graph = StateGraph(State).add_node("child", inner.compile(), destinations=("z",)).add_node("z", step("z"))
+    return graph.add_edge(START, "child")
+
+
 asking = _asking().compile(name="asking")
 chain = _chain(step).compile(name="chain")
 achain = _chain(astep).compile(name="achain")
 wide = _wide().compile(name="wide")
 frail = _alone("frail", _frail).compile(name="frail")
 flock = _alone("nap", astep("nap")).compile(name="flock")
+handing = _handing().compile(name="handing")
+nested = _nested().compile(name="nested")

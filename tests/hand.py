@@ -52,9 +52,8 @@ class Hand:
         pool = client.connection_pool
         self.live = LiveWriter(lambda: redis.Redis(connection_pool=pool), KEYS)
         cache = RedisCache(client, keys=KEYS)
-        self.performer = Performer(
-            self.moves, self.log, {name: self.spec}, by=owner, listening=through(self.live), cache=cache
-        )
+        graphs = {each.name: each for each in self.spec.family}
+        self.performer = Performer(self.moves, self.log, graphs, by=owner, listening=through(self.live), cache=cache)
         self.owner = owner
         self.held: list[Lease] = []
 

@@ -318,7 +318,7 @@ def test_fingerprints_are_the_same_in_every_process() -> None:
 def test_compile_hands_the_checked_graph_to_what_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     saver = types.SimpleNamespace(moves=None)
     inline = types.ModuleType("everstep_scheduler.inline.compiled")
-    inline.CompiledGraph = lambda spec, checkpointer, cache: (spec.name, checkpointer)  # type: ignore[attr-defined]
+    inline.CompiledGraph = lambda spec, checkpointer, *_: (spec.name, checkpointer)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "everstep_scheduler.inline.compiled", inline)
     found: list[Any] = [graph().compile(saver, name="counter"), graph().compile()]
     assert found == [("counter", saver), ("graph", None)]
@@ -328,6 +328,6 @@ def test_what_keeps_no_threads_is_no_checkpointer() -> None:
     graph = StateGraph(State)
     graph.add_node("a", lambda state: {})
     graph.add_edge(START, "a")
-    for wrong in (True, "redis://127.0.0.1:6379/0"):
+    for wrong in (17, "redis://127.0.0.1:6379/0"):
         with pytest.raises(GraphError, match="no checkpointer"):
             graph.compile(checkpointer=wrong)

@@ -403,8 +403,8 @@ def test_questions_are_streamed_as_in_langgraph(saver: Saver) -> None:
 
 
 @contextmanager
-def working(url: str, *graphs: Any) -> Iterator[Worker]:
-    worker = Worker(url, graphs, grace_s=2.0)
+def working(url: str, *graphs: Any, **told: Any) -> Iterator[Worker]:
+    worker = Worker(url, graphs, grace_s=2.0, **told)
     thread = threading.Thread(target=worker.run, name="worker")
     thread.start()
     try:

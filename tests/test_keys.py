@@ -45,6 +45,7 @@ def spelled() -> set[str]:
         KEYS.counts,
         KEYS.discards,
         KEYS.cleanings,
+        KEYS.revoked,
         KEYS.discard("salt", "x"),
         KEYS.graphs,
         KEYS.inbox,

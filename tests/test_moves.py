@@ -47,6 +47,7 @@ class Stage:
         mode: Any = "enqueue",
         answers: tuple[tuple[str, str], ...] = (),
         at: tuple[int, str] | None = None,
+        thread: str = THREAD,
     ) -> Started:
         fields: e.Fields = {
             "run": run,
@@ -59,7 +60,7 @@ class Stage:
         task = "update" if kind == "update" else "start"
         started = self.moves.start(
             Start(
-                THREAD,
+                thread,
                 run,
                 kind,
                 "g",

@@ -146,6 +146,7 @@ def thread_picture(client: Any, thread: str) -> dict[str, Any]:
         rec = json.loads(stored)
         seen = {name: rec.get(name) or 0 for name in ("a", "l", "x", "k", "s")} if rec["p"] != "done" else {}
         seen |= {name: rec[name] for name in ("p", "n", "q", "w")}
+        seen |= {name: rec[name] for name in ("c", "cl", "ct", "i", "an") if rec.get(name)}
         seen |= {name: rec[name] for name in ("o", "L", "t") if rec["p"] == "lease"}
         seen |= {"t": rec["t"]} if rec["p"] in ("done", "wake", "failed") else {}
         seen |= {"c": rec["c"]} if rec.get("c") else {}

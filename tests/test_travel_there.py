@@ -389,8 +389,6 @@ def test_a_checkpoint_id_that_leads_nowhere_says_what_to_do(saver: Saver) -> Non
     assert len(saver.log.read("t")) == length
     with pytest.raises((UnknownThread, NotFound)):
         graph.invoke(None, on("nobody", "000000000001-00000000"))
-    with pytest.raises(InvalidInput, match="subgraphs"):
-        graph.get_state(on(), subgraphs=True)
     with pytest.raises(InvalidResume, match="last checkpoint"):
         graph.invoke(Command(resume=1), on("t", ids(saver.log)[2]))
 

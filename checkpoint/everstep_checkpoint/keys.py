@@ -133,6 +133,11 @@ class Keys:
         return f"{self.stem}discards"
 
     @property
+    def revoked(self) -> str:
+        """List: what cancelled runs had called, still to be cancelled: thread, run (JSON)."""
+        return f"{self.stem}revoked"
+
+    @property
     def cleanings(self) -> str:
         """List: cancelled threads whose tasks still have to leave their places."""
         return f"{self.stem}cleanings"

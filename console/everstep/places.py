@@ -19,9 +19,9 @@ from .site import Site
 THREADS_MAX = 1000
 TASKS_MAX = 5000
 BATCH = 50
-LOOKS = 11
+LOOKS = 12
 LIST_MAX = 20_000
-OPEN = ("job", "lease", "wake", "parked")
+OPEN = ("job", "lease", "wake", "child", "parked")
 
 Record = dict[str, Any]
 
@@ -117,6 +117,7 @@ def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
                 each.record.get("t") or "-",
                 f"{each.n} {each.task} {each.thread}",
             )
+            run, _, called = str(each.record.get("cl") or "- -").partition(" ")
             pipe.hget(keys.open(each.thread), each.task)
             pipe.llen(keys.rq_queue(each.queue))
             pipe.lpos(keys.rq_queue(each.queue), job, maxlen=LIST_MAX)
@@ -127,6 +128,7 @@ def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
             pipe.zscore(keys.rq_scheduled(each.queue), job)
             pipe.lpos(keys.parked_for(each.graph, str(each.record["n"])), member, maxlen=LIST_MAX)
             pipe.zscore(keys.rq_failed(each.queue), job)
+            pipe.hget(keys.runs(called), run)
             pipe.hget(keys.open(each.thread), each.task)
         found: list[Any] = pipe.execute()
     for i in range(0, len(found), LOOKS):
@@ -135,15 +137,19 @@ def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
 
 def _wrong(task: Open, answer: list[Any]) -> str:
     """What is wrong with a task's place; empty if nothing, or if it has moved since its record was read."""
-    raw, length, listed, lease, named, started, wake, scheduled, parked, failed, again = answer
+    raw, length, listed, lease, named, started, wake, scheduled, parked, failed, called, again = answer
     if raw != task.raw or again != task.raw:
         return ""
     place = str(task.record["p"])
+    going = called is not None and called.split(b" ")[0] in (b"running", b"queued")
+    if place == "child" and not going:
+        return f"it waits for a run that does not go on any more: {show.clean(str(task.record.get('cl')))}"
     beyond = place == "job" and listed is None and length > LIST_MAX
     there = {
         "job": listed is not None or beyond,
         "lease": lease is not None,
         "wake": wake is not None,
+        "child": place == "child" and going,
         "parked": parked is not None,
     }
     stock = not str(task.record.get("o", "")).startswith("everstep")  # RQ's own worker keeps its registry itself
@@ -151,6 +157,7 @@ def _wrong(task: Open, answer: list[Any]) -> str:
         "job": there["job"],
         "lease": started is not None or stock,
         "wake": scheduled is not None,
+        "child": True,
         "parked": failed is not None,
     }
     if not there[place]:

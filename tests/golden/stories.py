@@ -38,6 +38,7 @@ from everstep_scheduler.inline.savers import InMemorySaver
 from everstep_scheduler.moves.contract import Lease, Offer, RunKind
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
+from everstep_scheduler.reading.children import children
 from everstep_scheduler.steps import settling
 from everstep_scheduler.steps.caches import InMemoryCache
 from everstep_scheduler.steps.perform import Performer
@@ -471,7 +472,37 @@ def _even(n: int) -> int:
 
 Even = Annotated[int, AfterValidator(_even)]
 
+
+def _family() -> Log:
+    """A run whose child asks two questions at once, is answered by two runs, and ends with a Command for its parent."""
+    saver, child = InMemorySaver(), StateGraph(Work)
+    child.add_node("one", lambda s: {"seen": [interrupt("one?", response_schema={"type": "string"})]})
+    child.add_node("two", lambda s: {"seen": [interrupt("two?")]})
+    up: Command[str] = Command(graph=Command.PARENT, update={"seen": ["up"]}, goto=["end", Send("end", {"seen": []})])
+    child.add_node("up", lambda s: up)
+    child.add_edge(START, "one").add_edge(START, "two").add_edge(["one", "two"], "up")
+    built = StateGraph(Work).add_node("child", child.compile(), destinations=("end",))
+    built.add_node("end", lambda s: {"seen": ["end"]}).add_edge(START, "child")
+    graph = built.compile(checkpointer=saver, name="family")
+    asked = graph.invoke({"seen": []}, CONFIG)["__interrupt__"]
+    ids = {each.value: each.id for each in asked}
+    graph.invoke(Command(resume={ids["two?"]: 2}), CONFIG)
+    graph.invoke(Command(resume="1"), CONFIG)
+    return saver.log
+
+
+def calls() -> tuple[Log, str]:
+    """The parent's side of a graph in a graph: it calls, waits with the child's questions, and takes its Command."""
+    return _family(), THREAD
+
+
+def called() -> tuple[Log, str]:
+    """The child's side of it: runs that name their caller, and a rest with a Command for it."""
+    log = _family()
+    return log, next(children(log, THREAD))
+
+
 STORIES: tuple[Story, ...] = (
     chain, payload, wide, sends, fork, branch, snapshot, trimmed, types, faults, queue_cancel, unplanned, update,
-    questions, options,
+    questions, options, calls, called,
 )  # fmt: skip

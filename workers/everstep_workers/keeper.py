@@ -113,7 +113,7 @@ class Keeper(threading.Thread):
         Manifests that are gone are published again.
         """
         setup, client = self._work.setup, self._client
-        graphs = self._work.graphs
+        graphs = self._work.roots
         if client.exists(*map(setup.keys.graph, graphs)) < len(graphs):  # manifests are no indexes: no log has them
             publish(client, setup.keys, list(graphs.values()))
         differ = frozenset(differing(client, setup.keys, setup.queues))

@@ -78,7 +78,8 @@ class Work:
 
     def __init__(self, setup: Setup, graphs: Mapping[str, GraphSpec]) -> None:
         self.setup = setup
-        self.graphs = graphs
+        self.roots = graphs  # as they are published; those nested in them are theirs alone
+        self.graphs = {each.name: each for graph in graphs.values() for each in graph.family}
         self.slots = Slots(setup.concurrency)
         self.held: dict[str, Held] = {}
         self.tally = Tally()
@@ -99,7 +100,9 @@ class Work:
         self.live = LiveWriter(lambda: connect(setup.url, connections=2), setup.keys)
         cache, kept = RedisCache(shared, keys=setup.keys), RedisLog(shared, setup.keys)
         hears = through(self.live)
-        self.performer = Performer(self.moves, kept, graphs, by=setup.name, listening=hears, cache=cache)
+        self.performer = Performer(
+            self.moves, kept, self.graphs, by=setup.name, listening=hears, cache=cache, slotted=True
+        )
 
     def _gives_up(self) -> bool:
         """No more patience with a Redis that is away: at a cold stop, or when draining with nothing in hand."""

@@ -60,10 +60,15 @@ class HasSpec(Protocol):
 def specs_of(graphs: Sequence[HasSpec | GraphSpec]) -> dict[str, GraphSpec]:
     """Graphs by name. Raises GraphError if two have one name, or there is none."""
     found: dict[str, GraphSpec] = {}
-    for each in graphs:
-        spec = each if isinstance(each, GraphSpec) else each.spec
-        if spec.name in found:
-            raise GraphError(f"two graphs are named {spec.name!r}", fix='give one another name: compile(name="...")')
+    names: set[str] = set()
+    for graph in graphs:
+        spec = graph if isinstance(graph, GraphSpec) else graph.spec
+        for each in spec.family:
+            if each.name in names:
+                raise GraphError(
+                    f"two graphs are named {each.name!r}", fix='give one another name: compile(name="...")'
+                )
+            names.add(each.name)
         found[spec.name] = spec
     if not found:
         raise GraphError("a worker needs at least one graph", fix="everstep worker MODULE:GRAPH")
@@ -196,7 +201,7 @@ class Worker:
                 self.work.draining.wait(INBOX_PAUSE_S)
 
     def _publish(self) -> None:
-        publish(self.work.moves.scripts.client, self.setup.keys, list(self.work.graphs.values()))
+        publish(self.work.moves.scripts.client, self.setup.keys, list(self.work.roots.values()))
 
     # while it works
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from everstep_checkpoint import entries as e
@@ -24,6 +25,7 @@ from everstep_checkpoint.errors import (
     Superseded,
     ThreadBusy,
     UnknownRun,
+    UnknownThread,
 )
 from everstep_checkpoint.keys import Keys, rq_prefix, thread_id_text
 from everstep_checkpoint.log import Log, new_id, unknown_thread
@@ -35,6 +37,7 @@ from ..moves.connection import connect as connected
 from ..moves.contract import MOVE_MAX, Start
 from ..moves.record import Config, Mode, On, check_run_id, start_of, start_with
 from ..moves.redismoves import RedisMoves, Scripts
+from ..reading.children import children
 from ..reading.questions import gone_on, resume_of
 from ..reading.shapes import Reading, check_modes, live_modes
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
@@ -350,8 +353,17 @@ class Client(Travelling):
         return status == "cancelled"
 
     def delete(self, thread_id: object, cancel: bool = False) -> None:
-        """Forget a thread, its log included. Raises ThreadBusy unless `cancel`, UnknownThread."""
+        """Forget a thread and those that its tasks called, their logs included. Raises ThreadBusy unless `cancel`,
+        UnknownThread."""
         thread = thread_id_text(thread_id)
+        with translated(self.url):
+            busy = self.redis.hget(self.keys.thread(thread), "status") == b"running"
+            called = [] if busy and not cancel else list(children(self.log_store, thread))
+        if busy and cancel:
+            self.moves.cancel(thread)
+        for each in called:  # before it: its log alone knows them
+            with suppress(UnknownThread):
+                self.delete(each, cancel)
         for _ in range(QUEUED_MAX):
             with translated(self.url):
                 runs = [run.decode() for run, _ in self.redis.hscan_iter(self.keys.runs(thread), count=MOVE_MAX)]
@@ -407,13 +419,14 @@ class Client(Travelling):
             raise unknown_thread(thread)
         return [(value or b"").decode() for value in values]
 
-    def state(self, thread_id: object, checkpoint_id: str | None = None) -> StateSnapshot:
-        """A thread as it stands, or at a checkpoint, as plain data. Raises UnknownThread, NotFound."""
+    def state(self, thread_id: object, checkpoint_id: str | None = None, *, subgraphs: bool = False) -> StateSnapshot:
+        """A thread as it stands, or at a checkpoint, as plain data; with `subgraphs` the states of what its tasks
+        called are in `tasks[i].state`. Raises UnknownThread, NotFound."""
         thread = thread_id_text(thread_id)
         with translated(self.url):
             if not self.redis.exists(self.keys.log(thread)):
                 raise unknown_thread(thread)
-            return snapshot(self.log_store, thread, checkpoint_id)
+            return snapshot(self.log_store, thread, checkpoint_id, subgraphs=subgraphs)
 
     def history(self, thread_id: object, limit: int | None = None) -> Iterator[StateSnapshot]:
         """The checkpoints of a thread, newest first, as plain data. Raises UnknownThread."""

@@ -32,6 +32,7 @@ from ..steps.stateface import StateFace
 from .intake import node_of, take, take_update
 from .manifest import Manifest
 from .runhandle import Run
+from .waiting import may_wait
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
@@ -165,6 +166,7 @@ class RemoteGraph(StateFace):
 
     def _begin(self, input: object, config: Given, said: Config, run_id: str | None) -> Run | None:
         """The run for an input, or one that continues; None if there is nothing to continue on a known thread."""
+        may_wait(f"the graph {self.name!r}")  # before anything is begun
         _check_thread(config)
         if said.checkpoint_id and said.has_thread:
             return self._travel(input, said, run_id)
@@ -223,6 +225,9 @@ class RemoteGraph(StateFace):
     @property
     def _types(self) -> GraphSpec | None:
         return self.spec
+
+    def _inner(self, spec: GraphSpec) -> RemoteGraph:
+        return RemoteGraph(self.client, spec.name, spec)
 
     @property
     def _log(self) -> Log:

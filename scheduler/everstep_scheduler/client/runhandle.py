@@ -31,7 +31,7 @@ from ..reading.shapes import Chunk, Reading, check_modes
 from ..reading.standing import standing
 from .events import REWOUND, TRIMMED, Event, EventStream, before
 from .tail import BLOCK_MS, Tail, entries
-from .waiting import waiting_for
+from .waiting import may_wait, waiting_for
 
 if TYPE_CHECKING:
     from .client import Client
@@ -57,9 +57,10 @@ class Run:
     def result(self, timeout: float | None = None) -> dict[str, Any]:
         """The output values once the run is done, or rests with questions, which are then its `__interrupt__`.
 
-        Without a timeout (seconds) it waits for as long as it takes.
+        Without a timeout (seconds) it waits for as long as it takes. A node that runs on a worker may not wait.
 
-        Raises RunFailed, NodeTimeoutError, GraphRecursionError, RunCancelled; TimeoutError saying what it waits for.
+        Raises RunFailed, NodeTimeoutError, GraphRecursionError, RunCancelled; TimeoutError saying what it waits for;
+        InvalidInput in such a node.
         """
         ended = self.ending(timeout)
         if ended.status not in ("done", "interrupted"):
@@ -78,6 +79,7 @@ class Run:
 
     def ending(self, timeout: float | None = None) -> Ending:
         """How the run ended, as soon as it has. Raises TimeoutError."""
+        may_wait(f"run {self.run_id!r}")
         finder = EndingFinder(self.run_id)
         for entry in self._follow(timeout):
             if (ended := finder.feed(entry)) is not None:
@@ -86,6 +88,7 @@ class Run:
 
     def entries(self, timeout: float | None = None) -> Iterator[e.Entry]:
         """The thread's entries from the run's first one on, as they come, up to the one that ends the run."""
+        may_wait(f"run {self.run_id!r}")
         finder = EndingFinder(self.run_id)
         for entry in self._follow(timeout):
             yield entry
@@ -126,6 +129,7 @@ class Run:
     def _events(
         self, modes: Sequence[str], after: str, timeout: float | None, keys: Sequence[str] | None
     ) -> Iterator[Event]:
+        may_wait(f"run {self.run_id!r}")
         stream = EventStream(self._client, self, self._entry, self._reading, modes, keys, timeout)
         yield from stream.read(after)
         if stream.ended is not None and stream.ended.status not in ("done", "interrupted"):

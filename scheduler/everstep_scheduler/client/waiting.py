@@ -7,9 +7,22 @@ from typing import Any
 
 import redis
 
+from everstep_checkpoint.errors import InvalidInput
 from everstep_checkpoint.keys import Keys
 
+from ..graph.asking import CURRENT
+
 SHOWN_MAX = 3
+
+
+def may_wait(what: str) -> None:
+    """Raises InvalidInput in a node that runs on a worker: as many of them as slots would wait for ever."""
+    asking = CURRENT.get()
+    if asking is not None and asking.slotted:
+        raise InvalidInput(
+            f"a node on a worker can't wait for {what}: it would hold its slot meanwhile",
+            fix="add the graph as a node, add_node(name, compiled), which holds none; or submit() and don't wait",
+        )
 
 
 def waiting_for(client: Any, keys: Keys, thread: str, run: str) -> str:
@@ -46,6 +59,8 @@ def _place(client: Any, keys: Keys, rec: dict[str, Any]) -> str:
             return f"{node} runs on {rec.get('o')} (attempt {rec.get('a')})"
         case "wake":
             return f"{node} waits for its next attempt"
+        case "child":
+            return f"{node} waits for its run on thread {str(rec.get('cl')).partition(' ')[2]!r}"
         case "parked":
             return f"{node} is parked until a worker serves it"
         case place:

@@ -51,7 +51,9 @@ class Question(NamedTuple):
 
 
 class Asking(Protocol):
-    """Who runs an attempt, knows its answers and hears what it says."""
+    """Who runs an attempt, knows its answers and hears what it says. `slotted`: the node holds a worker's slot."""
+
+    slotted: bool
 
     @property
     def writer(self) -> StreamWriter:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
 
@@ -21,6 +22,7 @@ from .retry import RetryPolicy
 from .runtime import END, RESERVED, START
 from .schema import Schema, did_you_mean
 from .spec import UNNAMED, Branch, GraphSpec, Join, NodeSpec, registry_of
+from .subgraphs import compiled_spec, types_in
 
 if TYPE_CHECKING:
     from ..inline.compiled import CompiledGraph
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 Node = Callable[..., Any]
 Router = Callable[..., Any] | Callable[..., Awaitable[Any]]
 PathMap = Mapping[Hashable, str] | Sequence[str]
+Destinations = Mapping[str, str] | Sequence[str] | None
 Breakpoints = Sequence[str] | Literal["*"] | None
 
 NAME_MAX = 200
@@ -68,8 +71,8 @@ class StateGraph:
 
     def add_node(
         self,
-        node: str | Node,
-        action: Node | None = None,
+        node: str | Node | CompiledGraph,
+        action: Node | CompiledGraph | None = None,
         *,
         defer: bool = False,
         metadata: Mapping[str, Any] | None = None,
@@ -93,21 +96,22 @@ class StateGraph:
         `timeout`        seconds for one attempt, also of a sync node, or a TimeoutPolicy
         `queue`          where its jobs go
         `destinations`   where its Commands may go, if `-> Command[Literal[...]]` does not say so; a dict gives labels
+
+        A compiled graph is a node, too: it runs on a thread of its own, as jobs of its own, and the keys that both
+        graphs have are its input and its output. It has no timeout: its nodes have.
         """
-        name, fn = _named(node, action)
-        self._check_name(name)
-        seen_as = input_schema or first_schema(fn)
-        self._nodes[name] = NodeSpec(
-            name=name,
-            fn=fn,
-            is_async=is_async(fn),
-            queue=queue_name(name, queue),
-            metadata=dict(metadata or {}),
-            input_schema=self._add_schema(seen_as) if seen_as else self._state,
-            form=form_of(fn, f"The node {name!r}"),
-            ends=command_ends(carrier(fn), hints(fn), destinations),
-            defer=defer,
-        )
+        inner = compiled_spec(node if action is None else action)
+        if inner is not None:
+            name = node if isinstance(node, str) else inner[0].name
+            self._check_name(name)
+            if timeout is not None:
+                raise GraphError("A graph as a node has no timeout", node=name, fix="Give timeouts to its nodes.")
+            made = self._graph_node(name, *inner, input_schema, destinations)
+        else:
+            name, fn = _named(node, action)
+            self._check_name(name)
+            made = self._function_node(name, fn, input_schema, destinations)
+        self._nodes[name] = replace(made, queue=queue_name(name, queue), metadata=dict(metadata or {}), defer=defer)
         handler = self._handled(handler_name(name), error_handler, self._nodes[name]) if error_handler else None
         self._options[name] = Options.of(name, retry_policy, timeout, cache_policy, handler)
         return self
@@ -143,8 +147,44 @@ class StateGraph:
         self._defaults = said.over(self._defaults)
         return self
 
-    def add_sequence(self, nodes: Sequence[Node | tuple[str, Node]]) -> Self:
-        """Adds nodes, given as functions or (name, function), with an edge from each to the next."""
+    def _function_node(
+        self, name: str, fn: Node, input_schema: type[Any] | None, destinations: Destinations
+    ) -> NodeSpec:
+        seen_as = input_schema or first_schema(fn)
+        return NodeSpec(
+            name=name,
+            fn=fn,
+            is_async=is_async(fn),
+            queue=None,
+            metadata={},
+            input_schema=self._add_schema(seen_as) if seen_as else self._state,
+            form=form_of(fn, f"The node {name!r}"),
+            ends=command_ends(carrier(fn), hints(fn), destinations),
+        )
+
+    def _graph_node(
+        self,
+        name: str,
+        graph: GraphSpec,
+        keeps: bool | None,
+        input_schema: type[Any] | None,
+        destinations: Destinations,
+    ) -> NodeSpec:
+        return NodeSpec(
+            name=name,
+            fn=partial(_in_memory, graph),
+            is_async=False,
+            queue=None,
+            metadata={},
+            input_schema=self._add_schema(input_schema) if input_schema else self._state,
+            form=("config",) if keeps is False else (),
+            ends=command_ends(None, {}, destinations) if destinations is not None else {},
+            graph=graph,
+            keeps=keeps,
+        )
+
+    def add_sequence(self, nodes: Sequence[Node | CompiledGraph | tuple[str, Node | CompiledGraph]]) -> Self:
+        """Adds nodes, given as functions, graphs or (name, either), with an edge from each to the next."""
         if not nodes:
             raise GraphError("A sequence needs at least one node", fix="Pass functions or (name, function) pairs.")
         names: list[str] = []
@@ -246,7 +286,9 @@ class StateGraph:
             context_schema=self._context_schema,
             managed=frozenset(self._managed),
             handlers={name: self._whole(each) for name, each in self._handlers.items()},
-            registry=registry_of([*self._schemas, self._context_schema]),
+            registry=registry_of(
+                [*self._schemas, self._context_schema, *types_in(x.graph for x in self._nodes.values())]
+            ),
             interrupt_before=self._breakpoints(interrupt_before, "interrupt_before"),
             interrupt_after=self._breakpoints(interrupt_after, "interrupt_after"),
         )
@@ -260,18 +302,22 @@ class StateGraph:
         cache: Cache | None = None,
         name: str | None = None,
     ) -> CompiledGraph:
-        """A graph that runs. `checkpointer` keeps its threads; `name` is the graph's, and its queue's.
+        """A graph that runs. `checkpointer` keeps its threads; `name` is the graph's, and its queue's. A graph that is
+        to be a node of another one is kept by that one's; for it True says that its state lasts over calls, False that
+        it is kept nowhere.
 
         `interrupt_before`, `interrupt_after`: nodes at which each run stops, "*" for all; `invoke(None, config)` goes
         on. `cache` keeps outcomes of nodes with a cache policy, of inline runs; workers keep them in Redis.
         """
         from ..inline.compiled import CompiledGraph  # late: what runs graphs imports what builds them
 
+        keeps = checkpointer if isinstance(checkpointer, bool) else None
+        checkpointer = None if keeps is not None else checkpointer
         if checkpointer is not None and not hasattr(checkpointer, "moves"):
             raise GraphError(
                 f"{checkpointer!r} is no checkpointer", fix="InMemorySaver(), or RedisSaver('redis://127.0.0.1:6379/0')"
             )
-        return CompiledGraph(self.spec(name, interrupt_before, interrupt_after), checkpointer, cache)
+        return CompiledGraph(self.spec(name, interrupt_before, interrupt_after), checkpointer, cache, keeps)
 
     # -- inside
 
@@ -387,7 +433,14 @@ class StateGraph:
             )
 
 
-def _named(node: str | Node, action: Node | None) -> tuple[str, Node]:
+def _in_memory(graph: GraphSpec, state: Any, config: Any) -> Any:
+    """A graph with checkpointer=False: it runs within the attempt."""
+    from ..inline.compiled import run_in_memory
+
+    return run_in_memory(graph, state, config)
+
+
+def _named(node: str | Node | CompiledGraph, action: Node | CompiledGraph | None) -> tuple[str, Node]:
     """Name and function from `add_node`'s two ways to say them."""
     fn = action if isinstance(node, str) else node
     if not callable(fn):
@@ -398,8 +451,10 @@ def _named(node: str | Node, action: Node | None) -> tuple[str, Node]:
     return (node if isinstance(node, str) else str(getattr(fn, "__name__", type(fn).__name__))), fn
 
 
-def _pair(node: Any) -> tuple[str, Node]:
-    """Name and function of one of a sequence's nodes."""
+def _pair(node: Any) -> tuple[str, Any]:
+    """Name and function, or graph, of one of a sequence's nodes."""
+    if (inner := compiled_spec(node)) is not None:
+        return inner[0].name, node
     return node if isinstance(node, tuple) else _named(node, None)  # pyright: ignore[reportUnknownVariableType]
 
 

@@ -18,7 +18,7 @@ from everstep_checkpoint.errors import InvalidUpdateError
 
 from .channels import Write
 from .runtime import END, Command, Send
-from .schema import did_you_mean
+from .schema import as_dict, did_you_mean, updates_of
 from .spec import GraphSpec
 
 
@@ -51,7 +51,28 @@ def _flat(returned: Any) -> list[Any]:
     return list(returned) if isinstance(returned, (list, tuple)) else [returned]  # pyright: ignore
 
 
+class ForParent(Exception):
+    """Ends an attempt, and the run of its graph: a Command for the graph that it is a node of, encoded."""
+
+    def __init__(self, command: bytes) -> None:
+        super().__init__("a Command for the parent")
+        self.command = command
+
+
+def _up(spec: GraphSpec, node: str, command: Command[Any]) -> ForParent:
+    """The command as plain values: the update as pairs, Sends as [node, argument, seconds]. Raises UnknownType."""
+    update = command.update
+    fields = as_dict(update)
+    fields = updates_of(update) if fields is None else fields
+    pairs: Any = [] if update is None else list(fields.items()) if fields is not None else update
+    goto = [[each.node, each.arg, each.timeout_s] if isinstance(each, Send) else each for each in command.goes]
+    said = [[list(pair) for pair in _pairs(node, pairs)], goto]
+    return ForParent(spec.codec.encode(said, f"the Command of {node!r} for the parent"))
+
+
 def _obey(spec: GraphSpec, node: str, command: Command[Any], result: NodeResult) -> None:
+    if command.graph == Command.PARENT and spec.home:
+        raise _up(spec, node, command)
     if command.graph is not None:
         raise InvalidUpdateError(
             f"The node {node!r} returned a Command for the graph {command.graph!r}, but {spec.name!r} has no parent",
@@ -74,14 +95,19 @@ def _update(spec: GraphSpec, node: str, update: object) -> list[Write]:
     """A Command's update: what a node may return, or (key, value) pairs."""
     if not isinstance(update, (list, tuple)):
         return spec.node_writes(node, update)
-    pairs = _flat(update)  # pyright: ignore[reportUnknownArgumentType]
+    return spec.key_writes(node, _pairs(node, update))  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _pairs(node: str, update: object) -> list[tuple[str, Any]]:
+    """(key, value) pairs, checked."""
+    pairs = _flat(update)
     if not all(isinstance(each, tuple) and len(each) == 2 for each in pairs):  # pyright: ignore
         raise InvalidUpdateError(
             f"The node {node!r} returned a Command whose update is a list, but not one of pairs",
             node=node,
             fix="Give a dict, an instance of a schema, or a list of (key, value) pairs.",
         )
-    return spec.key_writes(node, pairs)
+    return pairs
 
 
 def command_ends(

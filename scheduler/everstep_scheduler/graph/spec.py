@@ -32,6 +32,7 @@ from .options import CachePolicy, TimeoutPolicy
 from .retry import RetryPolicy
 from .runtime import START, seconds
 from .schema import Schema, as_dict, classes_in, did_you_mean, updates_of
+from .subgraphs import nested_in
 
 UNNAMED = "graph"  # the name of a graph compiled without one; a worker renames it after its attribute
 
@@ -41,7 +42,8 @@ class NodeSpec:
     """One node, or an error handler. `form` names what it takes besides the state: "config", "runtime", "error".
 
     `ends`: where its Commands may go -> label; None: anywhere. `defer`: it runs where no other node would. `handler`:
-    the name of what runs when it has failed for good.
+    the name of what runs when it has failed for good. `graph`: the graph that it is; `keeps`: whether that graph's
+    state lasts beyond a call; False: it runs within the attempt, and is kept nowhere.
     """
 
     name: str
@@ -57,6 +59,13 @@ class NodeSpec:
     timeout: TimeoutPolicy | None = None
     cache: CachePolicy | None = None
     handler: str | None = None
+    graph: GraphSpec | None = None
+    keeps: bool | None = None
+
+    @property
+    def calls(self) -> bool:
+        """Is it a graph whose runs have a log of their own?"""
+        return self.graph is not None and self.keeps is not False
 
     @cached_property
     def timeout_s(self) -> float | None:
@@ -117,6 +126,7 @@ class GraphSpec:
     registry: Registry = field(default_factory=Registry)
     interrupt_before: tuple[str, ...] = ()
     interrupt_after: tuple[str, ...] = ()
+    home: str = ""  # the queue of the graph that this one is nested in
 
     # -- identity
 
@@ -140,6 +150,8 @@ class GraphSpec:
             shape["deferred"] = deferred
         if handled := sorted([each.name, each.handler] for each in self.nodes.values() if each.handler):
             shape["handled"] = handled
+        if inner := sorted([each.name, each.graph.fingerprint] for each in self.nodes.values() if each.graph):
+            shape["graphs"] = inner
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -152,12 +164,24 @@ class GraphSpec:
         """Encodes values of the types that the graph's schemas name."""
         return Codec(self.registry)
 
+    # -- graphs in it
+
+    @cached_property
+    def nested(self) -> dict[str, GraphSpec]:
+        """node -> the graph that it is, as it is named here: `parent.node`."""
+        return {each.name: nested_in(self, each.name, each.graph) for each in self.nodes.values() if each.graph}
+
+    @cached_property
+    def family(self) -> tuple[GraphSpec, ...]:
+        """This graph and all graphs in it, to any depth."""
+        return (self, *(each for child in self.nested.values() for each in child.family))
+
     # -- queues
 
     @property
     def default_queue(self) -> str:
-        """The queue of nodes that name none: the graph's name."""
-        return self.name
+        """The queue of nodes that name none: the graph's name, or that of the graph it is nested in."""
+        return self.home or self.name
 
     def queue_of(self, node: str) -> str:
         """The queue of a node's jobs; START runs on the default queue."""
@@ -165,8 +189,9 @@ class GraphSpec:
 
     @property
     def queues(self) -> tuple[str, ...]:
-        """All queues of the graph, the default one first."""
-        named = {each.queue for each in self.nodes.values() if each.queue} - {self.default_queue}
+        """All queues of the graph and of those in it, the default one first."""
+        nodes = (node for each in self.family for node in each.nodes.values())
+        named = {each.queue for each in nodes if each.queue} - {self.default_queue}
         return (self.default_queue, *sorted(named))
 
     # -- structure

@@ -17,10 +17,11 @@ from everstep_checkpoint.log import Log, new_id
 from ..graph.drawing.picture import Graph, graph_of
 from ..graph.options import Cache
 from ..graph.runtime import END, START
+from ..graph.schema import as_dict, updates_of
 from ..graph.spec import GraphSpec
 from ..moves.contract import START_NODE, RunKind, Start
 from ..moves.record import Config, Form, Nodes, Writes, kind_of, start_of
-from ..reading.shapes import Chunk, check_modes, live_modes
+from ..reading.shapes import INTERRUPT, Chunk, check_modes, live_modes
 from ..steps.branching import Wish, branch, forking, on, travel
 from ..steps.loading import Loader
 from ..steps.stateface import StateFace
@@ -31,10 +32,17 @@ from .savers import InMemorySaver, Saver
 class CompiledGraph(StateFace):
     """A graph that can be invoked. Made by `StateGraph.compile`."""
 
-    def __init__(self, spec: GraphSpec, checkpointer: Saver | None = None, cache: Cache | None = None) -> None:
+    def __init__(
+        self,
+        spec: GraphSpec,
+        checkpointer: Saver | None = None,
+        cache: Cache | None = None,
+        keeps: bool | None = None,
+    ) -> None:
         self.spec = spec
         self.cache = cache
         self.checkpointer = checkpointer
+        self.keeps = keeps  # as a node of another graph: does its state last beyond a call? False: it is kept nowhere
         self._loader = Loader(checkpointer.log) if checkpointer is not None else None
 
     @property
@@ -43,7 +51,7 @@ class CompiledGraph(StateFace):
 
     def named(self, name: str) -> CompiledGraph:
         """The same graph under another name, as a worker serves it under its attribute's."""
-        return CompiledGraph(self.spec.named(name), self.checkpointer, self.cache)
+        return CompiledGraph(self.spec.named(name), self.checkpointer, self.cache, self.keeps)
 
     # running
 
@@ -137,6 +145,9 @@ class CompiledGraph(StateFace):
     @property
     def _types(self) -> GraphSpec:
         return self.spec
+
+    def _inner(self, spec: GraphSpec) -> CompiledGraph:
+        return CompiledGraph(spec, self.checkpointer)
 
     @property
     def _log(self) -> Log:
@@ -238,6 +249,11 @@ class CompiledGraph(StateFace):
     ) -> Inline:
         live = live_modes(check_modes(mode))
         said = Config.of(config, context=context, interrupt_before=stops[0], interrupt_after=stops[1], live=live)
+        if self.keeps:
+            raise InvalidInput(
+                "a graph with checkpointer=True is kept by the graph that it is a node of",
+                fix="add_node() it there, or compile(checkpointer=InMemorySaver())",
+            )
         saver = self.checkpointer or InMemorySaver()
         thread = self._thread(said) if self.checkpointer is not None else new_id()
         run = run_id or new_id()
@@ -261,6 +277,21 @@ class CompiledGraph(StateFace):
             start = start_of(self.spec, thread, run, data, said, "input", on=on(going.at))
             return "input", lambda drive: drive.begin(start)
         return None, None
+
+
+def run_in_memory(graph: GraphSpec, state: Any, config: Mapping[str, Any]) -> Any:
+    """One run of a graph within an attempt of another one's, kept nowhere; its output."""
+    known = graph.input_schema.fields
+    said = as_dict(state)
+    said = updates_of(state) if said is None else said
+    given = state if said is None else {name: value for name, value in said.items() if name in known}
+    out = CompiledGraph(graph).invoke(given, config)
+    if INTERRUPT in out:
+        raise InvalidInput(
+            "a graph with checkpointer=False asked something, and nobody keeps its question",
+            fix="compile() it without checkpointer=False",
+        )
+    return out
 
 
 async def _on_loop(run: Inline) -> AsyncIterator[Chunk]:

@@ -41,6 +41,7 @@ from ..reading.questions import gone_on, interrupts, open_step, resume_of
 from ..reading.shapes import INTERRUPT, Chunk, Told
 from ..reading.snapshot import snapshot
 from ..steps.branching import Wish, branch
+from ..steps.calling import ChildFailed
 from ..steps.loading import Loader
 from ..steps.perform import Attempt, Performer, Result, Unserved
 from .following import Follower
@@ -99,7 +100,7 @@ class Inline:
         self.performer = Performer(
             saver.moves,
             saver.log,
-            {spec.name: spec},
+            {each.name: each for each in spec.family},
             by=self.owner,
             loader=loader,
             listening=self.telling.audience,
@@ -114,6 +115,8 @@ class Inline:
         self._jobs: list[_Job] = []
         self._ready: deque[Lease] = deque()
         self._mine: dict[str, Lease] = {}
+        self._family: dict[str, None] = {thread: None}  # our thread, and those that its tasks called
+        self._failures: dict[str, BaseException] = {}  # run on one of these -> the error that failed it
         self._unserved_at = 0.0
         self._left = threading.Event()
 
@@ -213,25 +216,39 @@ class Inline:
                 poll = min(poll * 1.5, POLL_MAX_S)
 
     def _claim(self) -> Sequence[Lease]:
-        """Work of this thread that nobody has: a retry that came due, or another run's, which ours waits for."""
-        offer = self._offer(self.parallel)
+        """Work of our threads that nobody has: a retry that came due, or another run's, which ours waits for."""
+        found: list[Lease] = []
+        looked: set[str] = set()
+        while (thread := next((each for each in self._family if each not in looked), None)) is not None:
+            looked.add(thread)
+            found += self._claim_of(thread, self.parallel - len(found))
+            if len(found) >= self.parallel:
+                break
+        return found
+
+    def _claim_of(self, thread: str, slots: int) -> Sequence[Lease]:
+        offer = self._offer(slots, thread)
         answer = self._insist(lambda: self.saver.moves.claim(offer))
         self._held(answer.leases)
+        self._family.update(dict.fromkeys(answer.children))
+        if thread != self.thread and answer.run_status != "running":
+            self._family.pop(thread, None)
         return answer.leases
 
     def _idle(self, poll: float) -> None:
         due_in = getattr(self.saver.moves, "due_in", None)
-        due = due_in(self.thread) if due_in is not None else None
+        dues = [due_in(each) for each in self._family] if due_in is not None else []
+        due = min((each for each in dues if each is not None), default=None)
         self._left.wait(poll if due is None else min(max(due, POLL_MIN_S), POLL_MAX_S))
 
-    def _offer(self, slots: int) -> Offer:
+    def _offer(self, slots: int, thread: str = "") -> Offer:
         tokens = tuple(new_id() for _ in range(max(slots, 1)))
         return Offer(
             self.owner,
             tokens,
             round=self.keeper.round if self.keeper else 0,
             lease_ms=self.saver.lease_ms,
-            thread=self.thread,
+            thread=thread or self.thread,
         )
 
     def _held(self, leases: Sequence[Lease]) -> None:
@@ -305,16 +322,29 @@ class Inline:
         result = job.future.result() if job.future.done() else Result.timeout(job.attempt)
         commit = self._insist(lambda: self.performer.settle(job.attempt, result))
         ours = job.attempt.lease.run == self.run
-        if ours and commit.outcome in ("failed", "unplanned"):
-            self.raised = result.error or _unplanned(commit)
+        self._note(commit, result.error)
         if ours and result.error is not None:
-            self.telling.failed(job.attempt.lease.token, result.error)
-        offer = self._offer(self.parallel - len(self._jobs) - len(self._ready))
+            self.telling.failed(job.attempt.lease.token, self.raised or result.error)
+        offer = self._offer(self.parallel - len(self._jobs) - len(self._ready), job.attempt.lease.thread)
         answer = self._insist(lambda: self.saver.moves.commit([(commit, offer)]))[0]
         self._after(job, commit, answer)
         yield from self.telling.said()
         if ours and answer.status == "ok":
             yield from self._tell()
+
+    def _note(self, commit: Commit, error: BaseException | None) -> None:
+        """What a run that fails is remembered by: the error itself, also where it came from what a task called."""
+        if commit.call is not None:
+            self._family[commit.call.thread] = None
+        if commit.outcome not in ("failed", "unplanned"):
+            return
+        found = error or _unplanned(commit)
+        if isinstance(found, ChildFailed):
+            found = self._failures.pop(found.run, found)
+        if commit.lease.run == self.run:
+            self.raised = found
+        else:
+            self._failures[commit.lease.run] = found
 
     def _interrupts(self) -> list[Any]:
         told = open_step(self.saver.log, self.thread)

@@ -10,15 +10,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Head, Log, new_id
 
-from ..moves.contract import HANDLER, JOIN_NODE, JOIN_TASK, Answer, Branch, Commit, Lease, Offer, Start, Started
+from ..moves.contract import (
+    HANDLER,
+    JOIN_NODE,
+    JOIN_TASK,
+    Answer,
+    Branch,
+    Call,
+    Commit,
+    Lease,
+    Offer,
+    Start,
+    Started,
+)
 from ..reading.derive import Task as DerivedTask
 from ..reading.derive import derive
+
+CALL_AGAIN_S = 0.5
 
 
 @dataclass
@@ -37,6 +51,8 @@ class Task:
     question: str = ""
     answers: tuple[str, ...] = ()
     cause: str = ""
+    called: str = ""
+    told: bool = False
 
 
 @dataclass
@@ -57,7 +73,9 @@ class Thread:
     width: int = 0
     failed: int = 0
     asked: int = 0
+    halted: int = 0
     conf: str = ""
+    parent: str = ""
     early: tuple[str, str] = ("", "")  # an answer that came before its question: its task, its fact
     open: dict[str, Task] = field(default_factory=dict[str, Task])
     queued: deque[tuple[Start, str]] = field(default_factory=deque[tuple[Start, str]])
@@ -74,6 +92,7 @@ class LogMoves:
     def __init__(self, log: Log) -> None:
         self.log = log
         self._threads: dict[str, Thread] = {}
+        self._handed: list[str] = []  # other threads with a task that a commit opened
         self._lock = threading.RLock()
 
     # start
@@ -84,14 +103,12 @@ class LogMoves:
             if t is not None and start.run in t.runs:
                 status, entry, known = t.runs[start.run]
                 return Started("attached" if known == start.sum else "conflict", entry, status)
-            busy = t is not None and t.status == "running"
-            if busy and (start.mode == "reject" or start.goes_on):
-                return Started("busy")
-            if start.goes_on and (refused := _refused(start, t)):
+            if refused := _refused(start, t):
                 return Started(refused)
-            return self._begin_or_queue(start, t, offer, busy)
+            return self._begin_or_queue(start, t, offer)
 
-    def _begin_or_queue(self, start: Start, t: Thread | None, offer: Offer | None, busy: bool) -> Started:
+    def _begin_or_queue(self, start: Start, t: Thread | None, offer: Offer | None) -> Started:
+        busy = t is not None and t.status == "running"
         fields = {name: value for name, value in start.fields.items() if name != "run"}
         after = None if t is None else t.after
         if t is None:
@@ -110,6 +127,7 @@ class LogMoves:
         if busy:
             t.queued.append((start, entry))
             return Started("queued", entry)
+        t.parent = start.parent
         if start.goes_on:
             self._reopen(t, start, entry)
         else:
@@ -137,7 +155,7 @@ class LogMoves:
         entry = self._append(thread, [begun, branch.made], None if t is None else t.after)[0]
         t = self._threads.setdefault(thread, t or Thread(branch.after[1]))
         t.runs[start.run] = ("running", entry, start.sum)
-        t.graph, t.queue = start.graph, start.queue
+        t.graph, t.queue, t.parent = start.graph, start.queue, ""
         self._begin(t, start, entry)
         self._open(thread, t, branch.head, branch.next)
         if not t.open:
@@ -150,13 +168,13 @@ class LogMoves:
     def _begin(self, t: Thread, start: Start, entry: str) -> None:
         t.run, t.rec, t.conf, t.status = start.run, entry, entry, "running"
         t.base = t.step if start.base is None else start.base
-        t.width, t.left, t.failed, t.asked, t.early = 1, 1, 0, 0, ("", "")
+        t.width, t.left, t.failed, t.asked, t.halted, t.early = 1, 1, 0, 0, 0, ("", "")
         t.open = {start.task: Task(start.node, t.queue)}
         t.runs[start.run] = ("running", t.runs[start.run][1], start.sum)
 
     def _reopen(self, t: Thread, start: Start, entry: str) -> None:
         t.run, t.base, t.conf, t.status = start.run, t.step, entry, "running"
-        t.left, t.failed = t.left + t.failed, 0
+        t.left, t.failed, t.halted = t.left + t.failed + t.halted, 0, 0
         for each in start.answers:
             said: e.Fields = {"task": each.task, "answer": each.value}
             said |= {"question": each.question} if each.question else {}
@@ -165,8 +183,9 @@ class LogMoves:
                 t.early = (each.task, fact)
                 continue
             task = t.open[each.task]
+            if task.place == "asked":
+                t.asked, t.left = t.asked - 1, t.left + 1
             task.place, task.question, task.answers = "stopped", "", (*task.answers, fact)
-            t.asked, t.left = t.asked - 1, t.left + 1
         for task in t.open.values():
             if task.place in ("failed", "stopped"):
                 task.place = "unmade"
@@ -183,7 +202,8 @@ class LogMoves:
                 for name, x in t.open.items()
                 if x.token in offer.tokens and x.place == "lease"
             ]
-            return Answer("ok", tuple(known) or self._give(offer.thread, t, offer), (), t.status)
+            children = tuple(x.called.partition(" ")[2] for x in t.open.values() if x.place == "child")
+            return Answer("ok", tuple(known) or self._give(offer.thread, t, offer), (), t.status, children)
 
     def _give(self, thread: str, t: Thread, offer: Offer) -> tuple[Lease, ...]:
         """Lease what can run, in task order, as far as the tokens go."""
@@ -204,7 +224,7 @@ class LogMoves:
         at = int(time.time() * 1000)
         return Lease(
             x.token, thread, t.n, t.digest, name, x.node, x.attempt, x.lost, x.queue, x.timeout_s, t.run, t.graph,
-            t.width, "", t.birth, t.rec, t.base, at, 0, t.conf, _answers(t, name, x), x.cause,
+            t.width, "", t.birth, t.rec, t.base, at, 0, t.conf, _answers(t, name, x), x.cause, x.called, int(x.told),
         )  # fmt: skip
 
     def due_in(self, thread: str) -> float | None:
@@ -227,13 +247,49 @@ class LogMoves:
             if t is None or task is None or not self._holds(t, task, lease):
                 return self._settled(t, task, lease, offer)
             assert commit.outcome != "next" or t.left == 1, "a step was closed with open tasks"
-            ids = self._append(lease.thread, commit.entries, t.after)
-            if commit.outcome == "handled":
-                self._handled(t, lease.task, task, commit, ids[0])
+            if commit.call is not None and not self._can_call(commit.call):
+                self._again(task, commit.call)
             else:
-                getattr(self, f"_{commit.outcome}")(lease.thread, t, lease.task, task, commit)
-            leases = self._give(lease.thread, t, offer)
+                self._pass(lease.thread, t, lease.task, task, commit)
+            leases = self._given(lease.thread, t, offer)
             return Answer("ok", leases, (), t.status if t.run == lease.run else "rested")
+
+    def _pass(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
+        ids = self._append(thread, commit.entries, t.after)
+        if commit.outcome == "handled":
+            self._handled(t, name, task, commit, ids[0])
+        else:
+            getattr(self, f"_{commit.outcome}")(thread, t, name, task, commit)
+
+    def _given(self, thread: str, t: Thread, offer: Offer) -> tuple[Lease, ...]:
+        """Leases of the threads whose tasks were opened by a commit on another one, then of its own."""
+        handed, self._handed = self._handed, []
+        found: list[Lease] = []
+        for name, each in [*((x, self._threads[x]) for x in handed), (thread, t)]:
+            found += self._give(name, each, replace(offer, tokens=offer.tokens[len(found) :]))
+        return tuple(found)
+
+    def _can_call(self, call: Call) -> bool:
+        t = self._load(call.thread)
+        if call.start is not None:
+            return not _refused(call.start, t)
+        return t is not None and t.runs.get(call.run, ("",))[0] in ("running", "queued")
+
+    def _again(self, task: Task, call: Call) -> None:
+        """The thread that is called has moved since it was looked at: the task looks again, uncounted."""
+        task.attempt -= 1
+        task.place, task.token = "wake", ""
+        task.due = time.monotonic() + (CALL_AGAIN_S if call.start is not None else 0)
+
+    def _called(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
+        call = commit.call
+        assert call is not None
+        task.place, task.attempt = "child", task.attempt - 1
+        task.called, task.told, task.answers = f"{call.run} {call.thread}", False, tuple(commit.kept.split())
+        t.early = ("", "") if t.early[0] == name else t.early
+        if call.start is not None:
+            self._begin_or_queue(call.start, self._load(call.thread), None)
+            self._handed.append(call.thread)
 
     def _holds(self, t: Thread, task: Task, lease: Lease) -> bool:
         return (
@@ -274,7 +330,7 @@ class LogMoves:
             else:
                 t.open.update(_part_tasks(self.log, thread, row[0]))
         t.width = t.left = len(t.open)
-        t.failed = t.asked = 0
+        t.failed = t.asked = t.halted = 0
         t.early = ("", "")
 
     def _done(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
@@ -282,9 +338,16 @@ class LogMoves:
         self._resolved(thread, t)
 
     def _failed(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
-        task.place = "failed"
+        task.place, task.told = "failed", bool(task.called)
         t.failed += 1
         self._resolved(thread, t)
+
+    def _left(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
+        """The run ends here, and what it says is for its caller: the entry was its rest."""
+        called = self._stop_all(t)
+        task.token = commit.lease.token
+        self._revoke(called)
+        self._rest(thread, t, "done")
 
     def _unplanned(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
         task.place = "done"
@@ -293,9 +356,10 @@ class LogMoves:
         self._resolved(thread, t)
 
     def _paused(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
-        task.place, task.question, task.answers = "asked", commit.question, tuple(commit.kept.split())
+        task.place = "asked" if commit.question else "stopped"
+        task.question, task.answers, task.told = commit.question, tuple(commit.kept.split()), bool(task.called)
         t.early = ("", "") if t.early[0] == name else t.early
-        t.asked += 1
+        t.asked, t.halted = t.asked + bool(commit.question), t.halted + (not commit.question)
         self._resolved(thread, t)
 
     def _handled(self, t: Thread, name: str, task: Task, commit: Commit, cause: str) -> None:
@@ -305,7 +369,7 @@ class LogMoves:
         t.open[HANDLER + name] = Task(*commit.handler, cause=cause)
 
     def _retry(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
-        task.place, task.due = "wake", time.monotonic() + commit.delay_ms / 1000
+        task.place, task.due, task.told = "wake", time.monotonic() + commit.delay_ms / 1000, bool(task.called)
 
     def _resolved(self, thread: str, t: Thread) -> None:
         t.left -= 1
@@ -313,7 +377,7 @@ class LogMoves:
             return
         if t.failed:
             self._rest(thread, t, "failed")
-        elif t.asked:
+        elif t.asked or t.halted:
             self._rest(thread, t, "interrupted")
         else:
             t.left = 1
@@ -325,11 +389,22 @@ class LogMoves:
             self._append(thread, [e.fact("run_rested", t.run, **said)], t.after)
         t.runs[t.run] = (status, *t.runs[t.run][1:])
         t.status = status
+        self._wake_caller(thread, t.run, t.parent)
         if t.queued:
             start, entry = t.queued.popleft()
+            t.parent = start.parent
             t.graph, t.queue = start.graph, start.queue
             self._append(thread, [e.fact("run_started", start.run, of=entry, step=t.step)], t.after)
             self._begin(t, start, entry)
+
+    def _wake_caller(self, thread: str, run: str, parent: str) -> None:
+        """A run that a task of another thread called has come to its rest: that task is to look."""
+        n, task, caller = [*parent.split(" ", 2), "", "", ""][:3]
+        t = self._load(caller) if caller and caller != thread else None
+        waiting = t.open.get(task) if t is not None and t.status == "running" and str(t.n) == n else None
+        if waiting is not None and waiting.place == "child" and waiting.called == f"{run} {thread}":
+            waiting.place = "unmade"
+            self._handed.append(caller)
 
     # the rest
 
@@ -389,13 +464,28 @@ class LogMoves:
             if t.status != "running":
                 return "rested"
             self._append(thread, [e.fact("run_cancel_asked", t.run, actor=actor)], t.after)
-            for task in t.open.values():
-                if task.place not in ("done", "failed", "asked"):
-                    task.place, task.token = "stopped", ""
-            left, t.failed, was = t.left + t.failed, 0, t.run
+            called = self._stop_all(t)
+            left, was = t.left + t.failed + t.halted, t.run
+            t.failed = t.halted = 0
             self._rest(thread, t, "cancelled", actor=actor)
             t.left = left if t.run == was else t.left
+            self._revoke(called, actor)
+            self._handed.clear()
             return "cancelled"
+
+    def _stop_all(self, t: Thread) -> list[str]:
+        """All open tasks leave their places; what they called."""
+        called = [task.called for task in t.open.values() if task.place == "child"]
+        for task in t.open.values():
+            if task.place not in ("done", "failed", "asked"):
+                task.told = task.told or task.place == "child"
+                task.place, task.token = "stopped", ""
+        return called
+
+    def _revoke(self, called: Sequence[str], actor: str = "") -> None:
+        for each in called:
+            run, _, child = each.partition(" ")
+            self.cancel(child, run, actor)
 
     def _cancel_queued(self, thread: str, t: Thread, run: str, actor: str) -> str:
         found = next((x for x in t.queued if x[0].run == run), None)
@@ -404,6 +494,7 @@ class LogMoves:
         t.queued.remove(found)
         self._append(thread, [e.fact("run_rested", run, status="cancelled", actor=actor)], t.after)
         t.runs[run] = ("cancelled", *t.runs[run][1:])
+        self._wake_caller(thread, run, found[0].parent)
         return "cancelled"
 
     def delete(self, thread: str) -> str:
@@ -429,13 +520,17 @@ class LogMoves:
 
 
 def _refused(start: Start, t: Thread | None) -> str:
-    """Why a run can't take up what is open on a thread at rest; empty if it can."""
-    if t is None or t.left + t.failed + t.asked == 0 or t.status == "done":
+    """Why a run can't begin now, or can't take up what is open; empty if it can."""
+    if t is not None and t.status == "running" and (start.mode == "reject" or start.goes_on):
+        return "busy"
+    if not start.goes_on:
+        return ""
+    if t is None or t.left + t.failed + t.asked + t.halted == 0 or t.status == "done":
         return "nothing"
-    if t.left + t.failed + len(start.answers) == 0:
+    if t.left + t.failed + t.halted + len(start.answers) == 0:
         return "asked"
-    asked = {name: task.question for name, task in t.open.items() if task.place == "asked"}
-    known = all(asked.get(each.task) == each.question for each in start.answers if each.question)
+    asked = {name: task.question.split() for name, task in t.open.items() if task.place == "asked"}
+    known = all(each.question in asked.get(each.task, ()) for each in start.answers if each.question)
     return "" if known and start.at in (None, t.after) else "stale"
 
 
@@ -457,10 +552,13 @@ def _from_log(log: Log, thread: str, head: Head) -> Thread:
         told.birth, head.n, head.digest, told.step, told.status, told.run, told.rec, told.base, told.graph, told.queue
     )
     t.width, t.left, t.failed, t.asked, t.conf = told.width, told.left, told.failed, told.asked, told.conf
+    t.halted, t.parent = told.halted, told.parent
     t.open = {x.task: _task(x) for x in told.tasks}
     t.runs = {run: (word, entry, insum) for run, (word, entry, insum) in told.runs.items()}
     for x in told.queued:
-        start = Start(thread, x.run, "input", x.graph, x.queue, told.runs[x.run][2], {}, x.task, x.node)
+        start = Start(
+            thread, x.run, "input", x.graph, x.queue, told.runs[x.run][2], {}, x.task, x.node, parent=x.parent
+        )
         t.queued.append((start, x.entry))
     return t
 
@@ -477,6 +575,8 @@ def _task(x: DerivedTask) -> Task:
         question=x.question,
         answers=x.answers,
         cause=x.cause,
+        called=x.called,
+        told=x.told,
     )
 
 

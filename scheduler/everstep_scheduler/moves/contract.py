@@ -25,7 +25,7 @@ LEASE_MS = 10_000
 MOVE_MAX = 250
 
 RunKind = Literal["input", "update", "continue", "resume", "fork"]
-Outcome = Literal["next", "done", "failed", "retry", "unplanned", "paused", "handled"]
+Outcome = Literal["next", "done", "failed", "retry", "unplanned", "paused", "handled", "called", "left"]
 
 
 class Lease(NamedTuple):
@@ -34,6 +34,7 @@ class Lease(NamedTuple):
     `rec`: the fact with the run's input, `conf`: the one with the record that holds; in a run that continues they are
     two. `answers`: the facts with answers to the task's questions, in order, by their ids, with spaces between.
     `cause`: of an error handler, the fact that tells the failure.
+    `called`: what an attempt before called, `<run> <thread>`; `told`: 1 once the task has told how that rested.
     """
 
     token: str
@@ -58,6 +59,8 @@ class Lease(NamedTuple):
     conf: str
     answers: str = ""
     cause: str = ""
+    called: str = ""
+    told: int = 0
 
     @property
     def plans(self) -> bool:
@@ -95,6 +98,7 @@ class Start:
 
     A run that resumes brings `answers`, for the checkpoint `at` (n, digest) whose questions it has seen.
     `base`: the step it builds on, where that is not the last checkpoint's (`on` in its fields says which it is).
+    `parent`: the task that called it, `<n> <task> <thread>`; at its rest that task is opened again.
     """
 
     thread: str
@@ -110,6 +114,7 @@ class Start:
     answers: tuple[Answered, ...] = ()
     at: tuple[int, str] | None = None
     base: int | None = None
+    parent: str = ""
 
     @property
     def goes_on(self) -> bool:
@@ -148,11 +153,20 @@ class Started:
     leases: tuple[Lease, ...] = ()
 
 
+class Call(NamedTuple):
+    """The run that a task calls on another thread. `start` None: it is under way already, and only waited for."""
+
+    thread: str
+    run: str
+    start: Start | None
+
+
 @dataclass(frozen=True)
 class Commit:
     """An attempt's outcome, hashed by the caller. `head` is (n, digest, step) of the last checkpoint among `entries`.
 
-    `question`: what a paused task asks, `kept`: its answers that hold good (as in `Lease.answers`).
+    `question`: what a paused task asks, several with spaces between, none at a breakpoint of what it called; `kept`:
+    its answers that hold good (as in `Lease.answers`). `call`: the run that it called, begun by the same move.
     `handler`: node, queue and timeout of the task that handles a failure; its facts are the entries, failure first.
     `wrote`: the keys that the closed step wrote, changed or not; for streams, not stored.
     """
@@ -170,17 +184,20 @@ class Commit:
     question: str = ""
     kept: str = ""
     handler: tuple[str, str, float] | None = None
+    call: Call | None = None
     wrote: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """ok; already and fenced settle a commit too; suspended. `run_status`: the run's, `rested` if another began."""
+    """ok; already and fenced settle a commit too; suspended. `run_status`: the run's, `rested` if another began.
+    `children`: threads that open tasks of this one called, in the answer to a claim for one thread."""
 
     status: str
     leases: tuple[Lease, ...] = ()
     refused: tuple[str, ...] = ()
     run_status: str = ""
+    children: tuple[str, ...] = ()
 
 
 class Moves(Protocol):
@@ -217,7 +234,7 @@ class Moves(Protocol):
         ...
 
     def cancel(self, thread: str, run: str = "", actor: str = "") -> str:
-        """Revoke a run: cancelled, rested (nothing to cancel) or unknown."""
+        """Revoke a run, and what its tasks called: cancelled, rested (nothing to cancel) or unknown."""
         ...
 
     def delete(self, thread: str) -> str:

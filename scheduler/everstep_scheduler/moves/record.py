@@ -40,7 +40,7 @@ _SECRETS = frozenset(
 _SECRET_KEYS = frozenset({"api", "private", "access", "signing", "encryption"})
 
 ALL = "*"
-_NAMES = frozenset({"tags", "interrupt_before", "interrupt_after", "live"})
+_NAMES = frozenset({"tags", "interrupt_before", "interrupt_after", "parent", "live"})
 
 Writes = Sequence[tuple[str, bytes]]
 Nodes = Sequence[str] | Literal["*"] | None
@@ -88,6 +88,7 @@ class On(NamedTuple):
 class RunRecord:
     """What a run was told. `form`: is its input JSON, to be read by the graph's types, or are its values typed?
 
+    `parent`: of a run that a task called, the root's thread and the way from there (`graph.placing.Place`).
     `interrupt_before`, `interrupt_after`: the nodes at which it is to stop, `*` for all; None: the graph's own.
     `live`: the stream modes, `custom` and `messages`, that its nodes are listened to in.
     """
@@ -103,7 +104,7 @@ class RunRecord:
     actor: str = ""
     trace: str = ""
     deadline: int = 0
-    parent: str = ""
+    parent: tuple[str, ...] = ()
     interrupt_before: tuple[str, ...] | None = None
     interrupt_after: tuple[str, ...] | None = None
     live: tuple[str, ...] = ()
@@ -140,6 +141,7 @@ class Config:
 
     thread_id: object = None
     checkpoint_id: str = ""
+    checkpoint_ns: str = ""
     run_id: str = ""
     configurable: Mapping[str, Any] = field(default_factory=dict[str, Any])
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -187,6 +189,7 @@ class Config:
         return cls(
             thread_id=configurable.get("thread_id"),
             checkpoint_id=str(configurable.get("checkpoint_id") or ""),
+            checkpoint_ns=str(configurable.get("checkpoint_ns") or ""),
             run_id=str(said.get("run_id") or configurable.get("run_id") or ""),
             configurable=_public(configurable),
             metadata=_public(told),

@@ -22,8 +22,9 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
 from .connection import Client, server_error, translated
-from .contract import LEASE_MS, MOVE_MAX, Answer, Branch, Commit, Lease, Offer, Start, Started
+from .contract import LEASE_MS, MOVE_MAX, Answer, Branch, Call, Commit, Lease, Offer, Start, Started
 
+STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
 Header = dict[str, Any]
 _json = json.JSONEncoder(separators=(",", ":")).encode
@@ -34,7 +35,8 @@ _read = json.JSONDecoder().decode
 def source(name: str) -> str:
     """The text of a script, what all of them share included."""
     lua = files("everstep_scheduler.moves") / "lua"
-    return (lua / "common.lua").read_text() + (lua / f"{name}.lua").read_text()
+    shared = ("common", "starting") if name in STARTING else ("common",)
+    return "".join((lua / f"{each}.lua").read_text() for each in (*shared, name))
 
 
 @cache
@@ -161,8 +163,36 @@ def _started(answer: Header) -> Started:
 
 def _answer(answer: Header) -> Answer:
     return Answer(
-        answer["status"], _leases(answer), tuple(answer.get("refused", ())), str(answer.get("run_status", ""))
-    )
+        answer["status"], _leases(answer), tuple(answer.get("refused", ())), str(answer.get("run_status", "")),
+        tuple(answer.get("children", ())),
+    )  # fmt: skip
+
+
+def _begun(start: Start) -> tuple[Header, list[Any]]:
+    """A run to begin as the scripts take it, and its arguments."""
+    birth = new_id()
+    flat = _flat({name: value for name, value in start.fields.items() if name != "run"})
+    header: Header = {
+        "thread": start.thread, "run": start.run, "sum": start.sum, "kind": start.kind, "graph": start.graph,
+        "queue": start.queue, "task": start.task, "node": start.node, "mode": start.mode, "birth": birth,
+        "jid": job_prefix(start.thread, birth), "count": len(flat),
+    }  # fmt: skip
+    if start.goes_on:
+        header["answers"] = [[each.task, each.question] for each in start.answers]
+        flat += [each.value for each in start.answers]
+    if start.at is not None:
+        header["at"] = start.at
+    if start.base is not None:
+        header["base"] = start.base
+    if start.parent:
+        header["parent"] = start.parent
+    return header, flat
+
+
+def _called(call: Call) -> tuple[Header, list[Any]]:
+    if call.start is None:
+        return {"thread": call.thread, "run": call.run, "waits": 1}, []
+    return _begun(call.start)
 
 
 class RedisMoves:
@@ -172,20 +202,8 @@ class RedisMoves:
         self.scripts = scripts
 
     def start(self, start: Start, offer: Offer | None = None) -> Started:
-        birth = new_id()
-        flat = _flat({name: value for name, value in start.fields.items() if name != "run"})
-        header: Header = {
-            "thread": start.thread, "run": start.run, "sum": start.sum, "kind": start.kind, "graph": start.graph,
-            "queue": start.queue, "task": start.task, "node": start.node, "mode": start.mode, "birth": birth,
-            "jid": job_prefix(start.thread, birth), "salt": salt(), "count": len(flat),
-        }  # fmt: skip
-        if start.goes_on:
-            header["answers"] = [[each.task, each.question] for each in start.answers]
-            flat += [each.value for each in start.answers]
-        if start.at is not None:
-            header["at"] = start.at
-        if start.base is not None:
-            header["base"] = start.base
+        header, flat = _begun(start)
+        header["salt"] = salt()
         if offer is not None:
             header |= {"own": 1, **self._offer(offer)}
         return _started(self.scripts.run("start", header, flat))
@@ -224,9 +242,11 @@ class RedisMoves:
         if serves:
             header["serves"] = list(serves)
         answer = self.scripts.run("claim", header)
+        children = list(answer.get("children", ()))
         while offer.thread and not answer.get("leases") and answer.get("cursor", "0") != "0":
             answer = self.scripts.run("claim", {**header, "cursor": answer["cursor"], "salt": salt()})
-        return _answer(answer)
+            children += answer.get("children", ())
+        return _answer({**answer, "children": children})
 
     def commit(self, commits: Sequence[tuple[Commit, Offer]]) -> list[Answer]:
         answers = self.scripts.run_all([self._commit(commit, offer) for commit, offer in commits])
@@ -237,7 +257,7 @@ class RedisMoves:
         heads, flat = _entries(commit.entries, lease.n)
         header: Header = {
             "thread": lease.thread, "n": lease.n, "digest": lease.digest, "task": lease.task, "token": lease.token,
-            "salt": salt(), "outcome": commit.outcome, "entries": heads, **self._offer(offer),
+            "run": lease.run, "salt": salt(), "outcome": commit.outcome, "entries": heads, **self._offer(offer),
         }  # fmt: skip
         if commit.head is not None:
             header |= {"head": commit.head, "next": commit.next, "stop": commit.stop}
@@ -246,6 +266,9 @@ class RedisMoves:
         for name in ("why", "reason", "delay_ms", "question", "kept", "handler"):
             if value := getattr(commit, name):
                 header[name] = value
+        if commit.call is not None:
+            header["call"], called = _called(commit.call)
+            flat += called
         if offer.thread:
             header["own"] = 1
         elif offer.queues:
@@ -303,8 +326,12 @@ class RedisMoves:
         first = answer = self.scripts.run("cancel", {**asked, "salt": salt()})
         while answer["status"] == "looking":
             first = answer = self.scripts.run("cancel", {**asked, "seen": answer["seen"], "salt": salt()})
+        children = list(answer.get("children", ()))
         while answer.get("more"):
             answer = self.scripts.run("cancel", {"thread": thread, "run": run, "clean": 1, "salt": salt()})
+            children += answer.get("children", ())
+        for called, its_run in children:
+            self.cancel(called, its_run, actor)
         return str(first["status"])
 
     def _run_of(self, thread: str) -> str:

@@ -27,7 +27,7 @@ from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord
 from .ending import error_of
 from .frames import frame_at, until_new_input
-from .questions import question, step_told
+from .questions import questions, step_told
 from .shapes import INTERRUPT, LOG_MODES, PUSH, Reading, Told, Writes, result_of, update_of
 
 CACHED = {"__metadata__": {"cached": True}}  # beside the update of a task that did not run now
@@ -268,14 +268,15 @@ class LogStream:
 
     def _asked(self, entry: e.Entry) -> Iterator[Told]:
         """A question: among the updates, beside the values as they stand, and as what came of its task."""
-        asked = question(entry, self.reading.codec)
+        asked = tuple(questions(entry, self.reading.codec))
         if "updates" in self._telling:
-            yield "updates", {INTERRUPT: (asked,)}
-        if "values" in self._telling:
+            yield "updates", {INTERRUPT: asked}
+        if "values" in self._telling and asked:
             channels = self._fold.channels if self._fold is not None else {}
-            yield "values", {**self.reading.values(channels, self.keys), INTERRUPT: (asked,)}
+            yield "values", {**self.reading.values(channels, self.keys), INTERRUPT: asked}
         if "tasks" in self._telling:
-            yield from self._emit("tasks", entry, {**self._came(entry, None, {}), "interrupts": [asdict(asked)]})
+            said = [asdict(each) for each in asked]
+            yield from self._emit("tasks", entry, {**self._came(entry, None, {}), "interrupts": said})
 
     def _emit(self, mode: str, entry: e.Entry, payload: dict[str, Any]) -> Iterator[Told]:
         """A chunk of `checkpoints` or `tasks`, and the same in `debug`."""
@@ -351,7 +352,7 @@ class LogStream:
         )
         if done is None and failed is not None:
             return {"id": key, "name": ref.node, "error": _said(failed), "state": None}
-        asked = () if paused is None else (asdict(question(paused, self.reading.codec)),)
+        asked = () if paused is None else tuple(asdict(each) for each in questions(paused, self.reading.codec))
         shown: dict[str, Any] = {"id": key, "name": ref.node, "interrupts": asked, "state": None}
         result = result_of(self.reading.decoded(done.writes()), self.keys) if done is not None else None
         return {**shown, "result": result} if result else shown

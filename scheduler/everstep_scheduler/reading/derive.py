@@ -19,16 +19,20 @@ from everstep_checkpoint.replay import TaskRef, tasks_of, timeout_of
 from ..moves.contract import HANDLER, JOIN_NODE, JOIN_TASK, START_NODE, START_TASK
 from .ending import NO_ERROR, Said, error_of
 
-Place = Literal["unmade", "wake", "asked", "failed", "stopped", "done"]
+Place = Literal["unmade", "wake", "child", "asked", "failed", "stopped", "done"]
 REAPED = "its process died"
 EXPIRED_SUSPECT = 2
 FRESH_STEP = -2
+GOING = ("unmade", "wake", "child")  # places that keep the run going, as far as a log tells them
 CONTINUE_SUM = "continue"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of the open step. `unmade`: it waits for a job, whatever place it had; leases are not in the log."""
+    """A task of the open step. `unmade`: it waits for a job, whatever place it had; leases are not in the log.
+
+    `called`: the run it called last, `<run> <thread>`; `told`: it has told since how that rested.
+    """
 
     task: str
     node: str
@@ -47,6 +51,8 @@ class Task:
     asks: e.Entry | None = None
     answers: tuple[str, ...] = ()
     cause: str = ""
+    called: str = ""
+    told: bool = False
 
     @property
     def handles(self) -> bool:
@@ -56,7 +62,7 @@ class Task:
     @property
     def touched(self) -> bool:
         """Does the log say anything of it beyond that it is open?"""
-        said = self.attempt or self.lost or self.answers or self.cause
+        said = self.attempt or self.lost or self.answers or self.cause or self.called
         return bool(said or self.place not in ("unmade", "stopped"))
 
 
@@ -70,12 +76,15 @@ class Queued:
     queue: str
     task: str
     node: str
+    parent: str = ""
 
 
 @dataclass(frozen=True)
 class Told:
-    """Where a thread stands. `left`, `failed` and `asked` count as the scripts do: what keeps the run going, what
-    failed, what waits for an answer. `rec`: the fact with the run's input, `conf`: the one with the record that holds.
+    """Where a thread stands. `left`, `failed`, `asked` and `halted` count as the scripts do: what keeps the run going,
+    what failed, what waits for an answer, what called a run that stopped at a breakpoint. `parent`: the task that
+    called the run, `<n> <task> <thread>`. `rec`: the fact with the run's input, `conf`: the one with the record that
+    holds.
     """
 
     birth: str
@@ -97,6 +106,8 @@ class Told:
     runs: Mapping[str, tuple[str, str, str]]
     queued: tuple[Queued, ...]
     since_ms: int
+    halted: int = 0
+    parent: str = ""
 
     @property
     def running(self) -> bool:
@@ -118,6 +129,7 @@ class Reader:
     base: int = FRESH_STEP
     graph: str = ""
     queue: str = ""
+    parent: str = ""
     since_ms: int = 0
     runs: dict[str, tuple[str, str, str]] = field(default_factory=dict[str, tuple[str, str, str]])
     queued: dict[str, Queued] = field(default_factory=dict[str, Queued])
@@ -141,7 +153,7 @@ class Reader:
                 self._rested(entry)
             case "part":
                 self._part(entry)
-            case "task_done" | "task_failed" | "task_lost" | "task_paused":
+            case "task_done" | "task_failed" | "task_lost" | "task_paused" | "task_called":
                 self._task(entry)
             case "task_answered":
                 self._answered(entry)
@@ -156,6 +168,7 @@ class Reader:
         run, of = entry.text("run"), entry.text("of")
         waiting = self.queued.get(of)
         self.run, self.base, self.rec = run, entry.number("step"), of or entry.id
+        self.parent = waiting.parent if waiting is not None and waiting.run == run else entry.text("parent")
         self._status("running", entry)
         if of and (waiting is None or waiting.run != run):
             self.runs[run] = ("running", entry.id, entry.text("insum") or CONTINUE_SUM)
@@ -214,7 +227,8 @@ class Reader:
     def _task(self, entry: e.Entry) -> None:
         name = entry.text("task")
         task = self._facts.get(name) or Task(name, entry.text("node"), entry.text("queue"))
-        task = replace(task, attempt=max(task.attempt, entry.number("attempt")), token=entry.text("token"))
+        counted = entry.number("attempt") - (entry.kind == "task_called")  # who calls has not ended an attempt
+        task = replace(task, attempt=max(task.attempt, counted), token=entry.text("token"))
         match entry.kind:
             case "task_done":
                 self._facts[name] = replace(task, place="done")
@@ -222,6 +236,8 @@ class Reader:
                 self._facts[name] = _failed(task, entry)
             case "task_paused":
                 self._facts[name] = _paused(task, entry)
+            case "task_called":
+                self._facts[name] = _called(task, entry)
             case _:
                 self._facts[name] = _lost(task, reaped=entry.text("error") == REAPED)
 
@@ -252,17 +268,18 @@ class Reader:
         if tasks and all(task.place == "done" for task in tasks):
             tasks.append(self._known(TaskRef(JOIN_TASK, JOIN_NODE, self.queue)))
         failed = sum(task.place == "failed" for task in tasks)
-        left = sum(task.place in ("unmade", "wake") for task in tasks)
+        left = sum(task.place in GOING for task in tasks)
         asked = sum(task.place == "asked" for task in tasks)
+        halted = sum(task.place == "stopped" for task in tasks)
         if self.status != "running":
-            tasks = [replace(task, place="stopped") if task.place in ("unmade", "wake") else task for task in tasks]
+            tasks = [replace(task, place="stopped") if task.place in GOING else task for task in tasks]
         if self.status == "cancelled":
-            left, failed = left + failed, 0
+            left, failed, halted = left + failed + halted, 0, 0
         queue = self.queue or (refs[0].queue if refs else self.graph)
         return Told(
             self.birth, self.n, self.digest or self.birth, self.step, self.status, self.run, self.rec, self.base,
             self.graph, queue, len(refs), left, failed, asked, self.conf or self.rec, tuple(tasks), dict(self.runs),
-            tuple(self.queued.values()), self.since_ms,
+            tuple(self.queued.values()), self.since_ms, halted, self.parent,
         )  # fmt: skip
 
     def _refs(self) -> list[TaskRef]:
@@ -280,17 +297,20 @@ class Reader:
 def _queued(entry: e.Entry) -> Queued:
     graph = entry.text("graph")
     task, node = entry.text("task") or START_TASK, entry.text("node") or START_NODE
-    return Queued(entry.text("run"), entry.id, graph, entry.text("queue") or graph, task, node)
+    parent = entry.text("parent")
+    return Queued(entry.text("run"), entry.id, graph, entry.text("queue") or graph, task, node, parent)
 
 
 def _reopened(task: Task) -> Task:
-    """What failed, or waited for its next attempt, is open again in a run that continues, and shows no stale error."""
-    return replace(task, place="unmade", error=NO_ERROR, due_ms=0) if task.place in ("failed", "wake") else task
+    """What failed, was halted, or waited, is open again in a run that continues, and shows no stale error."""
+    if task.place not in ("failed", "wake", "child", "stopped"):
+        return task
+    return replace(task, place="unmade", error=NO_ERROR, due_ms=0, told=task.told or task.place == "child")
 
 
 def _failed(task: Task, entry: e.Entry) -> Task:
     """A failure clears a suspect. With `retry_at` another attempt is due; one that is handled leaves nothing to do."""
-    cleared = replace(task, suspect=False, alone=0, error=error_of(entry))
+    cleared = replace(task, suspect=False, alone=0, error=error_of(entry), told=bool(task.called))
     if "retry_at" in entry.raw:
         return replace(cleared, place="wake", due_ms=entry.number("retry_at"))
     if "handler" in entry.raw:
@@ -299,10 +319,23 @@ def _failed(task: Task, entry: e.Entry) -> Task:
 
 
 def _paused(task: Task, entry: e.Entry) -> Task:
-    """A question clears a suspect. Of the answers so far those are kept that hold good."""
-    cleared = replace(task, suspect=False, alone=0, error=NO_ERROR)
+    """A question clears a suspect. Of the answers so far those are kept that hold good. Without a question what it
+    called stopped at a breakpoint."""
+    cleared = replace(task, suspect=False, alone=0, error=NO_ERROR, told=bool(task.called))
     kept = tuple(entry.text("kept").split())
-    return replace(cleared, place="asked", question=entry.text("question"), asks=entry, answers=kept)
+    question = entry.text("question")
+    if not question:
+        return replace(cleared, place="stopped", answers=kept)
+    return replace(cleared, place="asked", question=question, asks=entry, answers=kept)
+
+
+def _called(task: Task, entry: e.Entry) -> Task:
+    """It waits for the run that it called on another thread, which has taken the answers that are not kept."""
+    kept = tuple(entry.text("kept").split())
+    return replace(
+        task, place="child", called=entry.text("called"), told=False, answers=kept, suspect=False, alone=0,
+        error=NO_ERROR, due_ms=0,
+    )  # fmt: skip
 
 
 def _lost(task: Task, *, reaped: bool) -> Task:

@@ -58,18 +58,35 @@ def open_step(log: Log, thread: str) -> Told | None:
 
 def interrupts(told: Told, codec: Codec = PLAIN) -> list[Interrupt]:
     """The questions that wait, in task order."""
-    return [found for task in told.tasks if task.place == "asked" and (found := asked(task, codec)) is not None]
+    return [found for task in told.tasks if task.place == "asked" for found in asked(task, codec)]
 
 
-def asked(task: Task, codec: Codec = PLAIN) -> Interrupt | None:
-    """What a task asked last; None if it never did. Raises CorruptEntry."""
-    return None if task.asks is None else question(task.asks, codec)
+def asked(task: Task, codec: Codec = PLAIN) -> list[Interrupt]:
+    """What a task asked last, one question or those of what it called; none if it never did. Raises CorruptEntry."""
+    return [] if task.asks is None else questions(task.asks, codec)
 
 
-def question(fact: e.Entry, codec: Codec = PLAIN) -> Interrupt:
-    """The question of a `task_paused`. Raises CorruptEntry."""
-    value = codec.decode(fact.value("asks") or b"\xc0", "a question")
-    return Interrupt(value, fact.text("question"), fact.json("schema"))
+def questions(fact: e.Entry, codec: Codec = PLAIN) -> list[Interrupt]:
+    """The questions of a `task_paused`: with `called` those of another thread, in lists. Raises CorruptEntry."""
+    ids, schema = fact.text("question").split(), fact.json("schema")
+    if not ids:
+        return []
+    value: Any = codec.decode(fact.value("asks") or b"\xc0", "a question")
+    if "called" not in fact.raw:
+        return [Interrupt(value, ids[0], schema)]
+    values, schemas = _listed(value), _listed(schema)
+    if not len(values) == len(schemas) == len(ids):
+        raise fact.corrupt("its questions don't fit together")
+    return [Interrupt(*each) for each in zip(values, ids, schemas, strict=True)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]
+
+
+def waits_with(told: Told) -> dict[str, Task]:
+    """question -> the task that waits with it, in task order."""
+    return {each: task for task in told.tasks if task.place == "asked" for each in task.question.split()}
 
 
 def resume_of(
@@ -100,7 +117,7 @@ def resume_of(
 
 def _answers(told: Told, resume: object, codec: Codec, thread: str) -> list[Answered]:
     """Which task gets what. Without a question, the first open task gets it early: it may ask when it runs."""
-    waiting = {task.question: task for task in told.tasks if task.place == "asked"}
+    waiting = waits_with(told)
     by_id = _by_id(resume)
     if by_id is None and not waiting:
         first = next((task for task in told.tasks if task.place != "done"), None)
@@ -113,7 +130,7 @@ def _answers(told: Told, resume: object, codec: Codec, thread: str) -> list[Answ
     if unknown := [each for each in given if each not in waiting]:
         _refuse(f"no question {unknown[0]} waits", waiting, thread)
     for question, answer in given.items():
-        _check(waiting[question], answer, thread)
+        _check(waiting[question], question, answer, thread)
     order = [question for question in waiting if question in given]
     return [Answered(waiting[q].task, q, _encoded(given[q], codec)) for q in order]
 
@@ -128,9 +145,9 @@ def _encoded(answer: object, codec: Codec) -> bytes:
     return e.wrap(codec.encode(answer, "the answer"))
 
 
-def _check(task: Task, answer: object, thread: str) -> None:
+def _check(task: Task, question: str, answer: object, thread: str) -> None:
     """The answer as JSON against the question's schema."""
-    schema = task.asks.json("schema") if task.asks is not None else None
+    schema = next((each.response_schema for each in asked(task) if each.id == question), None)
     if schema is None:
         return
     import jsonschema
@@ -140,7 +157,7 @@ def _check(task: Task, answer: object, thread: str) -> None:
         jsonschema.validate(plain, schema)
     except jsonschema.ValidationError as error:
         raise InvalidResume(
-            f"the answer to question {task.question} does not fit: {error.json_path}: {error.message}",
+            f"the answer to question {question} does not fit: {error.json_path}: {error.message}",
             thread=thread,
             node=task.node,
             fix="its schema is in get_state(config).interrupts; nothing was written",

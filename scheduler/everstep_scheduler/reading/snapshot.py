@@ -23,9 +23,12 @@ from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, State, input_writes
 
 from ..graph.channels import HIDDEN, apply
+from ..graph.placing import Place
+from ..graph.subgraphs import child_thread
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord, checkpoint_number
 from .addressed import another_checkpoint, unknown_checkpoint
+from .children import caller_of
 from .derive import Task as Known
 from .derive import Told
 from .frames import Frame, frame_at, frames, until_new_input
@@ -68,13 +71,22 @@ class StateSnapshot(NamedTuple):
 
 
 def snapshot(
-    log: Log, thread: str, n: int | str | None = None, codec: Codec = PLAIN, spec: GraphSpec | None = None
+    log: Log,
+    thread: str,
+    n: int | str | None = None,
+    codec: Codec = PLAIN,
+    spec: GraphSpec | None = None,
+    place: Place | None = None,
+    subgraphs: bool = False,
 ) -> StateSnapshot:
     """A thread as it stands, or at checkpoint `n` (its number, or its id). Empty for a thread without a log.
 
+    `place`: where it stands in the tree of what tasks called; None: it is a root. `subgraphs`: with the states of what
+    its tasks called.
+
     Raises NotFound for a checkpoint that is not there, Trimmed, CorruptEntry, NewerVersion.
     """
-    view = _View(log, thread, spec.codec if spec is not None else codec, spec)
+    view = _View(log, thread, spec.codec if spec is not None else codec, spec, place, subgraphs)
     head = log.head(thread)
     if n is not None:
         number = checkpoint_number(n) if isinstance(n, str) else n
@@ -100,6 +112,7 @@ def snapshots(
     before: int | None = None,
     filter: Mapping[str, Any] | None = None,
     only: str | None = None,
+    place: Place | None = None,
 ) -> Iterator[StateSnapshot]:
     """The checkpoints of a thread, newest first, at most `limit`: those below number `before`, those whose metadata has
     the values of `filter`, the one with the id `only`."""
@@ -109,7 +122,7 @@ def snapshots(
     if only is not None:
         limit = 1 if limit is None else min(limit, 1)
         before = min(checkpoint_number(only) + 1, before or head.n + 1)
-    view = _View(log, thread, spec.codec if spec is not None else codec, spec)
+    view = _View(log, thread, spec.codec if spec is not None else codec, spec, place)
     last = head.n if before is None else min(before - 1, head.n)
     first = 1 if limit is None or filter else max(last - limit, 1)
     found = (frame for frame in frames(log, thread, first, last) if view.fits(frame, filter))
@@ -123,7 +136,17 @@ def snapshots(
 class _View:
     """Turns frames into snapshots."""
 
-    def __init__(self, log: Log, thread: str, codec: Codec, spec: GraphSpec | None) -> None:
+    def __init__(
+        self,
+        log: Log,
+        thread: str,
+        codec: Codec,
+        spec: GraphSpec | None,
+        place: Place | None = None,
+        subgraphs: bool = False,
+    ) -> None:
+        self.place = place or Place(thread)
+        self.subgraphs = subgraphs
         self.log = log
         self.thread = thread
         self.codec = codec
@@ -131,9 +154,7 @@ class _View:
         self._records: dict[str, dict[str, Any]] = {}
 
     def empty(self, following: tuple[str, ...]) -> StateSnapshot:
-        return StateSnapshot(
-            {}, following, {"configurable": {"thread_id": self.thread, "checkpoint_ns": ""}}, None, None, None, (), ()
-        )
+        return StateSnapshot({}, following, _config(self.place), None, None, None, (), ())
 
     def fits(self, frame: Frame, filter: Mapping[str, Any] | None) -> bool:
         """Does the metadata of a checkpoint have these values?"""
@@ -185,8 +206,22 @@ class _View:
         )
 
     def _metadata(self, entry: e.Entry) -> dict[str, Any]:
-        said: dict[str, Any] = {"source": entry.text("source"), "step": entry.number("step"), "parents": {}}
-        return {**said, **self._told_by_run(entry)}
+        said: dict[str, Any] = {"source": entry.text("source"), "step": entry.number("step")}
+        return {**said, "parents": self._parents(entry), **self._told_by_run(entry)}
+
+    def _parents(self, entry: e.Entry) -> dict[str, str]:
+        """Checkpoints of those above whose tasks called this run: `checkpoint_ns` -> id."""
+        found: dict[str, str] = {}
+        place, thread = self.place, self.thread
+        while place.ns and (caller := caller_of(self.log, thread, entry)) is not None:
+            n, _, thread = caller
+            place = Place(place.root, place.ns.rpartition("|")[0])
+            above = self.log.read(thread, f"{n}-0", f"{n}-0")
+            if not above:
+                break
+            entry = above[0]
+            found[place.ns] = entry.checkpoint_id
+        return dict(sorted(found.items()))
 
     def _values(self, channels: Channels) -> dict[str, Any]:
         if self.spec is not None:
@@ -198,7 +233,7 @@ class _View:
         }
 
     def _config(self, checkpoint_id: str) -> Config:
-        return {"configurable": {"thread_id": self.thread, "checkpoint_ns": "", "checkpoint_id": checkpoint_id}}
+        return _config(self.place, checkpoint_id)
 
     def _parent(self, frame: Frame) -> Config | None:
         """The checkpoint before, or the one that a branch names; for a fork that of the thread it came from."""
@@ -240,10 +275,23 @@ class _View:
         key = e.idempotency_key(told.birth, told.n, told.digest, task.task)
         error_type, text, traceback = task.error
         shown = f"{error_type.rpartition('.')[2]}({text!r})" if error_type else text or None
-        question = asked(acting, self.codec)
-        there = () if question is None or (live and acting.place != "asked") else (question,)
+        there = () if live and acting.place != "asked" else tuple(asked(acting, self.codec))
         result = self._result(told, task, done, closing)
-        return Task(key, task.node, _path(task), error=shown, interrupts=there, result=result, traceback=traceback)
+        return Task(key, task.node, _path(task), shown, there, self._state(task, key), result, traceback)
+
+    def _state(self, task: Known, key: str) -> Any:
+        """Of a task that is a graph, where its state is found, or that state; None for any other."""
+        inner = self.spec.nested.get(task.node) if self.spec is not None else None
+        node = self.spec.node(task.node) if self.spec is not None and inner is not None else None
+        if not task.called and (node is None or not node.calls):
+            return None
+        thread = task.called.partition(" ")[2]
+        keeps = node.keeps if node is not None else thread == child_thread(self.thread, task.node, key, True)
+        place = self.place.below(task.node, "" if keeps else key)
+        if not self.subgraphs:
+            return _config(place)
+        thread = thread or child_thread(self.thread, task.node, key, keeps)
+        return snapshot(self.log, thread, codec=self.codec, spec=inner, place=place, subgraphs=True)
 
     def _result(
         self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None
@@ -311,6 +359,11 @@ def _with_handlers(tasks: Iterable[Known]) -> list[tuple[Known, Known]]:
         else:
             found.append((task, task))
     return found
+
+
+def _config(place: Place, checkpoint_id: str = "") -> Config:
+    said = {"thread_id": place.root, "checkpoint_ns": place.ns}
+    return {"configurable": {**said, **({"checkpoint_id": checkpoint_id} if checkpoint_id else {})}}
 
 
 def _path(task: Known) -> tuple[Any, ...]:

@@ -52,8 +52,8 @@ def _fields(told: Told, thread: str) -> Header:
     return {
         "birth": told.birth, "n": told.n, "digest": told.digest, "step": told.step, "status": told.status,
         "run": told.run, "rec": told.rec, "base": told.base, "graph": told.graph, "queue": told.queue,
-        "width": told.width, "left": told.left, "failed": told.failed, "asked": told.asked,
-        "conf": told.conf, "early": "",
+        "width": told.width, "left": told.left, "failed": told.failed, "asked": told.asked, "halted": told.halted,
+        "conf": told.conf, "early": "", "parent": told.parent,
         "jobs": 0, "updated": told.since_ms, "jid": job_prefix(thread, told.birth),
     }  # fmt: skip
 
@@ -61,7 +61,7 @@ def _fields(told: Told, thread: str) -> Header:
 def _element(each: Queued) -> Header:
     return {
         "run": each.run, "entry": each.entry, "graph": each.graph, "queue": each.queue, "task": each.task,
-        "node": each.node,
+        "node": each.node, **({"parent": each.parent} if each.parent else {}),
     }  # fmt: skip
 
 
@@ -91,9 +91,13 @@ def _record(task: Task) -> list[Any]:
         counted = {"t": task.token}
     elif place == "job":
         del counted["t"]
+    elif place == "child":
+        counted = {"t": task.token, "l": task.lost}
     elif place == "asked":
         counted = {"t": task.token, "l": task.lost, "i": task.question}
-    counted |= {"an": " ".join(task.answers), "c": task.cause if task.handles else ""}
+    if place != "done":
+        cause = task.cause if task.handles else ""
+        counted |= {"an": " ".join(task.answers), "c": cause, "cl": task.called, "ct": int(task.told)}
     rec |= {name: value for name, value in counted.items() if value}
     return [task.task, rec, task.due_ms if place == "wake" else _reason(task)]
 

@@ -26,6 +26,7 @@ from everstep_checkpoint.redislog import RedisLog
 
 from ..moves.connection import Client, error_code, is_hopeless
 from ..moves.redismoves import Scripts, salt
+from ..reading.children import with_rested_children
 from ..reading.derive import Told, derive
 from .adoption import adoption
 
@@ -88,7 +89,7 @@ class Rebuild:
         """Where a thread stands; None, and a line, for a log that can't be read."""
         self._extend()
         try:
-            return derive(self.log, thread, self._extend)
+            return with_rested_children(self.log, derive(self.log, thread, self._extend))
         except redis.ResponseError as error:
             if not _is_of_another_type(error):
                 raise
@@ -180,6 +181,7 @@ class Rebuild:
             keys.parked,
             keys.discards,
             keys.cleanings,
+            keys.revoked,
             keys.sweep,
         ]
         self._guarded(lambda pipe: pipe.delete(*gone))

@@ -27,6 +27,7 @@ from ..graph.asking import CURRENT, Answers
 from ..graph.handling import NodeError, raised_again
 from ..graph.managed import Steps
 from ..graph.options import Cache
+from ..graph.placing import Place
 from ..graph.results import NodeResult, node_result
 from ..graph.runtime import ExecutionInfo, Runtime
 from ..graph.spec import GraphSpec, NodeSpec, form_args
@@ -36,6 +37,7 @@ from ..moves.record import RunRecord
 from ..reading.ending import error_of
 from ..reading.shapes import message_metadata
 from .caching import key_of, recall, remember
+from .calling import look
 from .loading import FRESH_STEP, Loader, Stand
 from .outcome import Returned, returned
 from .plan import adestinations, destinations
@@ -114,7 +116,7 @@ class Given:
 @dataclass
 class Attempt:
     """One try at a task, with all that the node needs. `broken`: it could not be loaded, and will fail saying so.
-    `known`: what it came to before, from a cache; its node is not called.
+    `known`: what it came to before, from a cache; its node is not called. `slotted`: it holds a worker's slot.
     """
 
     lease: Lease
@@ -128,6 +130,7 @@ class Attempt:
     voice: Voice | None = None
     cache_key: str = ""
     known: Returned | None = None
+    slotted: bool = False
     pace: Pace = field(init=False)
 
     def __post_init__(self) -> None:
@@ -175,11 +178,7 @@ class Attempt:
             if self.given.nodes:
                 return Result(updated(self, config, runtime), None, self.elapsed_ms)
             with self._speaking():
-                gave = (
-                    self._given()
-                    if self.node is None
-                    else self._gave(self.node.fn(*self.args(), **self._kwargs(config, runtime)))
-                )
+                gave = self._given() if self.node is None else self._gave(self._called(self.node, config, runtime))
                 there = destinations(self.spec, self.source, self.stand.channels, gave, config, runtime, self.steps)
             return Result(returned(gave.writes, there), None, self.elapsed_ms)
         except BaseException as error:  # noqa: BLE001 - the door to the user's code
@@ -235,13 +234,28 @@ class Attempt:
         """The task's idempotency key."""
         return e.idempotency_key(self.lease.birth, self.lease.n, self.lease.digest, self.lease.task)
 
+    @property
+    def place(self) -> Place:
+        """Where its thread stands in the tree of what tasks called."""
+        return Place(*self.record.parent) if self.record.parent else Place(self.lease.thread)
+
+    @property
+    def ns(self) -> str:
+        """The task's own place, as LangGraph names it."""
+        return self.place.below(self.lease.node, self.key).ns
+
     def _check(self) -> None:
         if self.broken is not None:
             raise self.broken
 
+    def _called(self, node: NodeSpec, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> Any:
+        return look(self) if node.calls else node.fn(*self.args(), **self._kwargs(config, runtime))
+
     async def _awaited(self, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> Any:
         assert self.node is not None
-        answer = self.node.fn(*self.args(), **self._kwargs(config, runtime))
+        if self.node.graph is not None:  # it reads logs, or runs as a whole: not on the loop
+            return await asyncio.to_thread(self._called, self.node, config, runtime)
+        answer = self._called(self.node, config, runtime)
         return await answer if self.node.is_async else answer
 
     def args(self) -> tuple[Any, ...]:
@@ -315,10 +329,10 @@ class Attempt:
     def config(self) -> dict[str, Any]:
         """LangGraph's config, the same on any worker, any day later; `metadata` says where the task stands."""
         record = self.record
-        place = {"thread_id": self.lease.thread, "checkpoint_ns": "", "run_id": self.lease.run}
+        place = {"thread_id": self.place.root, "checkpoint_ns": self.ns, "run_id": self.lease.run}
         config: dict[str, Any] = {
             "configurable": {**record.configurable, **place},
-            "metadata": {"thread_id": self.lease.thread, **record.metadata, **self._place()},
+            "metadata": {"thread_id": self.place.root, **record.metadata, **self._place()},
             "tags": list(record.tags),
             "recursion_limit": record.recursion_limit,
         }
@@ -331,14 +345,16 @@ class Attempt:
             return {}
         lease, parts = self.lease, self.stand.parts
         failed = self.given.error.node if self.given.error is not None else ""
-        return place_of(self.spec, lease.node, lease.task, parts, self.steps.step, self.key, failed)
+        told = place_of(self.spec, lease.node, lease.task, parts, self.steps.step, self.key, failed)
+        return {**told, "langgraph_checkpoint_ns": self.ns}
 
     def runtime(self) -> Runtime[Any]:
         lease, key = self.lease, self.key
         info = ExecutionInfo(
             checkpoint_id=e.checkpoint_id(lease.n, lease.digest) if lease.n else "",
+            checkpoint_ns=self.ns,
             task_id=key,
-            thread_id=lease.thread,
+            thread_id=self.place.root,
             run_id=lease.run,
             node_attempt=lease.attempt,
         )
@@ -347,7 +363,8 @@ class Attempt:
 
 
 class Performer:
-    """Loads attempts and settles them. One per process; `by` is its name in the log; `listening` says who listens."""
+    """Loads attempts and settles them. One per process; `by` is its name in the log; `listening` says who listens.
+    `slotted`: attempts hold slots of a worker."""
 
     def __init__(
         self,
@@ -359,8 +376,10 @@ class Performer:
         loader: Loader | None = None,
         listening: Listening | None = None,
         cache: Cache | None = None,
+        slotted: bool = False,
     ) -> None:
         self.listening = listening
+        self.slotted = slotted
         self.graphs = graphs
         self.cache = cache
         self.loader = loader or Loader(log)
@@ -387,7 +406,7 @@ class Performer:
             if not _is_data(error):
                 raise
             return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, broken=error)
-        attempt = self._recalled(Attempt(lease, spec, node, stand, record, self.loader, given))
+        attempt = self._recalled(Attempt(lease, spec, node, stand, record, self.loader, given, slotted=self.slotted))
         attempt.listened(self.listening)
         return attempt
 

@@ -2,6 +2,8 @@
 
 error ──► retry | failed
 question ──► paused
+a graph as a node ──► called, until that graph's run rests
+a Command for the parent ──► left: the run ends here
 value ──► a task among several ──► task_done
       └─► the last one, or the join ──► plan ──► the next checkpoint and its tasks
                                          └──► unplanned: the writes exclude each other
@@ -22,10 +24,14 @@ from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, carried, input_writes, state_at, step_of
 
 from ..graph.asking import GraphInterrupt, Question
+from ..graph.results import ForParent
+from ..graph.retry import next_delay
 from ..graph.runtime import END, START, Send
 from ..graph.spec import NodeSpec
 from ..moves.contract import HANDLER, JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Commit, Lease, Moves
 from ..moves.record import stops_at
+from ..reading.questions import interrupts
+from .calling import Called, ChildAsked, ChildFailed
 from .clearing import cleared
 from .loading import FRESH_STEP, Loader, Stand, rows_of
 from .outcome import Raised, Returned, raised
@@ -62,17 +68,19 @@ class Settler:
         self._lock = threading.Lock()
 
     def settle(self, attempt: Attempt, result: Result) -> Commit:
-        if isinstance(result.error, GraphInterrupt):
-            return self._paused(attempt, result, result.error.question)
-        if result.error is not None:
-            dice = random.random()  # noqa: S311 - jitter, not a secret
-            error = raised(attempt.node, _plain(result.error), _failures(attempt.lease), dice)
-            handler = attempt.handler_of(result.error) if error.retry_s is None else None
-            return (
-                self._failed(attempt, result, error)
-                if handler is None
-                else self._handled(attempt, result, error, handler)
-            )
+        match result.error:
+            case GraphInterrupt() as asked:
+                return self._paused(attempt, result, asked.question)
+            case Called() as called:
+                return self._called(attempt, result, called)
+            case ChildAsked() as waits:
+                return self._child_paused(attempt, result, waits)
+            case ForParent() as command if attempt.record.parent:
+                return self._left(attempt, result, command)
+            case None:
+                pass
+            case raised_error:
+                return self._raised(attempt, result, raised_error)
         try:
             if attempt.lease.task == JOIN_TASK:
                 return self._join(attempt)
@@ -102,10 +110,22 @@ class Settler:
             queue=lease.queue, started=lease.at_ms, ms=ms, **more,
         )  # fmt: skip
 
+    def _raised(self, attempt: Attempt, result: Result, raised_error: BaseException) -> Commit:
+        error = _error_of(attempt, _plain(raised_error))
+        handler = attempt.handler_of(raised_error) if error.retry_s is None else None
+        if handler is not None:
+            return self._handled(attempt, result, error, handler)
+        return self._failed(attempt, result, error)
+
     def _failed(self, attempt: Attempt, result: Result, error: Raised) -> Commit:
         lease = attempt.lease
-        said = json.dumps({"type": error.error_type, "text": error.text, "traceback": error.traceback})
-        reason = f"{lease.node}: {error.error_type}: {error.text}"[:2000]
+        told = {"type": error.error_type, "text": error.text, "traceback": error.traceback}
+        where = lease.node
+        if isinstance(result.error, ChildFailed) and result.error.node:
+            told["node"] = result.error.node
+            where = f"{where}/{result.error.node}"
+        said = json.dumps(told)
+        reason = f"{where}: {error.error_type}: {error.text}"[:2000]
         if error.retry_s is None:
             return Commit(
                 lease, "failed", (self._task_fact("task_failed", lease, result.ms, error=said),), reason=reason
@@ -136,6 +156,33 @@ class Settler:
             schema=json.dumps(question.schema) if question.schema is not None else None, asks=e.wrap(question.value),
         )  # fmt: skip
         return Commit(lease, "paused", (fact,), question=question.id, kept=kept)
+
+    def _called(self, attempt: Attempt, result: Result, called: Called) -> Commit:
+        """The attempt called a run on another thread: its task waits for that one's rest, without a job."""
+        lease, call, kept = attempt.lease, called.call, " ".join(called.kept)
+        fact = self._task_fact("task_called", lease, result.ms, called=f"{call.run} {call.thread}", kept=kept or None)
+        return Commit(lease, "called", (fact,), kept=kept, call=call)
+
+    def _left(self, attempt: Attempt, result: Result, command: ForParent) -> Commit:
+        """The attempt ends its run with a Command for the parent: nothing of the step is applied here."""
+        said = e.wrap(command.command)
+        fact = self._task_fact("run_rested", attempt.lease, result.ms, status="done", command=said)
+        return Commit(attempt.lease, "left", (fact,))
+
+    def _child_paused(self, attempt: Attempt, result: Result, waits: ChildAsked) -> Commit:
+        """What the attempt called waits: its questions, if it has any, are the task's."""
+        lease, kept = attempt.lease, " ".join(waits.kept)
+        found = interrupts(waits.told, attempt.spec.codec)
+        ids = " ".join(each.id for each in found)
+        said: e.Fields = {"called": lease.called}
+        if kept:
+            said["kept"] = kept
+        if found:
+            asks = attempt.spec.codec.encode([each.value for each in found], "the questions")
+            schemas = json.dumps([each.response_schema for each in found])
+            said |= {"question": ids, "schema": schemas, "asks": e.wrap(asks)}
+        fact = self._task_fact("task_paused", lease, result.ms, **said)
+        return Commit(lease, "paused", (fact,), question=ids, kept=kept)
 
     def _done(self, attempt: Attempt, result: Result, value: Returned) -> Commit:
         parts = self._parts(attempt, value.sends)
@@ -436,6 +483,16 @@ def _breakpoints(attempt: Attempt) -> tuple[tuple[str, ...], tuple[str, ...]]:
     told, spec = attempt.record, attempt.spec
     before = spec.interrupt_before if told.interrupt_before is None else told.interrupt_before
     return before, spec.interrupt_after if told.interrupt_after is None else told.interrupt_after
+
+
+def _error_of(attempt: Attempt, error: Exception) -> Raised:
+    """The outcome of an attempt that raised, or whose child failed: then the error is the child's."""
+    failures, dice = _failures(attempt.lease), random.random()  # noqa: S311 - jitter, not a secret
+    if not isinstance(error, ChildFailed):
+        return raised(attempt.node, error, failures, dice)
+    policies = attempt.node.retry if attempt.node is not None else ()
+    delay = next_delay(policies, error.likeness(policies), failures, dice)
+    return Raised(error.said.error_type, error.said.text, error.said.traceback, delay)
 
 
 def _plain(error: BaseException) -> Exception:

@@ -20,6 +20,7 @@ from everstep_checkpoint.errors import InvalidInput, InvalidUpdateError
 from everstep_checkpoint.log import Log, new_id
 from everstep_checkpoint.replay import State, state_at
 
+from ..graph.placing import Placed, placed
 from ..graph.runtime import END, START
 from ..moves.contract import UPDATE_TASK, Start
 from ..moves.record import Config, On, Writes, start_with
@@ -59,6 +60,10 @@ class StateFace(ABC):
     def _log(self) -> Log: ...
 
     @abstractmethod
+    def _inner(self, spec: GraphSpec) -> StateFace:
+        """The same for a graph that is a node of this one."""
+
+    @abstractmethod
     def _thread(self, said: Config) -> str:
         """The thread of a config. Raises InvalidInput."""
 
@@ -91,12 +96,16 @@ class StateFace(ABC):
         As it stands: what tasks of the open step have written is applied, `next` are those that have yet to end. The
         record of a checkpoint: the values that its tasks began with, and all of them in `next`.
 
+        A task that is a graph has `state`: the config of its own state, or with `subgraphs` that state itself, to any
+        depth. Such a config, with its `checkpoint_ns`, is taken here, by the history and by updates.
+
         Raises InvalidInput, NotFound for a checkpoint that the thread does not have, Trimmed.
         """
-        if subgraphs:
-            raise InvalidInput("subgraphs=True: graphs have no subgraphs yet", fix="leave it out")
         said = Config.of(config)
-        return snapshot(self._log, self._thread(said), said.checkpoint_id or None, spec=self._types)
+        at = self._placed(said)
+        return snapshot(
+            self._log, at.thread, said.checkpoint_id or None, spec=at.spec, place=at.place, subgraphs=subgraphs
+        )
 
     def get_state_history(
         self, config: Given, *, filter: Given | None = None, before: Given | None = None, limit: int | None = None
@@ -108,9 +117,10 @@ class StateFace(ABC):
         """
         said = Config.of(config)
         until = Config.of(before).checkpoint_n if before is not None else None
+        at = self._placed(said)
         return snapshots(
-            self._log, self._thread(said), limit, spec=self._types, before=until, filter=filter,
-            only=said.checkpoint_id or None,
+            self._log, at.thread, limit, spec=at.spec, before=until, filter=filter, only=said.checkpoint_id or None,
+            place=at.place,
         )  # fmt: skip
 
     async def aget_state(self, config: Given, *, subgraphs: bool = False) -> StateSnapshot:
@@ -121,6 +131,23 @@ class StateFace(ABC):
         """`get_state_history` for an event loop."""
         for each in await asyncio.to_thread(lambda: list(self.get_state_history(config, **more))):
             yield each
+
+    def get_subgraphs(self, *, namespace: str | None = None, recurse: bool = False) -> Iterator[tuple[str, Any]]:
+        """(node, graph) of the graphs that are nodes here. `recurse`: also of those in them, as `node|node`.
+        `namespace`: only that one. Without the graph's code there are none."""
+        spec = self._types
+        for name, inner in spec.nested.items() if spec is not None else ():
+            if namespace is None or namespace == name:
+                yield name, self._inner(inner)
+            if not recurse or namespace == name or not (namespace is None or namespace.startswith(f"{name}|")):
+                continue
+            below = None if namespace is None else namespace[len(name) + 1 :]
+            for low, graph in self._inner(inner).get_subgraphs(namespace=below, recurse=True):
+                yield f"{name}|{low}", graph
+
+    def _placed(self, said: Config) -> Placed:
+        """The thread that a config names by its `thread_id` and `checkpoint_ns`, and its graph."""
+        return placed(self._thread(said), said.checkpoint_ns, self._types)
 
     # editing
 
@@ -157,10 +184,28 @@ class StateFace(ABC):
                 "No supersteps provided" if not supersteps else "No updates provided",
                 fix="give [[StateUpdate(values, as_node)]]",
             )
+        said = Config.of(config)
+        if said.checkpoint_ns:
+            return self._below(self._placed(said), config, supersteps, timeout)
         place = dict(config)
         for updates in supersteps:
             place = self._superstep(place, [StateUpdate(*each) for each in updates], timeout)
         return place
+
+    def _below(
+        self, at: Placed, config: Given, supersteps: Sequence[Sequence[StateUpdate]], timeout: float | None
+    ) -> dict[str, Any]:
+        """Updates of what a task called, on its own thread."""
+        if at.spec is None:
+            raise InvalidInput(
+                f"no graph is known at {at.place.ns!r}",
+                thread=at.place.root,
+                fix="take the config from get_state().tasks[i].state; a client needs the graph: graph(name, compiled)",
+            )
+        own = {**config.get("configurable", {}), "thread_id": at.thread, "checkpoint_ns": ""}
+        done = self._inner(at.spec).bulk_update_state({**config, "configurable": own}, supersteps, timeout=timeout)
+        there = {**done["configurable"], "thread_id": at.place.root, "checkpoint_ns": at.place.ns}
+        return {"configurable": there}
 
     async def aupdate_state(
         self, config: Given, values: Any, as_node: str | None = None, **more: Any

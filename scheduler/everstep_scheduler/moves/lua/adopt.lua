@@ -2,7 +2,7 @@
 -- H: lock lock_ms(the lock is extended by it) thread salt
 --    first(1: begin anew) fresh(1: only if the thread has no hash) fields = {name -> value of the thread's hash} since(ms)
 --    runs = {run, text, ...} queued = {JSON...} unmade = {JSON...}
---    tasks = { {task, rec, reason or due ms}, ... }; rec.p = done | failed | stopped | asked | wake | job; at most 250 a call
+--    tasks = { {task, rec, reason or due ms}, ... }; rec.p = done | failed | stopped | asked | wake | child | job; at most 250 a call
 -- A task whose lease is announced for this very checkpoint stays leased to its worker.
 -- Answers JSON: status = ok | lost (the lock) | known; kept = leases that live on
 if call('GET', S .. 'recovery') ~= H.lock then return '{"status":"lost"}' end
@@ -28,10 +28,19 @@ local function announced(T, task)
   return said and said.d == T.digest and said
 end
 
+-- Has the run that a task called come to its rest, as far as the indexes of its thread are there already?
+local function rested(rec)
+  local run, called = string.match(rec.cl, '^(%S+) (.*)$')
+  local word = called and call('HGET', S .. 'runs:' .. called, run)
+  word = word and string.match(word, '^%S+')
+  return word and word ~= 'running' and word ~= 'queued'
+end
+
 local T, kept = load(H.thread), 0
 for _, named in ipairs(H.tasks) do
   local task, rec = named[1], named[2]
-  local said = T.status == 'running' and rec.p ~= 'done' and rec.p ~= 'failed' and rec.p ~= 'asked' and announced(T, task)
+  if rec.p == 'child' and rested(rec) then rec.p = 'job' end
+  local said = T.status == 'running' and rec.p ~= 'done' and rec.p ~= 'failed' and rec.p ~= 'asked' and rec.p ~= 'child' and announced(T, task)
   if said then
     rec.a = said.a - 1
     H.owner, H.lease_ms = said.o, said.L

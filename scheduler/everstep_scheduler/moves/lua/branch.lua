@@ -30,6 +30,7 @@ if not T then
 end
 call('HSET', S .. 'runs:' .. H.thread, H.run, 'running ' .. entry .. ' ' .. H.sum)
 out.status, out.entry = 'started', entry
+T.parent = ''
 begin(H.thread, T, H.run, entry, '', H.graph, H.queue)
 T.n, T.digest, T.step = H.head[1], H.head[2], H.head[3]
 T.base, T.updated = H.base, NOW

@@ -3,6 +3,7 @@
 --    take = job id: one named job (RQ's own worker popped it)
 --    thread = T: only tasks of this thread (inline); cursor: where to go on looking, from the last answer
 -- Answers JSON: status = ok | rebuild | suspended; leases; refused; cursor (inline, '0' at the end)
+--    children = threads that tasks of this one called (inline)
 local living, suspended = alive()
 if not living then return '{"status":"rebuild"}' end
 call('DEL', S .. 'nothing')
@@ -22,7 +23,10 @@ elseif H.thread then
     out.cursor = page[1]
     for i = 1, #page[2], 2 do
       local rec = sound(page[2][i + 1])
-      if rec and rec.p == 'job' and #H.tokens > 0 then
+      if rec and rec.p == 'child' and rec.cl then
+        out.children = out.children or {}
+        out.children[#out.children + 1] = string.match(rec.cl, '^%S+ (.*)$')
+      elseif rec and rec.p == 'job' and #H.tokens > 0 then
         leave(H.thread, T, page[2][i], rec, true)
         lease(H.thread, T, page[2][i], rec, next_token())
       end

@@ -1,11 +1,13 @@
 -- commit: an attempt's outcome, and with the last one of a step the next checkpoint and its tasks. Then refill.
--- H: thread n digest task token owner salt                       the attempt; fenced by token and (n, digest)
---    outcome = next | done | failed | retry | unplanned | paused | handled    what it came to
+-- H: thread n digest task token run owner salt                   the attempt; fenced by token and (n, digest)
+--    outcome = next | done | failed | retry | unplanned | paused | handled | called | left    what it came to
 --    entries                                                      what it adds to the log, hashed by the caller
 --    head = {n, digest, step}, next = rows, parts = {id -> tasks JSON}, stop = '' | failed | interrupted, why   (next)
 --    reason, delay_ms                                             (failed, unplanned, retry)
---    question, kept = answers that hold good                      (paused)
+--    question = ids with spaces, '' at a breakpoint; kept = answers that hold good      (paused)
 --    handler = {node, queue, timeout s}                           (handled; the first of its entries is the failure)
+--    call = the run that it calls, as start takes it, its arguments behind those of the entries; or {thread, run, waits = 1}:
+--    that run is under way already; kept                          (called)
 --    tokens queues proc lease_ms round spare                      refill;  own=1: only from this thread (inline)
 -- Answers JSON: status = ok | already | fenced | rebuild; leases
 local living, suspended = alive()
@@ -38,8 +40,49 @@ for _, r in ipairs(H.next or {}) do
 end
 if H.handler then call('LLEN', R .. 'queue:' .. H.handler[2]) end
 
-local ids = append(H.thread)
-unlease(rec)
+local function sleep(delay_ms)
+  rec.p, rec.o, rec.s, rec.k = 'wake', nil, nil, 0
+  call('ZADD', S .. 'wakes', NOW + delay_ms, place_of(H.thread, T, H.task))
+  if rec.j then
+    call('HSET', R .. 'job:' .. rec.j, 'status', 'scheduled')
+    show('ZADD', R .. 'scheduled:' .. queue_of(rec), math.ceil((NOW + delay_ms) / 1000), rec.j)
+  end
+  keep(H.thread, H.task, rec)
+end
+
+-- The thread that is called has moved since it was looked at, or its log takes no entry: the task looks again, uncounted.
+local CALL_AGAIN_MS, C = 500, nil
+local function can_call()
+  C = load(H.call.thread)
+  if H.call.waits then
+    local word = call('HGET', S .. 'runs:' .. H.call.thread, H.call.run)
+    word = word and string.match(word, '^%S+')
+    return word == 'running' or word == 'queued'
+  end
+  local last = call('XREVRANGE', S .. 'log:' .. H.call.thread, '+', '-', 'COUNT', 1)[1]
+  if last and tonumber(string.match(last[1], '^%d+')) > (C and C.n or -1) then return false end
+  call('LLEN', R .. 'queue:' .. H.call.queue)
+  return not refusal(H.call, C)
+end
+
+if H.outcome == 'called' then
+  C = load(H.call.thread)
+  if not C and call('EXISTS', S .. 'log:' .. H.call.thread) == 1 then return '{"status":"rebuild"}' end
+  if not can_call() then
+    unlease(rec)
+    rec.a = rec.a - 1
+    if H.call.waits then hand(H.thread, T, H.task, rec) else sleep(CALL_AGAIN_MS) end
+    H.outcome = 'again'
+  end
+end
+
+local behind = 2 -- the arguments of a call come behind those of the entries
+for _, entry in ipairs(H.entries or {}) do behind = behind + entry[3] end
+local ids = {}
+if H.outcome ~= 'again' then
+  ids = append(H.thread)
+  unlease(rec)
+end
 out.status = 'ok'
 T.updated = NOW
 if H.outcome == 'next' then
@@ -66,8 +109,9 @@ elseif H.outcome == 'unplanned' then
 elseif H.outcome == 'paused' then
   forget_job(rec)
   if T.early_task == H.task then T.early = '' end
-  keep(H.thread, H.task, { p = 'asked', t = H.token, a = rec.a, l = rec.l, n = rec.n, q = rec.q, w = rec.w, i = H.question, an = H.kept, c = rec.c })
-  T.asked = T.asked + 1
+  keep(H.thread, H.task, { p = H.question and 'asked' or 'stopped', t = H.token, a = rec.a, l = rec.l, n = rec.n, q = rec.q, w = rec.w,
+    i = H.question, an = H.kept, c = rec.c, cl = rec.cl, ct = rec.cl and 1 or nil })
+  if H.question then T.asked = T.asked + 1 else T.halted = T.halted + 1 end
   resolved(H.thread, T)
 elseif H.outcome == 'handled' then -- the step waits for the handler instead: what keeps the run going is as many as before
   forget_job(rec)
@@ -76,14 +120,25 @@ elseif H.outcome == 'handled' then -- the step waits for the handler instead: wh
   handler.c = ids[1]
   local token = table.remove(H.tokens or {}, 1)
   if token then lease(H.thread, T, 'h_' .. H.task, handler, token) else push(H.thread, T, 'h_' .. H.task, handler, true) end
-elseif H.outcome == 'retry' then
-  rec.p, rec.o, rec.s, rec.k = 'wake', nil, nil, 0
-  call('ZADD', S .. 'wakes', NOW + H.delay_ms, place_of(H.thread, T, H.task))
-  if rec.j then
-    call('HSET', R .. 'job:' .. rec.j, 'status', 'scheduled')
-    show('ZADD', R .. 'scheduled:' .. queue_of(rec), math.ceil((NOW + H.delay_ms) / 1000), rec.j)
+elseif H.outcome == 'called' then
+  forget_job(rec)
+  if T.early_task == H.task then T.early = '' end
+  -- no attempt at the node has ended: it is not counted
+  keep(H.thread, H.task, { p = 'child', t = H.token, a = rec.a - 1, l = rec.l, n = rec.n, q = rec.q, w = rec.w, an = H.kept,
+    cl = H.call.run .. ' ' .. H.call.thread })
+  if not H.call.waits then
+    local _, begun = begin_run(H.call, C, behind, function(task, r) hand(H.call.thread, threads[H.call.thread], task, r) end)
+    if begun and goes_on(H.call) then make_on(H.call.thread, threads[H.call.thread]) end
   end
+elseif H.outcome == 'left' then -- the run ends here, and what it says is for its caller: the entry was its rest
+  forget_job(rec)
+  rec.p, rec.o = 'stopped', nil
   keep(H.thread, H.task, rec)
+  stop_all(H.thread, T)
+  rest(H.thread, T, 'done')
+elseif H.outcome == 'retry' then
+  if rec.cl then rec.ct = 1 end
+  sleep(H.delay_ms)
 end
 
 if H.own and H.tokens then

@@ -1,8 +1,9 @@
 -- What all scripts share. It is put before each of them; the whole is one script, its version is its hash.
 -- KEYS[1]  the stem of our keys, `everstep:{0}:`. ARGV[1]  a JSON header; `rq` in it is RQ's prefix.
--- Places of an open task:  unmade (in the list, no record) | job | lease | wake | parked | asked | failed | stopped | done
+-- Places of an open task:  unmade (in the list, no record) | job | lease | wake | parked | child | asked | failed | stopped | done
 -- A record: p place, a attempt, l lost, x expiries, k losses while alone, s suspect, t token, o owner, L lease ms,
---           j job id, q queue, n node, w timeout s, r reason, i question asked, an answers so far (entry ids, spaces)
+--           j job id, q queue, n node, w timeout s, r reason, i questions asked, an answers so far (entry ids, spaces),
+--           cl what it called (`<run> <thread>`), ct 1 once it has told how that rested
 local S, H, call = KEYS[1], cjson.decode(ARGV[1]), redis.call
 -- For what only shows how things are, in RQ's registries and in ours for people, and for bells: keys of another type than
 -- we write must not end a move half way.
@@ -45,7 +46,7 @@ local function alive()
 end
 
 -- One thread's hash, read once a script; numbers are numbers.
-local NUMBERS = { n = 1, step = 1, base = 1, left = 1, width = 1, jobs = 1, failed = 1, asked = 1 }
+local NUMBERS = { n = 1, step = 1, base = 1, left = 1, width = 1, jobs = 1, failed = 1, asked = 1, halted = 1 }
 local function load(thread)
   if threads[thread] then return threads[thread] end
   local flat = call('HGETALL', S .. 'thread:' .. thread)
@@ -55,7 +56,7 @@ local function load(thread)
     local value = NUMBERS[flat[i]] and tonumber(flat[i + 1]) or flat[i + 1]
     T[flat[i]], was[flat[i]] = value, value
   end
-  T.asked = T.asked or 0
+  T.asked, T.halted = T.asked or 0, T.halted or 0
   threads[thread], stored[thread] = T, was
   return T
 end
@@ -213,7 +214,7 @@ end
 
 local function row(thread, T, task, rec)
   return { rec.t, thread, T.n, T.digest, task, rec.n, rec.a, rec.l or 0, rec.q, rec.w, T.run, T.graph, T.width, rec.j,
-    T.birth, T.rec, T.base, NOW, rec.s and 1 or 0, T.conf or T.rec, answers_of(T, task, rec), rec.c or '' }
+    T.birth, T.rec, T.base, NOW, rec.s and 1 or 0, T.conf or T.rec, answers_of(T, task, rec), rec.c or '', rec.cl or '', rec.ct or 0 }
 end
 
 local function lease(thread, T, task, rec, token)
@@ -368,7 +369,7 @@ end
 local function open_step(thread, T, rows, jobs)
   local key, width = S .. 'unmade:' .. thread, 0
   local few = jobs and not H.parts and moved + #rows <= MOVE_MAX
-  T.jobs, T.failed, T.asked, T.early = 0, 0, 0, ''
+  T.jobs, T.failed, T.asked, T.halted, T.early = 0, 0, 0, 0, ''
   for _, r in ipairs(rows) do
     if #r == 2 then
       call('RPUSH', key, cjson.encode({ part = r[1], k = string.match(r[1], '%-(%d+)$'), from = 0, tasks = H.parts[r[1]] }))
@@ -420,6 +421,16 @@ local function clean_discards(budget)
   end
 end
 
+-- What a task called is revoked after it: by the canceller, which is told of it, or by the sweep, which finds it here.
+local function disown(rec)
+  local run, called = string.match(rec.cl or '', '^(%S+) (.*)$')
+  rec.ct = 1
+  if not called then return end
+  show('RPUSH', S .. 'revoked', cjson.encode({ run = run, thread = called }))
+  out.children = out.children or {}
+  out.children[#out.children + 1] = { called, run }
+end
+
 -- Open tasks of a cancelled run leave their places, about 250 records a call, and wait for a run that continues. The
 -- cursor is in the thread's hash, '' at the end; the canceller goes on with it, or the sweep.
 local function withdraw(thread, T, cursor)
@@ -431,6 +442,7 @@ local function withdraw(thread, T, cursor)
       local rec = sound(page[2][i + 1])
       seen = seen + 1
       if rec and rec.p ~= 'done' and rec.p ~= 'stopped' and rec.p ~= 'failed' and rec.p ~= 'asked' then
+        if rec.p == 'child' then disown(rec) end
         leave(thread, T, page[2][i], rec, true)
         forget_job(rec)
         rec.p, rec.t, rec.o = 'stopped', nil, nil
@@ -439,6 +451,12 @@ local function withdraw(thread, T, cursor)
     end
   until cursor == '0' or seen >= MOVE_MAX or pages >= PAGES_MAX
   T.cleaning = cursor == '0' and '' or cursor
+end
+
+-- All open tasks leave their places; what is too much for a call the sweep goes on with.
+local function stop_all(thread, T)
+  withdraw(thread, T, '0')
+  if T.cleaning ~= '' then call('RPUSH', S .. 'cleanings', thread) end
 end
 
 -- The step under way is given up: its tasks leave their places, at most 250 now, the rest in the sweep.
@@ -458,10 +476,29 @@ local function begin(thread, T, run, rec_id, node, graph, queue)
   discard_step(thread, T)
   T.graph, T.queue = graph, queue
   T.run, T.rec, T.conf, T.base = run, rec_id, rec_id, T.step
-  T.width, T.left, T.jobs, T.failed, T.asked, T.cleaning, T.early = 1, 1, 0, 0, 0, '', ''
+  T.width, T.left, T.jobs, T.failed, T.asked, T.halted, T.cleaning, T.early = 1, 1, 0, 0, 0, 0, '', ''
   status(thread, T, 'running')
   run_is(thread, run, 'running')
   return fresh_record(node, T.queue, 0)
+end
+
+-- A task that is open again: for the inline caller that made it so, else at the back of its queue, where refill may take
+-- it if nothing waits ahead.
+local function hand(thread, T, task, rec)
+  local token = H.own and table.remove(H.tokens or {}, 1)
+  if token then lease(thread, T, task, rec, token)
+  elseif H.queues then coming[#coming + 1] = { thread, T, task, rec }
+  else push(thread, T, task, rec) end
+end
+
+-- A run that a task of another thread called has come to its rest: that task is to look.
+local function wake_caller(thread, T)
+  local n, task, caller = string.match(T.parent or '', '^(%d+) (%S+) (.*)$')
+  if not caller or caller == thread then return end
+  local P, rec = opened(caller, task)
+  if not rec or rec.p ~= 'child' or P.n ~= tonumber(n) or P.status ~= 'running' or rec.cl ~= T.run .. ' ' .. thread then return end
+  if type(show('LLEN', R .. 'queue:' .. queue_of(rec))) == 'table' then return end -- can't be pushed to; doctor finds it
+  hand(caller, P, task, rec)
 end
 
 -- A run ends. `done` is said by its last checkpoint, everything else by `run_rested`. Then the next queued input starts.
@@ -469,6 +506,7 @@ local function rest(thread, T, to, ...)
   if to ~= 'done' then fact(thread, T, 'run_rested', 'status', to, ...) end
   run_is(thread, T.run, to)
   status(thread, T, to)
+  wake_caller(thread, T)
   local q
   for _ = 1, REFUSED_MAX do -- what is none of our elements is passed over
     local element = show('LPOP', S .. 'queued:' .. thread)
@@ -477,7 +515,7 @@ local function rest(thread, T, to, ...)
     q = nil
   end
   if q then
-    T.run = q.run
+    T.run, T.parent = q.run, q.parent or ''
     local step = T.step
     fact(thread, T, 'run_started', 'of', q.entry, 'step', step)
     local rec = begin(thread, T, q.run, q.entry, q.node, q.graph, q.queue)
@@ -490,7 +528,7 @@ local function resolved(thread, T)
   T.left = T.left - 1
   if T.left > 0 then return end
   if T.failed > 0 then return rest(thread, T, 'failed') end
-  if T.asked > 0 then return rest(thread, T, 'interrupted') end
+  if T.asked + T.halted > 0 then return rest(thread, T, 'interrupted') end
   local rec = fresh_record('__join__', T.queue, 0)
   T.left = 1
   local token = table.remove(H.tokens or {}, 1)
@@ -499,10 +537,21 @@ end
 
 local function fail(thread, T, task, rec, reason)
   rec.p = 'failed'
+  if rec.cl then rec.ct = 1 end
   show_failed(thread, T, task, rec, reason)
   keep(thread, task, rec)
   T.failed = T.failed + 1
   resolved(thread, T)
+end
+
+-- The run under way is revoked: no commit of it passes after this. What it called follows.
+local function revoke(thread, T, actor)
+  fact(thread, T, 'run_cancel_asked', 'actor', actor)
+  stop_all(thread, T)
+  local left = T.left + T.failed + T.halted
+  T.failed, T.halted = 0, 0
+  rest(thread, T, 'cancelled', 'actor', actor)
+  if T.status == 'cancelled' then T.left = left end
 end
 
 -- An attempt's process died (`reaped`: its pool saw it) or its lease ran out. After that the task may be a suspect.
@@ -597,7 +646,7 @@ local function continue_run(thread, T, run)
   T.run = run
   T.base = T.step
   call('HSET', S .. 'runs:' .. thread, run, 'running ' .. id .. ' continue')
-  T.left, T.failed, T.jobs = T.left + T.failed, 0, 0
+  T.left, T.failed, T.halted, T.jobs, T.parent = T.left + T.failed + T.halted, 0, 0, 0, ''
   status(thread, T, 'running')
   return true
 end

@@ -43,6 +43,18 @@ local function go_on(thread)
   end
 end
 
+-- What a cancelled run's tasks called, if its canceller did not come to it.
+local function follow(named)
+  local T = type(named.thread) == 'string' and load(named.thread)
+  if T and whole(T) and T.run == named.run and T.status == 'running' then revoke(named.thread, T, '') end
+end
+
+local called = show('LPOP', S .. 'revoked')
+if type(called) == 'string' then
+  pcall(follow, decoded(called) or {})
+  if call('EXISTS', S .. 'revoked') == 1 then out.more = 1 end
+end
+
 local thread = show('LPOP', S .. 'cleanings')
 if type(thread) == 'string' then
   pcall(go_on, thread)

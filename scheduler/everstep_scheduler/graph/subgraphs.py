@@ -1,0 +1,58 @@
+"""Graphs in graphs: a compiled graph as a node, its name within the whole, and where its runs are kept. Pure.
+
+add_node("child", compiled) ──► NodeSpec(graph=its spec, keeps=None | True | False)
+spec.nested["child"]        ──► the same graph as `parent.child`, on the parent's queue
+child_thread(...)           ──► `<thread>|child:<22 characters>`, or `<thread>|child` where it keeps its state
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from everstep_checkpoint.errors import GraphError
+from everstep_checkpoint.keys import THREAD_ID_MAX
+
+if TYPE_CHECKING:
+    from .spec import GraphSpec
+
+KEY_CHARACTERS = 22
+
+
+def compiled_spec(action: object) -> tuple[GraphSpec, bool | None] | None:
+    """The spec of a compiled graph, and how it keeps its state; None for anything else. Raises GraphError for one that
+    only stands for a graph elsewhere."""
+    from .spec import GraphSpec
+
+    spec: Any = getattr(action, "spec", None)
+    if hasattr(type(action), "manifest"):  # a RemoteGraph
+        raise GraphError(
+            "a client's graph can't be a node: its worker would wait for another one", fix="pass the compiled graph"
+        )
+    return (spec, getattr(action, "keeps", None)) if isinstance(spec, GraphSpec) else None
+
+
+def nested_in(parent: GraphSpec, node: str, child: GraphSpec) -> GraphSpec:
+    """A node's graph as it runs within another: under its own name there, on the parent's queue, with its context. All
+    have the types of the outermost one, which knows them all: a type has one name throughout."""
+    return replace(
+        child, name=f"{parent.name}.{node}", home=parent.default_queue, registry=parent.registry,
+        context_schema=child.context_schema or parent.context_schema,
+    )  # fmt: skip
+
+
+def types_in(graphs: Iterable[GraphSpec | None]) -> list[type]:
+    """The registered types of these graphs."""
+    return [cls for graph in graphs if graph is not None for cls in graph.registry.names().values()]
+
+
+def child_thread(thread: str, node: str, key: str, keeps: bool | None) -> str:
+    """The thread of what a task calls. `key`: the task's idempotency key. Hashed where it would be too long."""
+    name = f"{thread}|{node}" if keeps else f"{thread}|{node}:{key[:KEY_CHARACTERS]}"
+    raw = name.encode("utf-8", "surrogatepass")
+    if len(raw) <= THREAD_ID_MAX:
+        return name
+    return f"|{base64.urlsafe_b64encode(hashlib.sha256(raw).digest()).decode().rstrip('=')}"

@@ -1,0 +1,65 @@
+"""Children: threads that the tasks of another one called, as both logs tell of them.
+
+task_called (in the parent) ──► `<run> <thread>` ──► ended(log, thread, run): how the child's run came to its rest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.log import Log
+from everstep_checkpoint.replay import RUN_FACTS
+
+from .derive import Task, Told
+from .ending import Ending, ending
+
+PAGE = 10
+
+
+def ended(log: Log, thread: str, run: str) -> Ending | None:
+    """How a run ended; None while it has not, or where the log does not know it. Looks from the end of the log, where
+    the run of a child usually is."""
+    end = "+"
+    while found := log.read(thread, "-", end, PAGE, reverse=True):
+        for entry in found:
+            if entry.text("run") == run:
+                return ending(log, thread, run, entry.id if entry.is_checkpoint else f"{entry.n}-1")
+        end = f"({found[-1].id}"
+    return None
+
+
+def caller_of(log: Log, thread: str, entry: e.Entry) -> tuple[int, str, str] | None:
+    """(n, task, thread) of the task that called what an entry belongs to; None if none did, or that was trimmed."""
+    end = entry.id
+    while found := log.read(thread, "-", end, PAGE, reverse=True):
+        for each in found:
+            named = each.text("parent").split(" ", 2) if each.kind in RUN_FACTS else []
+            if len(named) == 3 and named[0].isdigit():
+                return int(named[0]), named[1], named[2]
+        end = f"({found[-1].id}"
+    return None
+
+
+def children(log: Log, thread: str) -> Iterator[str]:
+    """The threads that the tasks of a thread called, each once."""
+    seen: set[str] = set()
+    for entry in log.pages(thread):
+        child = entry.text("called").partition(" ")[2] if entry.kind == "task_called" else ""
+        if child and child not in seen:
+            seen.add(child)
+            yield child
+
+
+def with_rested_children(log: Log, told: Told) -> Told:
+    """The same, but a task whose child has come to its rest, or is gone, waits for a job: it is to look."""
+    if all(task.place != "child" for task in told.tasks):
+        return told
+    return replace(told, tasks=tuple(_looks(log, task) if task.place == "child" else task for task in told.tasks))
+
+
+def _looks(log: Log, task: Task) -> Task:
+    run, _, thread = task.called.partition(" ")
+    going = log.head(thread) is not None and ended(log, thread, run) is None
+    return task if going else replace(task, place="unmade")
