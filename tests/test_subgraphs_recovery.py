@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import redis
 from everstep.embedded import EmbeddedServer
 from everstep.places import look_at_places
 from everstep.site import Site
-from everstep_checkpoint.errors import ThreadBusy, UnknownThread
+from everstep_checkpoint.errors import ServerFull, ThreadBusy, UnknownThread
 from everstep_checkpoint.replay import verify
 from everstep_scheduler.client.client import Client
 from everstep_scheduler.graph.asking import interrupt
@@ -26,7 +27,7 @@ from everstep_scheduler.recovery import recovery
 from everstep_scheduler.recovery.recovery import recover
 from faults import SHORT_MS, Fleet, assert_at_rest
 from hand import KEYS, LEASE_MS, THREAD, Hand
-from servers import wait_for
+from servers import StartServer, plain_client, wait_for
 from test_interrupts import State
 from test_recovery import picture, wipe
 
@@ -214,6 +215,80 @@ def test_doctor_finds_nothing_wrong_with_a_task_that_waits_for_its_child(client:
     recover(client, KEYS, lease_ms=LEASE_MS)
     for moment in story(hand, boom):
         assert look_at_places(Site(redis_url)).problems == [], moment
+
+
+# --- keys that others wrote
+
+
+@pytest.mark.parametrize("said", ["x", "1 p0 nobody", "7 p0 t", "1 p9 t", "1 p0", ""])
+def test_a_child_whose_caller_can_not_be_found_comes_to_its_rest_all_the_same(client: Any, said: str) -> None:
+    boom = [False]
+    hand = Hand(client, graph(boom))
+    child = called(hand, boom, "the child runs")
+    client.hset(KEYS.thread(child), "parent", said)
+    for node in ("x", "asks"):
+        assert hand.do(node) == "ok"
+        hand.claim()
+    assert derive(hand.log, child).status == "interrupted"
+
+
+@pytest.mark.parametrize("record", ['{"p":"child","a":1,"n":"child","q":"g","w":0,"cl":{}}', "junk", "[]"])
+def test_a_caller_whose_record_is_junk_keeps_its_child_from_nothing(client: Any, record: str) -> None:
+    boom = [False]
+    hand = Hand(client, graph(boom))
+    child = called(hand, boom, "the child runs")
+    client.hset(KEYS.open(THREAD), "p0", record)
+    hand.do("x")
+    hand.claim()
+    assert hand.do("asks") == "ok"
+    assert derive(hand.log, child).status == "interrupted"
+    assert hand.moves.cancel(THREAD) == "cancelled"
+
+
+def test_a_caller_that_can_not_be_queued_waits_until_it_is_mended(client: Any) -> None:
+    boom = [False]
+    made = graph(boom)
+    made._nodes["child"] = replace(made._nodes["child"], queue="apart")  # pyright: ignore[reportPrivateUsage]
+    hand = Hand(client, made)
+    child = called(hand, boom, "the child runs")
+    client.set(KEYS.rq_queue("apart"), "of another type")
+    hand.do("x")
+    hand.claim()
+    assert hand.do("asks") == "ok"
+    assert derive(hand.log, child).status == "interrupted"
+    client.delete(KEYS.rq_queue("apart"))
+    recover(client, KEYS, lease_ms=LEASE_MS)
+    assert hand.claim() == ["p0"]
+
+
+def test_junk_among_what_is_revoked_holds_up_no_sweep(client: Any) -> None:
+    hand = Hand(client, graph([False]))
+    recover(client, KEYS, lease_ms=LEASE_MS)
+    client.rpush(KEYS.revoked, "{", "[]", '{"thread":7}', '{"thread":"nobody","run":"r"}')
+    for _ in range(4):
+        assert hand.moves.sweep("server")["status"] == "ok"
+    assert not client.exists(KEYS.revoked)
+    client.set(KEYS.revoked, "of another type")
+    assert hand.moves.sweep("server")["status"] == "ok"
+
+
+def test_a_full_server_refuses_a_call_whole(own_server: StartServer) -> None:
+    with plain_client(own_server().url) as client:
+        boom = [False]
+        hand = Hand(client, graph(boom))
+        recover(client, KEYS, lease_ms=LEASE_MS)
+        assert next(story(hand, boom)) == "the child is not called yet"
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", 1)
+        before = client.xlen(KEYS.log(THREAD)), len(list(hand.log.threads()))
+        with pytest.raises(ServerFull):
+            hand.do("child")
+        assert (client.xlen(KEYS.log(THREAD)), len(list(hand.log.threads()))) == before
+        client.config_set("maxmemory", 0)
+        hand.moves.release(hand.owner, None, "job")
+        hand.held.clear()
+        hand.drive()
+        assert derive(hand.log, THREAD).status == "interrupted"
 
 
 # --- cancel, delete

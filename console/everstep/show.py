@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -153,6 +154,11 @@ def clean(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def word(text: str) -> str:
+    """The same as one word of a line that is to be pasted into a shell."""
+    return shlex.quote(clean(text))
 
 
 def value(found: Any, most: int = 60) -> str:

@@ -67,7 +67,7 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
             click.echo(f"{'':10}{line}")
     for each in questions:
         click.echo(show.paint(f"{'asks':<12}{show.clean(each['node'])}: {show.value(each['value'], 500)}", "!"))
-        click.echo(f"{'':<12}everstep resume {show.clean(thread)} ANSWER --id {each['id']}")
+        click.echo(f"{'':<12}everstep resume {show.word(thread)} ANSWER --id {each['id']}")
     for join in unmet:
         said = UnmetJoin(join["target"], tuple(join["starts"]), tuple(join["missing"]))
         click.echo(show.paint(f"{'unmet join':<12}{show.clean(str(said))}", "!"))
@@ -183,12 +183,12 @@ def _summary(thread: str, status: str, now: Line, traced: bool) -> str:
             failed = [x for x in now.troubles if x.what == "failed" and x.node][-3:]
             errors = "".join(f"\n  {show.clean(x.node)}: {show.clean(x.error)}" for x in failed)
             more = "" if traced or not any(x.traceback for x in failed) else " (--traceback shows where it was raised)"
-            return f"{said}{errors}\n  fix: mend the cause{more}, then: everstep retry {show.clean(thread)}"
+            return f"{said}{errors}\n  fix: mend the cause{more}, then: everstep retry {show.word(thread)}"
         case "interrupted" if _asks(now):
-            name = show.clean(thread)
+            name = show.word(thread)
             return f"{said}\n  fix: everstep resume {name} ANSWER; everstep state {name} shows what is asked"
         case "interrupted" | "cancelled":
-            return f"{said}\n  fix: everstep retry {show.clean(thread)} lets it go on"
+            return f"{said}\n  fix: everstep retry {show.word(thread)} lets it go on"
         case _:
             return said
 

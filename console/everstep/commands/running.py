@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -168,9 +169,9 @@ def _come_to(site: Site, run: Run, wait: bool, timeout: float | None, as_json: b
         thread = show.clean(run.thread_id)
         asks = "__interrupt__" in output
         site.say(
-            f"the run waits for an answer; `everstep resume {thread} ANSWER` gives one"
+            f"the run waits for an answer; `everstep resume {quote(thread)} ANSWER` gives one"
             if asks
-            else f"the run stopped at a breakpoint; `everstep retry {thread}` lets it go on"
+            else f"the run stopped at a breakpoint; `everstep retry {quote(thread)}` lets it go on"
         )
         return WAITING
     return None
@@ -189,7 +190,7 @@ def _failed(said: dict[str, Any], error: RunError, as_json: bool, trace: bool) -
         return exit_code(error)
     lines = traces.whole(stored) if trace else traces.excerpt(stored)
     if stored and not trace:
-        error.fix += f"; `everstep result {error.thread} --traceback` shows all of it"
+        error.fix += f"; `everstep result {quote(error.thread or '')} --traceback` shows all of it"
     tell(error, lines)
     return exit_code(error)
 

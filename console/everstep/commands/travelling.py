@@ -58,7 +58,7 @@ def rollback(site: Site, thread: str, checkpoint: str, as_json: bool) -> None:
 
 
 def _what_next(thread: str, following: tuple[str, ...]) -> str:
-    named = show.clean(thread)
+    named = show.word(thread)
     if not following:
         return f"thread {named}: nothing comes next; everstep submit GRAPH INPUT --thread {named} goes on from there"
     return f"thread {named}: next {show.clean(', '.join(following))}; everstep retry {named} lets it go on"

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from everstep_checkpoint import entries as e
@@ -255,7 +256,7 @@ class Client(Travelling):
                 self._thread(thread, "run")
                 found = self.redis.hget(self.keys.runs(thread), run)
         if found is None:
-            raise UnknownRun(f"no run {run!r}", thread=thread, fix=f"`everstep log {thread}` shows its runs")
+            raise UnknownRun(f"no run {run!r}", thread=thread, fix=f"`everstep log {quote(thread)}` shows its runs")
         status, entry, *_ = found.decode().split(" ")
         return status, entry
 
@@ -349,7 +350,7 @@ class Client(Travelling):
         if status == "unknown":
             with translated(self.url):
                 self._thread(thread, "run")
-            raise UnknownRun(f"no run {run_id!r}", thread=thread, fix=f"`everstep log {thread}` shows its runs")
+            raise UnknownRun(f"no run {run_id!r}", thread=thread, fix=f"`everstep log {quote(thread)}` shows its runs")
         return status == "cancelled"
 
     def delete(self, thread_id: object, cancel: bool = False) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from shlex import quote
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import redis
@@ -185,7 +186,9 @@ class Run:
         thread = self.thread_id
         if ended.status == "cancelled":
             raise RunCancelled(
-                f"the run {self.run_id!r} was cancelled", thread=thread, fix=f"`everstep retry {thread}` lets it go on"
+                f"the run {self.run_id!r} was cancelled",
+                thread=thread,
+                fix=f"`everstep retry {quote(thread)}` lets it go on",
             )
         kind = ended.error_type.rpartition(".")[2]
         if kind == "GraphRecursionError":
@@ -194,7 +197,7 @@ class Run:
             )
         what = ended.error.words or "the run failed"
         error = NodeTimeoutError if kind == "NodeTimeoutError" else RunFailed
-        fix = f"mend the cause, then `everstep retry {thread}`"
+        fix = f"mend the cause, then `everstep retry {quote(thread)}`"
         raise error(
             what,
             error_type=ended.error_type,

@@ -102,7 +102,8 @@ local function counts(value) return type(value) == 'number' and math.abs(value) 
 local function sound(text)
   local rec = decoded(text)
   if rec and type(rec.p) == 'string' and type(rec.n) == 'string' and type(rec.q) == 'string' and counts(rec.a) and counts(rec.w)
-    and (rec.p ~= 'lease' or (type(rec.t) == 'string' and type(rec.o) == 'string')) then
+    and (rec.p ~= 'lease' or (type(rec.t) == 'string' and type(rec.o) == 'string'))
+    and (rec.cl == nil or type(rec.cl) == 'string') then
     return rec
   end
 end
