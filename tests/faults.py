@@ -30,6 +30,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import State, state_at, step_of, verify
+from everstep_scheduler.graph.runtime import Command
 from everstep_scheduler.inline.compiled import CompiledGraph
 from everstep_scheduler.moves.connection import connect, server_run_id
 from everstep_scheduler.moves.record import Config, start_of
@@ -37,6 +38,7 @@ from everstep_scheduler.moves.redismoves import RedisMoves, Scripts, source
 from everstep_scheduler.reading.questions import resume_of
 from everstep_scheduler.recovery.rebuild import STATUSES
 from everstep_scheduler.recovery.recovery import Recovery
+from everstep_scheduler.steps.commanding import SpecLore, command_of
 from everstep_workers.worker import Worker
 from servers import plain_client, wait_for
 
@@ -230,6 +232,12 @@ class Fleet:
         spec = getattr(graphs_for_faults, graph).spec
         told = {"graph": spec.name, "queue": spec.default_queue}
         return self.moves.start(resume_of(self.log, thread, new_id(), answer, Config.of({}), **told)).status
+
+    def command(self, graph: str, thread: str, command: Command[Any]) -> str:
+        """Update the state of a thread and add nodes to what is open there."""
+        spec = getattr(graphs_for_faults, graph).spec
+        made = command_of(self.log, thread, new_id(), command, Config.of({}), SpecLore(spec), codec=spec.codec)
+        return self.moves.start(made).status
 
     def open_gate(self, node: str = "") -> None:
         """Let all gated nodes end, or all executions of one."""

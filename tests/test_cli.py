@@ -608,6 +608,20 @@ def test_a_question_is_shown_and_answered(cli: Cli) -> None:
     assert cli("resume", "nobody", "1") == 3
 
 
+def test_a_thread_is_updated_and_sent_to_a_node(cli: Cli) -> None:
+    cli("submit", "asking", json.dumps({"word": "order 19", "done": False}), "--thread", "t22", "--wait")
+    assert cli("resume", "t22") == 2 and "give an ANSWER, or --update or --goto" in cli.err
+    assert cli("resume", "t22", "--goto", "nod") == 2 and "Did you mean 'node'?" in cli.err
+    assert cli("resume", "t22", "--update", '{"words": 1}') == 2 and "Did you mean 'word'?" in cli.err
+    assert cli("resume", "t22", "--update", '{"word": "order 20"}', "--wait") == 5
+    assert cli.json("state", "t22")["interrupts"][0]["value"] == {"approve": "order 20"}
+    answered = cli.json("resume", "t22", '"yes"', "--wait")
+    assert answered["output"] == {"word": "yes", "done": True}
+    assert cli("resume", "t22", "--goto", "node", "--wait") == 5
+    assert cli.json("history", "t22")["open"]["next"] == ["node"]
+    assert cli.json("resume", "t22", '"again"', "--wait")["output"]["word"] == "again"
+
+
 def test_the_history_tells_what_was_asked_and_answered(cli: Cli) -> None:
     cli("submit", "asking", json.dumps({"word": "order 18", "done": False}), "--thread", "t21", "--wait")
     assert cli("history", "t21") == 0

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from everstep.embedded import EmbeddedServer
+from everstep_scheduler.graph.runtime import Command
 from everstep_scheduler.steps.failpoints import NAMES, Failpoint
 from faults import SHORT_MS, Fleet
 from servers import wait_for
@@ -127,6 +128,21 @@ def test_a_worker_killed_around_a_question_asks_it_once(fleet: Fleet, point: str
             fleet.answer("asking", thread, "42")
             fleet.settled(thread)
     assert fleet.state("asking", thread)["seen"] == ["42", "tell"]
+
+
+@pytest.mark.parametrize(("point", "began"), [("claimed:1", 0), ("called:1", 1), ("settled:1", 1), ("committed:1", 0)])
+def test_a_worker_killed_in_a_task_that_a_command_added_is_survived(fleet: Fleet, point: str, began: int) -> None:
+    thread = fleet.submit("chain")
+    with fleet.heir("chain"):
+        fleet.settled(thread)
+    assert fleet.command("chain", thread, Command(update={"seen": ["U"]}, goto="b")) == "started"
+    with fleet.sweeping():
+        fleet.worker("chain", failpoint=point, lease_ms=SHORT_MS).dies()
+        with fleet.heir("chain"):
+            fleet.settled(thread)
+    assert fleet.state("chain", thread)["seen"] == ["a", "b", "c", "U", "b", "c"]
+    assert sum(fleet.executions(thread).values()) == 5 + began
+    assert fleet.kinds(thread)["task_lost"] == 1
 
 
 @pytest.mark.parametrize("graph", ["chain", "achain"])

@@ -25,7 +25,6 @@ from pydantic import AfterValidator, BaseModel
 from everstep_checkpoint.errors import (
     EmptyInputError,
     GraphError,
-    InvalidInput,
     InvalidResume,
     OutsideNode,
     RunConflict,
@@ -356,12 +355,6 @@ def test_a_question_that_can_t_be_stored_fails_its_node(saver: Saver) -> None:
     with pytest.raises(UnknownType, match="the answer"):
         graph.invoke(Command(resume=object()), on("t"))
     assert graph.invoke(Command(resume="A1"), on("t"))["__interrupt__"]
-
-
-@pytest.mark.parametrize("command", [Command(goto="b"), Command(update={"n": 1}), Command(graph="x", resume=1)])
-def test_a_command_as_an_input_can_only_resume(saver: Saver, command: Any) -> None:
-    with pytest.raises(InvalidInput, match="can only resume"):
-        one(OURS).compile(checkpointer=saver, name="g").invoke(command, on("t"))
 
 
 def test_a_breakpoint_at_no_node_is_an_error() -> None:

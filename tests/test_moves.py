@@ -19,7 +19,18 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.inline.logmoves import LogMoves
-from everstep_scheduler.moves.contract import Answered, Branch, Commit, Lease, Moves, Offer, RunKind, Start, Started
+from everstep_scheduler.moves.contract import (
+    Answered,
+    Branch,
+    Commanded,
+    Commit,
+    Lease,
+    Moves,
+    Offer,
+    RunKind,
+    Start,
+    Started,
+)
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 
 THREAD = "t"
@@ -48,6 +59,7 @@ class Stage:
         answers: tuple[tuple[str, str], ...] = (),
         at: tuple[int, str] | None = None,
         thread: str = THREAD,
+        command: Commanded | None = None,
     ) -> Started:
         fields: e.Fields = {
             "run": run,
@@ -57,6 +69,8 @@ class Stage:
             "graph": "g",
             "queue": "g",
         }
+        if command is not None:
+            fields["input"] = e.pack_writes([("n", b"\x01")] if command.updates else [])
         task = "update" if kind == "update" else "start"
         started = self.moves.start(
             Start(
@@ -70,6 +84,7 @@ class Stage:
                 task=task,
                 mode=mode,
                 at=at,
+                command=command,
                 answers=tuple(Answered(name, question, e.wrap(b"\x01")) for name, question in answers),
             ),
             self.offer(tokens),
@@ -158,7 +173,7 @@ class Stage:
         """The log in words that do not depend on dice and clocks."""
         names = (
             "kind", "run", "task", "status", "of", "step", "node", "attempt", "error", "actor", "next", "question",
-            "kept", "answer",
+            "kept", "answer", "queue", "timeout_s", "parts", "tasks",
         )  # fmt: skip
         return [(x.id, *(f"{name}={x.text(name)}" for name in names if name in x.raw)) for x in self.log.read(THREAD)]
 
@@ -561,6 +576,16 @@ def _long_story(stage: Stage) -> None:
     stage.branch("b2", "z", stop="interrupted")
     stage.start("r10", "continue")
     stage.close(stage.take("p0"), step=8)
+    commanded(stage, "c1", "b", "c", sends=2, tokens=4)
+    stage.ask(stage.take("sg4_1"), "q")
+    stage.fail(stage.take("g1_0"))
+    stage.done(stage.take("g1_1"))
+    stage.done(stage.take("sg4_0"))
+    commanded(stage, "c2", updates=True, tokens=2)
+    stage.done(stage.take("g1_0"))
+    stage.done(stage.take("sg4_1"))
+    stage.close(stage.take("join"), step=9)
+    commanded(stage, "c3", updates=True)
 
 
 @pytest.mark.parametrize("story", [_long_story, _handled_story], ids=lambda story: story.__name__)
@@ -703,3 +728,137 @@ def test_a_new_input_gives_questions_up(stage: Stage) -> None:
     assert stage.start("r2", sum="new").status == "started"
     stage.close(stage.take("start"), step=2)
     assert stage.start("r3", "resume", answers=(("p0", "q0"),)).status == "nothing"
+
+
+# --- Commands
+
+
+def commanded(
+    stage: Stage,
+    run: str,
+    *nodes: str,
+    updates: bool = False,
+    sends: int = 0,
+    tokens: int = 1,
+    after: str | None = None,
+    answers: tuple[tuple[str, str], ...] = (),
+) -> Started:
+    """A Command that adds these nodes, and as many Sends to `w`, behind the thread's last run."""
+    last = next(x for x in stage.log.read(THREAD, reverse=True) if x.kind == "run_started").text("run")
+    said: e.Fields = {"tasks": json.dumps([["w", "q", 0, sends]]), "sends": e.pack_sends([("w", b"\x01")] * sends)}
+    parts = ((e.summed(e.fact("part", run, **said)), sends),) if sends else ()
+    tasks = tuple((node, "g", 1.5) for node in nodes)
+    command = Commanded(updates, tasks, parts, last if after is None else after)
+    return stage.start(run, "resume", tokens=tokens, answers=answers, command=command)
+
+
+def ended(stage: Stage) -> None:
+    """A run that is done, at checkpoint 1."""
+    stage.start()
+    stage.close(stage.take("start"))
+
+
+def test_a_command_opens_tasks_on_a_thread_that_is_done(stage: Stage) -> None:
+    ended(stage)
+    assert commanded(stage, "r2", "a", "b", sends=2, tokens=4).status == "started"
+    assert [(x.task, x.node, x.queue, x.timeout_s, x.width, x.n) for x in stage.held] == [
+        ("g1_0", "a", "g", 1.5, 4, 1), ("g1_1", "b", "g", 1.5, 4, 1),
+        ("sg4_0", "w", "q", 0, 4, 1), ("sg4_1", "w", "q", 0, 4, 1),
+    ]  # fmt: skip
+    for task in ("g1_0", "sg4_1", "g1_1"):
+        assert stage.done(stage.take(task)) == ("ok", [])
+    assert stage.done(stage.take("sg4_0")) == ("ok", ["join"])
+    assert stage.close(stage.take("join"), step=1) == ("ok", [])
+
+
+def test_one_task_that_is_added_alone_closes_the_step(stage: Stage) -> None:
+    ended(stage)
+    commanded(stage, "r2", "a")
+    assert stage.held[0].plans
+    assert stage.close(stage.take("g1_0"), step=1) == ("ok", [])
+
+
+def test_an_update_rests_at_once_where_nothing_is_to_be_run(stage: Stage) -> None:
+    ended(stage)
+    assert commanded(stage, "r2", updates=True).leases == ()
+    assert stage.told()[-1][:3] == ("1-2", "kind=run_rested", "run=r2")
+    assert commanded(stage, "r3", updates=True).status == "started"
+    stage.start("r4")
+    assert stage.held[0].over == "1-1 1-3", "an input is applied to what Commands updated"
+    stage.close(stage.take("start"), "a", step=1)
+    assert stage.held[0].over == "", "the next checkpoint has it"
+
+
+def test_a_command_goes_beside_what_is_open_and_keeps_what_is_done(stage: Stage) -> None:
+    two_ask(stage)
+    assert commanded(stage, "r2", "x", tokens=3, answers=(("p1", "q1"),)).status == "started"
+    assert sorted(x.task for x in stage.held) == ["g5_0", "p1"], "nobody answered p0, and nothing that it saw changed"
+    assert stage.done(stage.take("p1")) == ("ok", [])
+    assert stage.done(stage.take("g5_0")) == ("ok", [])
+    assert stage.start("r3", "resume", answers=(("p0", "q0"),)).status == "started"
+    assert stage.held[0].width == 4
+    assert stage.done(stage.take("p0")) == ("ok", ["join"])
+
+
+def test_what_asked_runs_again_where_the_state_was_updated(stage: Stage) -> None:
+    two_ask(stage)
+    commanded(stage, "r2", updates=True, tokens=3)
+    assert sorted((x.task, x.over) for x in stage.held) == [("p0", "1-5"), ("p1", "1-5")]
+    stage.ask(stage.take("p0"), "q0")
+    assert stage.done(stage.take("p1")) == ("ok", [])
+    assert stage.log.read(THREAD)[-1].text("status") == "interrupted"
+    stage.start("r3", "resume", answers=(("p0", "q0"),))
+    assert (stage.held[0].task, stage.held[0].over) == ("p0", "1-5")
+
+
+def test_an_answer_may_be_for_the_first_task_that_is_added(stage: Stage) -> None:
+    ended(stage)
+    commanded(stage, "r2", "a", "b", tokens=2, answers=(("", ""),))
+    assert [len(x.answers.split()) for x in stage.held] == [1, 0]
+
+
+def test_a_join_that_failed_waits_for_what_is_added(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    stage.done(stage.take("p0"))
+    stage.done(stage.take("p1"))
+    stage.fail(stage.take("join"))
+    commanded(stage, "r2", "c", tokens=3)
+    assert [x.task for x in stage.held] == ["g5_0"]
+    assert stage.done(stage.take("g5_0")) == ("ok", ["join"])
+    assert stage.held[0].attempt == 1
+
+
+@pytest.mark.parametrize("change", ["another run", "another checkpoint"])
+def test_a_command_is_for_the_thread_as_it_was_seen(stage: Stage, change: str) -> None:
+    ended(stage)
+    if change == "another run":
+        commanded(stage, "r2", updates=True)
+        told = stage.told()
+        assert commanded(stage, "r3", "a", after="r1").status == "stale"
+    else:
+        told = stage.told()
+        command = Commanded(True, (), (), "r1")
+        assert stage.start("r3", "resume", at=(1, "another digest"), command=command).status == "stale"
+    assert stage.told() == told
+
+
+def test_a_command_sent_twice_is_one_run(stage: Stage) -> None:
+    ended(stage)
+    command = Commanded(False, (("a", "g", 0),), (), "r1")
+    assert stage.start("r2", "resume", command=command).status == "started"
+    assert stage.start("r2", "resume", command=command).status == "attached"
+    assert commanded(stage, "r3", "b").status == "busy"
+    assert stage.moves.start(Start("new", "r1", "resume", "g", "g", "s", {}, command=command)).status == "nothing"
+
+
+def test_a_cancelled_command_keeps_its_tasks_and_a_new_input_gives_them_up(stage: Stage) -> None:
+    ended(stage)
+    commanded(stage, "r2", "a", updates=True)
+    stage.moves.cancel(THREAD)
+    stage.start("r3", "continue")
+    assert (stage.held[-1].task, stage.held[-1].over) == ("g1_0", "1-1")
+    stage.moves.cancel(THREAD)
+    stage.held.clear()
+    stage.start("r4")
+    assert [(x.task, x.over, x.width) for x in stage.held] == [("start", "1-1", 1)]

@@ -16,7 +16,7 @@ from . import entries as e
 from .delta import encode_state
 from .errors import ThreadBusy, Trimmed
 from .log import PAGE, Head, Log, new_id
-from .replay import RUN_FACTS, Channels, State, snapshot_before, state_at, step_of
+from .replay import RUN_FACTS, Channels, State, commanded, snapshot_before, state_at, step_of
 
 START_TASK = "start"
 _PART_FIELDS = ("task", "token", "tasks", "sends")
@@ -40,15 +40,20 @@ def _bytes(value: e.Field) -> bytes:
     return value
 
 
-def copied(log: Log, thread: str, state: State, run: str) -> Copied:
-    """The tasks of a checkpoint, to be opened again in `run`. Raises CorruptEntry if a part of it is gone."""
+def copied(log: Log, thread: str, state: State, run: str, *, added: bool = False) -> Copied:
+    """The tasks of a checkpoint, to be opened again in `run`; `added`: with those that Commands added to them.
+
+    Raises CorruptEntry if a part of it is gone.
+    """
     step = step_of(log, thread, state)
-    pulls = tuple((t.task, t.node, t.queue, t.timeout_s) for t in step.tasks if not t.part)
+    own = {str(row[0]) for row in state.entry.next}
+    pulls = [t for t in step.tasks if not t.part and (t.task in own or (added and commanded(t.task)))]
+    names = {t.task: f"p{i}" if added and t.task != START_TASK else t.task for i, t in enumerate(pulls)}
     parts: list[e.Fields] = []
-    for part in step.parts.values():
+    for part in (part for ref, part in step.parts.items() if added or ref in own):
         kept = {name: value for name, value in part.fields().items() if name in _PART_FIELDS}
         parts.append(e.summed(e.fact("part", run, **kept)))
-    return Copied(pulls, tuple(parts))
+    return Copied(tuple((names[t.task], t.node, t.queue, t.timeout_s) for t in pulls), tuple(parts))
 
 
 def state_fields(channels: Channels, run: str) -> tuple[e.Fields, list[e.Fields]]:

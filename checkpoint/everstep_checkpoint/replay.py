@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ Channels = dict[str, bytes]
 RUN_FACTS = ("run_started", "run_queued")
 TIMEOUT_MAX_S = 2**53
 HANDLER = "h_"  # before the name of a task: its error handler
+NO_WRITES = e.pack_writes(())
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,12 @@ def input_writes(entry: e.Entry) -> list[tuple[str, bytes | None]]:
     return _values(entry)
 
 
+def brings_update(fact: e.Entry) -> bool:
+    """Is it the fact of a run whose Command updates the state of the checkpoint that it goes on from?"""
+    commands = fact.kind == "run_started" and fact.text("kind_of_run") == "resume"
+    return commands and fact.raw.get("input", NO_WRITES) != NO_WRITES
+
+
 def snapshot_before(log: Log, thread: str, n: int) -> tuple[int, list[e.Entry]]:
     """Entries from the nearest snapshot at or before checkpoint n up to n; all from the beginning where there is none.
 
@@ -292,6 +299,34 @@ def tasks_of(checkpoint: e.Entry, parts: Mapping[str, e.Entry]) -> list[TaskRef]
     return found
 
 
+def added_tasks(fact: e.Entry, parts: Mapping[str, e.Entry]) -> list[TaskRef]:
+    """The tasks that a `task_added` puts beside those of its checkpoint: one by name, or the Sends of parts.
+
+    Raises CorruptEntry, KeyError for a part that is not among `parts`.
+    """
+    if "parts" not in fact.raw:
+        return [TaskRef(fact.text("task"), fact.text("node"), fact.text("queue"), timeout_of(fact))]
+    found = [ref for part, _ in fact.json("parts") for ref in part_tasks(parts[part])]
+    return [replace(ref, task=f"sg{ref.task[1:]}") for ref in found]
+
+
+def adds_handler(fact: e.Entry) -> bool:
+    """Does a `task_added` tell of an error handler, which stands for its task, not beside it?"""
+    return fact.text("task").startswith(HANDLER)
+
+
+def commanded(task: str) -> bool:
+    """Is it the name of a task that a Command as an input added to its step?"""
+    return task.startswith(("g", "sg"))
+
+
+def with_added(tasks: Sequence[TaskRef], added: Iterable[TaskRef]) -> list[TaskRef]:
+    """A checkpoint's tasks and those added to them, in task order."""
+    found = [*tasks, *added]
+    pulls = [each for each in found if not each.part]
+    return [*sorted(pulls, key=lambda each: each.node), *(each for each in found if each.part)]
+
+
 def _ref(entry: e.Entry, task: Any, rest: Sequence[Any], part: str = "", index: int = 0) -> TaskRef:
     """A task as a stored row names it, if it is one that a queue can take."""
     node, queue, timeout_s = rest
@@ -331,7 +366,16 @@ def step_of(log: Log, thread: str, state: State) -> Step:
     named = [row[0] for row in state.entry.next if len(row) == 2]
     parts = {ref: _one(log, thread, ref) for ref in named}
     facts = [x for x in log.pages(thread, f"{state.n}-1", str(state.n)) if not x.is_checkpoint]
-    return Step(state.n, tasks_of(state.entry, parts), parts, facts)
+    tasks = tasks_of(state.entry, parts)
+    if added := [x for x in facts if x.kind == "task_added" and not adds_handler(x)]:
+        parts |= {ref: _one(log, thread, ref) for fact in added for ref, _ in fact.json("parts") or ()}
+        tasks = with_added(tasks, [ref for fact in added for ref in added_tasks(fact, parts)])
+    return Step(state.n, tasks, parts, facts)
+
+
+def commands_of(log: Log, thread: str, n: int) -> list[e.Entry]:
+    """The facts of runs whose Commands updated the state of checkpoint n, in order."""
+    return [x for x in log.pages(thread, f"{n}-1", str(n)) if brings_update(x)]
 
 
 def _one(log: Log, thread: str, ref: str) -> e.Entry:

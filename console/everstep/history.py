@@ -127,7 +127,7 @@ def _open(last: Frame | None, facts: Sequence[e.Entry]) -> Line:
     begun = [fact for fact in facts if fact.kind == "run_started" and not _goes_on(fact, facts)]
     done = Counter(fact.text("node") for fact in facts if fact.kind == "task_done")
     wanted = Counter(["__start__"]) if begun or last is None else Counter(_next_nodes(last))
-    wanted += Counter(fact.text("node") for fact in facts if fact.kind == "task_added")
+    wanted += Counter(node for fact in facts if fact.kind == "task_added" for node in _added(fact, facts))
     handled = Counter(fact.text("node") for fact in facts if fact.kind == "task_failed" and "handler" in fact.raw)
     left = (wanted - done - handled).elements()
     return Line("", None, "open", run, counted(done.elements()), counted(left), troubles=_troubles(facts))
@@ -144,10 +144,17 @@ def _next(frame: Frame) -> tuple[str, ...]:
 
 def _next_nodes(frame: Frame) -> list[str]:
     nodes = [str(row[1]) for row in frame.state.entry.next if len(row) == 4]
-    for part in frame.parts:
-        for node, _, _, count in part.json("tasks"):
-            nodes += [str(node)] * int(count)
-    return nodes
+    return [*nodes, *(node for part in frame.parts for node in _sent(part))]
+
+
+def _added(fact: e.Entry, facts: Sequence[e.Entry]) -> list[str]:
+    """The nodes that a task more, or the Sends of a Command, are for."""
+    refs = [ref for ref, _ in fact.json("parts") or ()]
+    return [node for x in facts if x.id in refs for node in _sent(x)] if refs else [fact.text("node")]
+
+
+def _sent(part: e.Entry) -> list[str]:
+    return [str(node) for node, _, _, count in part.json("tasks") for _ in range(int(count))]
 
 
 def counted(nodes: Iterable[str]) -> tuple[str, ...]:

@@ -464,6 +464,25 @@ def options() -> tuple[Log, str]:
     return saver.log, THREAD
 
 
+def commands() -> tuple[Log, str]:
+    """A Command where a question waits: an update, a node and a Send beside it. On a thread that is done: an update
+    alone, one that goes to a node, and an input behind another update."""
+    saver = InMemorySaver()
+    built = StateGraph(Work)
+    built.add_node("ask", lambda s: {"seen": [interrupt("sure?")]})
+    built.add_node("look", lambda s: {"seen": [f"saw {len(s['seen'])}"]})
+    built.add_conditional_edges(START, lambda s: "ask", ["ask", "look"])
+    graph = built.compile(checkpointer=saver, name="commanded")
+    graph.invoke({"seen": []}, CONFIG)
+    graph.invoke(Command(update={"seen": ["told"]}, goto=["look", Send("look", {"seen": []})], resume="yes"), CONFIG)
+    graph.invoke(Command(update={"seen": ["more"]}), CONFIG)
+    graph.invoke(Command(goto="look"), CONFIG)
+    graph.invoke(Command(update={"seen": ["last"]}), CONFIG)
+    graph.invoke({"seen": ["new"]}, CONFIG)
+    graph.invoke(Command(goto="look"), CONFIG)
+    return saver.log, THREAD
+
+
 def _even(n: int) -> int:
     if n % 2:
         raise ValueError("an even number, please")
@@ -504,5 +523,5 @@ def called() -> tuple[Log, str]:
 
 STORIES: tuple[Story, ...] = (
     chain, payload, wide, sends, fork, branch, snapshot, trimmed, types, faults, queue_cancel, unplanned, update,
-    questions, options, calls, called,
+    questions, options, calls, called, commands,
 )  # fmt: skip

@@ -99,8 +99,10 @@ def retry(site: Site, thread: str, run: str | None, wait: bool, timeout: float |
 
 @click.command()
 @click.argument("thread")
-@click.argument("answer", metavar="ANSWER")
+@click.argument("answer", metavar="[ANSWER]", required=False)
 @click.option("--id", "question", metavar="ID", help="The question it answers, if several wait.")
+@click.option("--update", "-u", metavar="JSON", help="Keys to write to the state as it stands, by their reducers.")
+@click.option("--goto", "-g", metavar="NODE", multiple=True, help="A node to run beside what is open; several times.")
 @click.option("--run", "-r", metavar="R", help="Id of the run that goes on: the same again attaches to it.")
 @waits
 @timeout_s
@@ -109,22 +111,30 @@ def retry(site: Site, thread: str, run: str | None, wait: bool, timeout: float |
 def resume(
     site: Site,
     thread: str,
-    answer: str,
+    answer: str | None,
     question: str | None,
+    update: str | None,
+    goto: tuple[str, ...],
     run: str | None,
     wait: bool,
     timeout: float | None,
     as_json: bool,
 ) -> int | None:
-    """Answer the question that THREAD waits with. ANSWER is JSON, @FILE, or - for stdin.
+    """Answer the question that THREAD waits with. ANSWER is JSON, @FILE, or - for stdin. With --update or --goto it
+    can be left out, and the thread may be done: the state changes where it stands, and the nodes run there.
 
     \b
     everstep state demo                        shows the questions and their ids
     everstep resume demo '{"approved": true}' --wait
+    everstep resume demo --update '{"amount": 3}' --goto review --wait
     """
-    data = _data(answer, "ANSWER")
+    if answer is None and (question is not None or not (update or goto)):
+        raise click.UsageError("give an ANSWER, or --update or --goto")
+    data = _data(answer, "ANSWER") if answer is not None else None
+    changes = _data(update, "--update") if update is not None else None
     with site.open():
-        made = site.client.resume(thread, data if question is None else {question: data}, run_id=run, actor="cli")
+        said = data if question is None else {question: data}
+        made = site.client.resume(thread, said, update=changes, goto=goto, run_id=run, actor="cli")
         return _come_to(site, made, wait or timeout is not None, timeout, as_json)
 
 

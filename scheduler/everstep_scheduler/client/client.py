@@ -21,6 +21,7 @@ from everstep_checkpoint.errors import (
     EmptyInputError,
     EverstepError,
     InvalidResume,
+    InvalidUpdateError,
     RunConflict,
     ServerUnavailable,
     Superseded,
@@ -33,10 +34,11 @@ from everstep_checkpoint.log import Log, new_id, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at
 
+from ..graph.runtime import Command, Send
 from ..moves.connection import DEFAULT_URL, translated
 from ..moves.connection import connect as connected
 from ..moves.contract import MOVE_MAX, Start
-from ..moves.record import Config, Mode, On, check_run_id, start_of, start_with
+from ..moves.record import Config, Mode, On, check_run_id, commands, start_of, start_with
 from ..moves.redismoves import RedisMoves, Scripts
 from ..reading.children import children
 from ..reading.questions import gone_on, resume_of
@@ -44,8 +46,9 @@ from ..reading.shapes import Reading, check_modes, live_modes
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from ..recovery.rebuild import STATUSES
 from ..recovery.recovery import Recovery
+from ..steps.commanding import Lore, command_of
 from . import manifest as manifests
-from .intake import take
+from .intake import ManifestLore, take
 from .manifest import Manifest, publish
 from .runhandle import Run
 from .tail import BLOCK_MS
@@ -285,8 +288,10 @@ class Client(Travelling):
     def resume(
         self,
         thread_id: object,
-        answer: Any,
+        answer: Any = None,
         *,
+        update: Any = None,
+        goto: Send | str | Sequence[Send | str] = (),
         run_id: str | None = None,
         config: Mapping[str, Any] | None = None,
         context: Any = None,
@@ -297,14 +302,35 @@ class Client(Travelling):
         `answer`: a value, if one question waits; else `{question id: value, ...}`. The ids are in
         `state(thread_id).interrupts`. With a `run_id` it may be sent again: the same answer attaches.
 
+        `update`: keys to write to the state as it stands, through their reducers; `goto`: nodes or Sends to run beside
+        what is open. With either the thread may be done, and `answer` None says that nothing is answered.
+
         Raises InvalidResume (several questions and no id, an unknown id, an answer that does not fit its schema),
-        ThreadBusy, EmptyInputError (the thread is done), UnknownThread, RunConflict.
+        ThreadBusy, EmptyInputError (the thread is done), UnknownThread, RunConflict; InvalidUpdateError for a key or a
+        node that the graph does not have, UnknownGraph.
         """
         thread = thread_id_text(thread_id)
         with translated(self.url):
             graph, queue = self._thread(thread, "graph", "queue")
             said = Config.of(config, context=context, actor=actor)
+            command: Command[Any] = Command(update=update, goto=goto, resume=answer)
+            if commands(command):
+                lore = ManifestLore(self.manifest(graph))
+                return self.command(thread, lore, command, said, run_id, self.reading(graph))
             return self.answer(thread, graph, queue, answer, said, run_id, self.reading(graph))
+
+    def command(
+        self, thread: str, lore: Lore, command: Command[Any], said: Config, run_id: str | None, reading: Reading
+    ) -> Run:
+        """A run that begins with a Command: an update, nodes to go to, perhaps an answer. Raises as `resume`."""
+        run = _run_id(run_id, said)
+        try:
+            start = command_of(self.log_store, thread, run, command, said, lore, codec=reading.codec)
+        except (InvalidResume, InvalidUpdateError):
+            if not self.redis.hexists(self.keys.runs(thread), run):
+                raise
+            start = command_of(self.log_store, thread, run, command, said, lore, codec=reading.codec, again=True)
+        return self.started(start, reading)
 
     def answer(
         self, thread: str, graph: str, queue: str, answer: Any, said: Config, run_id: str | None, reading: Reading

@@ -7,14 +7,16 @@ data ──check_input──► fits ──┬─ JSON as it is            ─�
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import InvalidInput, UnknownType
+from everstep_checkpoint.log import Log
 
 from ..graph.schema import updates_of
 from ..moves.record import Form, Writes
+from ..steps.commanding import Lore
 from .manifest import Lacking, Manifest, check_input, check_keys, is_json, json_form
 
 _CODEC = Codec()  # no registered types; capped like the workers' own
@@ -50,6 +52,34 @@ def take_update(manifest: Manifest, values: Mapping[str, Any] | None) -> Writes:
         return _encoded(given)
     except UnknownType:
         return _encoded(cast("Mapping[str, Any]", json_form(given)))
+
+
+class ManifestLore(Lore):
+    """A graph that is known by its manifest alone."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest, self.name, self.queue = manifest, manifest.name, manifest.queue
+
+    @property
+    def nodes(self) -> Iterable[str]:
+        return self.manifest.nodes
+
+    @property
+    def keys(self) -> Iterable[str]:
+        return self.manifest.channels
+
+    def place(self, node: str) -> tuple[str, float]:
+        known = self.manifest.nodes[node]
+        return known.queue, known.timeout_s
+
+    def check(self, log: Log, thread: str, writes: Writes) -> None:
+        """Only the graph's code can tell."""
+
+    def encode(self, value: Any, what: str) -> bytes:
+        try:
+            return _CODEC.encode(value, what)
+        except UnknownType:
+            return _CODEC.encode(json_form(value), what)
 
 
 def node_of(manifest: Manifest, as_node: str, thread: str) -> str:

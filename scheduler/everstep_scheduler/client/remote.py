@@ -22,14 +22,15 @@ from ..graph.drawing.picture import Graph, graph_of
 from ..graph.runtime import END, START
 from ..moves.connection import translated
 from ..moves.contract import Start
-from ..moves.record import Config, Form, Nodes, Writes, check_run_id, kind_of
+from ..moves.record import Config, Form, Nodes, Writes, check_run_id, commands, kind_of
 from ..reading.chunks import LogStream
 from ..reading.shapes import Chunk, Reading, check_modes, live_modes
 from ..reading.standing import standing
-from ..steps.branching import Wish, forking, on, travel
+from ..steps.branching import Wish, forking, on, replaying, travel
 from ..steps.caches import RedisCache
+from ..steps.commanding import SpecLore
 from ..steps.stateface import StateFace
-from .intake import node_of, take, take_update
+from .intake import ManifestLore, node_of, take, take_update
 from .manifest import Manifest
 from .runhandle import Run
 from .waiting import may_wait
@@ -75,8 +76,9 @@ class RemoteGraph(StateFace):
     ) -> Any:
         """Run to the end on the workers; the output values, or all chunks if `stream_mode` is not "values".
 
-        `input` None continues what rested, Command(resume=...) answers its question; a run that rests with questions
-        gives its values with `__interrupt__`. With a `checkpoint_id` the run begins there, as a branch: None replays,
+        `input` None continues what rested, Command(resume=...) answers its question, Command(update=..., goto=...)
+        changes the state there and adds nodes to run; a run that rests with questions gives its values with
+        `__interrupt__`. With a `checkpoint_id` the run begins there, as a branch: None replays,
         an input is applied to that state; ThreadBusy if a run is under way. Without a thread_id the thread's id is the
         run's. `timeout`: seconds.
 
@@ -180,6 +182,9 @@ class RemoteGraph(StateFace):
         try:
             if kind == "resume":
                 command: Any = input
+                if commands(command):
+                    lore = SpecLore(self.spec) if self.spec is not None else ManifestLore(self.manifest)
+                    return self.client.command(thread, lore, command, said, run_id, self._reading())
                 return self.client.answer(thread, self.name, queue, command.resume, said, run_id, self._reading())
             return self.client.proceed(thread, self.name, queue, said, run_id, self._reading())
         except EmptyInputError:
@@ -199,7 +204,7 @@ class RemoteGraph(StateFace):
         run = check_run_id(run_id or said.run_id or new_id())
         codec = self.spec.codec if self.spec is not None else PLAIN
         start = forking(self._log, thread, going.at, said.record("fork"), run, *self._named(), codec)
-        put = self.client.branched(Wish(thread, start, going.at))
+        put = self.client.branched(replaying(self._log, thread, start, going.at, self.spec))
         return Run(self.client, thread, run, put.started.entry, self._reading())
 
     def _values(self, said: Config) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class Run:
         if ended.status not in ("done", "interrupted"):
             self._raise(ended)
         log, head = self._client.log_store, self._client.log_store.head(self.thread_id)
-        if ended.status == "interrupted" and head is not None and head.n == ended.n:
+        rests = ended.status == "interrupted" or not ended.digest  # and there is no checkpoint of its own
+        if rests and head is not None and head.n == ended.n:
             return standing(log, self.thread_id, self._reading)
         return self._reading.output(state_at(log, self.thread_id, ended.n).channels) if ended.n else {}
 

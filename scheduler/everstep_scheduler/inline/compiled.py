@@ -22,7 +22,7 @@ from ..graph.spec import GraphSpec
 from ..moves.contract import START_NODE, RunKind, Start
 from ..moves.record import Config, Form, Nodes, Writes, kind_of, start_of
 from ..reading.shapes import INTERRUPT, Chunk, check_modes, live_modes
-from ..steps.branching import Wish, branch, forking, on, travel
+from ..steps.branching import Wish, branch, forking, on, replaying, travel
 from ..steps.loading import Loader
 from ..steps.stateface import StateFace
 from .driver import Inline, Opening
@@ -69,8 +69,9 @@ class CompiledGraph(StateFace):
     ) -> Any:
         """Run to the end here; the output values, or all chunks if `stream_mode` is not "values".
 
-        `input` None continues what rested, Command(resume=...) answers its question. A run that rests with questions
-        gives its values with `__interrupt__`. `interrupt_before`, `interrupt_after`: nodes to stop at, "*" for all.
+        `input` None continues what rested, Command(resume=...) answers its question, Command(update=..., goto=...)
+        changes the state there and adds nodes to run. A run that rests with questions gives its values with
+        `__interrupt__`. `interrupt_before`, `interrupt_after`: nodes to stop at, "*" for all.
         With a `checkpoint_id` the run begins there, as a branch: None replays, an input is applied to that state;
         ThreadBusy if a run is under way. `config`: {"configurable": {"thread_id": ...}, "recursion_limit": 10007,
         "max_concurrency": 16, "metadata": {...}, "tags": [...]}. A `run_id` makes it idempotent.
@@ -272,7 +273,8 @@ class CompiledGraph(StateFace):
         if going.how == "replay":
             record = said.record("fork")
             start = forking(self._log, thread, going.at, record, run, *self._named(), self.spec.codec)
-            return "fork", lambda drive: drive.branch(Wish(thread, start, going.at))
+            wish = replaying(self._log, thread, start, going.at, self.spec)
+            return "fork", lambda drive: drive.branch(wish)
         if going.how == "input":
             start = start_of(self.spec, thread, run, data, said, "input", on=on(going.at))
             return "input", lambda drive: drive.begin(start)

@@ -35,13 +35,14 @@ from ..graph.options import Cache
 from ..graph.spec import GraphSpec
 from ..moves.connection import patiently, translated
 from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Start, Started
-from ..moves.record import Config, start_of
+from ..moves.record import Config, commands, start_of
 from ..reading.ending import Ending, ending
 from ..reading.questions import gone_on, interrupts, open_step, resume_of
 from ..reading.shapes import INTERRUPT, Chunk, Told
 from ..reading.snapshot import snapshot
 from ..steps.branching import Wish, branch
 from ..steps.calling import ChildFailed
+from ..steps.commanding import SpecLore, command_of
 from ..steps.loading import Loader
 from ..steps.perform import Attempt, Performer, Result, Unserved
 from .following import Follower
@@ -174,6 +175,9 @@ class Inline:
         if self.kind != "resume":
             return start_of(self.spec, self.thread, self.run, self.data, self.config, self.kind, self.node)
         command: Any = self.data
+        if commands(command):
+            lore = SpecLore(self.spec)
+            return command_of(self.saver.log, self.thread, self.run, command, self.config, lore, codec=self.spec.codec)
         return resume_of(
             self.saver.log, self.thread, self.run, command.resume, self.config, graph=self.spec.name,
             queue=self.spec.default_queue, codec=self.spec.codec,
@@ -373,7 +377,7 @@ class Inline:
 
     def output(self) -> Any:
         """The output values at the run's end; with the questions that wait, as `__interrupt__`."""
-        if self.ended is not None and self.ended.status != "interrupted":
+        if self.ended is not None and self.ended.status != "interrupted" and self.ended.digest:
             return self._stored_output()
         values = snapshot(self.saver.log, self.thread, spec=self.spec).values
         known = {name: values[name] for name in self.spec.output_schema.fields if name in values}

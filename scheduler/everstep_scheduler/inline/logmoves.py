@@ -6,6 +6,7 @@ Whoever asks for work of a thread gets it; tokens and (n, digest) fence all the 
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Head, Log, new_id
+from everstep_checkpoint.replay import added_tasks
 
 from ..moves.contract import (
     HANDLER,
@@ -23,6 +25,7 @@ from ..moves.contract import (
     Answer,
     Branch,
     Call,
+    Commanded,
     Commit,
     Lease,
     Offer,
@@ -77,6 +80,7 @@ class Thread:
     conf: str = ""
     parent: str = ""
     early: tuple[str, str] = ("", "")  # an answer that came before its question: its task, its fact
+    over: tuple[str, ...] = ()
     open: dict[str, Task] = field(default_factory=dict[str, Task])
     queued: deque[tuple[Start, str]] = field(default_factory=deque[tuple[Start, str]])
     runs: dict[str, tuple[str, str, str]] = field(default_factory=dict[str, tuple[str, str, str]])
@@ -175,20 +179,52 @@ class LogMoves:
     def _reopen(self, t: Thread, start: Start, entry: str) -> None:
         t.run, t.base, t.conf, t.status = start.run, t.step, entry, "running"
         t.left, t.failed, t.halted = t.left + t.failed + t.halted, 0, 0
+        first = self._add(start.thread, t, start.command, entry) if start.command is not None else ""
+        self._answer(t, start, first)
+        updates = start.command is not None and start.command.updates
+        if updates:
+            t.over = (*t.over, entry)
+            t.left, t.asked = t.left + t.asked, 0
+        for task in t.open.values():
+            if task.place in ("failed", "stopped") or (updates and task.place == "asked"):
+                task.place, task.question = "unmade", ""
+        if not t.left:  # a Command without a goto, on a thread that is done
+            self._append(start.thread, [e.fact("run_rested", t.run, status="done")], t.after)
+            self._rest(start.thread, t, "done")
+
+    def _add(self, thread: str, t: Thread, command: Commanded, entry: str) -> str:
+        """Add the tasks of a Command to the open step. The answer is the first one's name."""
+        new: dict[str, Task] = {}
+        for i, (node, queue, seconds) in enumerate(command.tasks):
+            name = f"g{e.entry_id(entry)[1]}_{i}"
+            said: e.Fields = {"task": name, "node": node, "queue": queue, "timeout_s": json.dumps(seconds)}
+            self._append(thread, [e.fact("task_added", t.run, **said)], t.after)
+            new[name] = Task(node, queue, seconds)
+        for piece, count in command.parts:
+            (part,) = self._append(thread, [piece], t.after)
+            (fact,) = self._append(thread, [e.fact("task_added", t.run, parts=json.dumps([[part, count]]))], t.after)
+            found = {part: self.log.read(thread, part, part)[0]}
+            for x in added_tasks(self.log.read(thread, fact, fact)[0], found):
+                new[x.task] = Task(x.node, x.queue, x.timeout_s)
+        if new and t.open.pop(JOIN_TASK, None) is not None:
+            t.left -= 1  # a join that failed waits again, for what is added
+        t.open.update(new)
+        t.width, t.left = t.width + len(new), t.left + len(new)
+        return next(iter(new), "")
+
+    def _answer(self, t: Thread, start: Start, first: str) -> None:
         for each in start.answers:
-            said: e.Fields = {"task": each.task, "answer": each.value}
+            named = each.task or first
+            said: e.Fields = {"task": named, "answer": each.value}
             said |= {"question": each.question} if each.question else {}
             (fact,) = self._append(start.thread, [e.fact("task_answered", t.run, **said)], t.after)
             if not each.question:
-                t.early = (each.task, fact)
+                t.early = (named, fact)
                 continue
             task = t.open[each.task]
             if task.place == "asked":
                 t.asked, t.left = t.asked - 1, t.left + 1
             task.place, task.question, task.answers = "stopped", "", (*task.answers, fact)
-        for task in t.open.values():
-            if task.place in ("failed", "stopped"):
-                task.place = "unmade"
 
     # claim
 
@@ -225,6 +261,7 @@ class LogMoves:
         return Lease(
             x.token, thread, t.n, t.digest, name, x.node, x.attempt, x.lost, x.queue, x.timeout_s, t.run, t.graph,
             t.width, "", t.birth, t.rec, t.base, at, 0, t.conf, _answers(t, name, x), x.cause, x.called, int(x.told),
+            " ".join(t.over),
         )  # fmt: skip
 
     def due_in(self, thread: str) -> float | None:
@@ -331,7 +368,7 @@ class LogMoves:
                 t.open.update(_part_tasks(self.log, thread, row[0]))
         t.width = t.left = len(t.open)
         t.failed = t.asked = t.halted = 0
-        t.early = ("", "")
+        t.early, t.over = ("", ""), ()
 
     def _done(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
         task.place = "done"
@@ -525,10 +562,15 @@ def _refused(start: Start, t: Thread | None) -> str:
         return "busy"
     if not start.goes_on:
         return ""
-    if t is None or t.left + t.failed + t.asked + t.halted == 0 or t.status == "done":
+    command = start.command
+    if t is None or (command and t.n == 0):
         return "nothing"
-    if t.left + t.failed + t.halted + len(start.answers) == 0:
+    if not command and (t.left + t.failed + t.asked + t.halted == 0 or t.status == "done"):
+        return "nothing"
+    if not command and t.left + t.failed + t.halted + len(start.answers) == 0:
         return "asked"
+    if command and command.after != t.run:
+        return "stale"
     asked = {name: task.question.split() for name, task in t.open.items() if task.place == "asked"}
     known = all(each.question in asked.get(each.task, ()) for each in start.answers if each.question)
     return "" if known and start.at in (None, t.after) else "stale"
@@ -553,6 +595,7 @@ def _from_log(log: Log, thread: str, head: Head) -> Thread:
     )
     t.width, t.left, t.failed, t.asked, t.conf = told.width, told.left, told.failed, told.asked, told.conf
     t.halted, t.parent = told.halted, told.parent
+    t.over = told.over
     t.open = {x.task: _task(x) for x in told.tasks}
     t.runs = {run: (word, entry, insum) for run, (word, entry, insum) in told.runs.items()}
     for x in told.queued:

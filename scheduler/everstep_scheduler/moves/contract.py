@@ -35,6 +35,7 @@ class Lease(NamedTuple):
     two. `answers`: the facts with answers to the task's questions, in order, by their ids, with spaces between.
     `cause`: of an error handler, the fact that tells the failure.
     `called`: what an attempt before called, `<run> <thread>`; `told`: 1 once the task has told how that rested.
+    `over`: the facts of runs whose Commands updated the state of the checkpoint since, as `answers`.
     """
 
     token: str
@@ -61,6 +62,7 @@ class Lease(NamedTuple):
     cause: str = ""
     called: str = ""
     told: int = 0
+    over: str = ""
 
     @property
     def plans(self) -> bool:
@@ -85,11 +87,28 @@ class Offer:
 
 
 class Answered(NamedTuple):
-    """An answer for a task of the open step. `question`: the id it answers; empty: it comes before it is asked."""
+    """An answer for a task of the open step; without a `task` for the first one that the run adds to it.
+
+    `question`: the id it answers; empty: it comes before it is asked.
+    """
 
     task: str
     question: str
     value: bytes
+
+
+@dataclass(frozen=True)
+class Commanded:
+    """What a Command as an input brings beside answers. `updates`: the `input` of the run's fact is for the state.
+
+    `tasks`: (node, queue, seconds) of those to add, by node; `parts`: the Sends to add, as facts, each with how many
+    they are. `after`: the thread's last run when this was chosen; if another one began since, nothing is written.
+    """
+
+    updates: bool
+    tasks: tuple[tuple[str, str, float], ...] = ()
+    parts: tuple[tuple[Fields, int], ...] = ()
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,7 @@ class Start:
     A run that resumes brings `answers`, for the checkpoint `at` (n, digest) whose questions it has seen.
     `base`: the step it builds on, where that is not the last checkpoint's (`on` in its fields says which it is).
     `parent`: the task that called it, `<n> <task> <thread>`; at its rest that task is opened again.
+    A run that brings a `command` updates the state of `at` and adds tasks to those that are open there.
     """
 
     thread: str
@@ -115,6 +135,7 @@ class Start:
     at: tuple[int, str] | None = None
     base: int | None = None
     parent: str = ""
+    command: Commanded | None = None
 
     @property
     def goes_on(self) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Codec, pack
-from everstep_checkpoint.errors import CorruptEntry, InvalidInput, TooLarge
+from everstep_checkpoint.errors import CorruptEntry, InvalidInput, InvalidUpdateError, TooLarge
 
 from ..graph.runtime import Command
 from .contract import MOVE_MAX, START_NODE, START_TASK, UPDATE_TASK, Answered, RunKind, Start
@@ -235,15 +235,20 @@ def stops_at(nodes: Iterable[str], marked: tuple[str, ...]) -> bool:
 
 
 def kind_of(data: object) -> RunKind:
-    """The kind of run that an input asks for. Raises InvalidInput for a Command that this version can't take."""
+    """The kind of run that an input asks for. Raises InvalidUpdateError for a Command that is for another graph."""
     if not isinstance(data, Command):
         return "continue" if data is None else "input"
-    if data.graph is not None or data.update is not None or data.goes:
-        raise InvalidInput(
-            "a Command as an input can only resume",
-            fix="Command(resume=...); use update_state() to change the state, with as_node to choose where it goes on",
+    if data.graph is not None:
+        raise InvalidUpdateError(
+            f"the Command is for the graph {data.graph!r}, and there is no parent graph",
+            fix="leave out `graph`: it is then for the graph that is invoked",
         )
-    return "continue" if data.resume is None else "resume"
+    return "resume" if data.resume is not None or data.update or data.goes else "continue"
+
+
+def commands(data: object) -> bool:
+    """Is it a Command that does more than answer?"""
+    return isinstance(data, Command) and bool(data.update or data.goes)
 
 
 def input_sum(graph: str, kind: str, writes: Writes) -> str:

@@ -22,7 +22,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
 from .connection import Client, server_error, translated
-from .contract import LEASE_MS, MOVE_MAX, Answer, Branch, Call, Commit, Lease, Offer, Start, Started
+from .contract import LEASE_MS, MOVE_MAX, Answer, Branch, Call, Commanded, Commit, Lease, Offer, Start, Started
 
 STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
@@ -180,6 +180,9 @@ def _begun(start: Start) -> tuple[Header, list[Any]]:
     if start.goes_on:
         header["answers"] = [[each.task, each.question] for each in start.answers]
         flat += [each.value for each in start.answers]
+    if start.command is not None:
+        header["command"], pieces = _commanded(start.command)
+        flat += pieces
     if start.at is not None:
         header["at"] = start.at
     if start.base is not None:
@@ -193,6 +196,14 @@ def _called(call: Call) -> tuple[Header, list[Any]]:
     if call.start is None:
         return {"thread": call.thread, "run": call.run, "waits": 1}, []
     return _begun(call.start)
+
+
+def _commanded(command: Commanded) -> tuple[Header, list[Any]]:
+    """A Command as the script takes it, and the values of its parts, flat."""
+    tasks = [[node, queue, _json(seconds)] for node, queue, seconds in command.tasks]
+    said: Header = {"after": command.after, "tasks": tasks, "parts": [count for _, count in command.parts]}
+    said |= {"updates": 1} if command.updates else {}
+    return said, [part[name] for part, _ in command.parts for name in ("tasks", "sends", "sum")]
 
 
 class RedisMoves:

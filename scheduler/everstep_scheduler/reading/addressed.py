@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import InvalidUpdateError, NotFound
 from everstep_checkpoint.log import Log, unknown_thread
-from everstep_checkpoint.replay import State, state_at
+from everstep_checkpoint.replay import State, commanded, state_at
 
 from ..graph.runtime import END, START
 from ..moves.record import checkpoint_number
@@ -88,4 +88,12 @@ def _ran(log: Log, thread: str, entry: e.Entry) -> list[str]:
     if entry.text("task") == "start":
         return [START]
     before = _before(log, thread, entry)
-    return [str(row[1]) for row in before.next if len(row) == 4] if before is not None else []
+    if before is None:
+        return []
+    added = [x.text("node") for x in log.pages(thread, f"{before.n}-1", str(before.n)) if _commanded(x)]
+    return [*(str(row[1]) for row in before.next if len(row) == 4), *added]
+
+
+def _commanded(fact: e.Entry) -> bool:
+    """Does it add a node that a Command went to?"""
+    return fact.kind == "task_added" and commanded(fact.text("task"))

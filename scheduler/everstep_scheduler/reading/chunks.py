@@ -20,13 +20,27 @@ from typing import Any
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import InvalidUpdateError, Trimmed
 from everstep_checkpoint.log import Log
-from everstep_checkpoint.replay import Fold, State, TaskRef, fetch, input_writes, state_at, tasks_of
+from everstep_checkpoint.replay import (
+    Channels,
+    Fold,
+    State,
+    TaskRef,
+    added_tasks,
+    adds_handler,
+    brings_update,
+    fetch,
+    input_writes,
+    state_at,
+    tasks_of,
+    with_added,
+)
 
 from ..graph.channels import apply
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord
 from .ending import error_of
 from .frames import frame_at, until_new_input
+from .overlay import overlaid
 from .questions import questions, step_told
 from .shapes import INTERRUPT, LOG_MODES, PUSH, Reading, Told, Writes, result_of, update_of
 
@@ -66,6 +80,8 @@ class LogStream:
         self._opened = _Opened("", 0, "", 0)
         self._parent = ""
         self._begins: Iterator[Told] = iter(())
+        self._over: list[e.Entry] = []  # what Commands updated since the last checkpoint
+        self._ground: State | None = None
 
     # feeding
 
@@ -83,6 +99,8 @@ class LogStream:
             return
         if self._fold is not None:
             self._fold.feed(entry)
+        if brings_update(entry):
+            self._over.append(entry)
         if ours:
             yield from self._fact(entry)
 
@@ -117,12 +135,15 @@ class LogStream:
                 yield from self._asked(entry)
             case "run_rested":
                 yield from self._rests(entry)
+            case "task_added":
+                self._begins = self._more(entry)
             case _:
                 pass
 
     def _checkpoint(self, entry: e.Entry, ours: bool, load: bool = False) -> Iterator[Told]:
         state = self._state(entry) if ours or load or self._fold is not None else None
         task, source = entry.text("task"), entry.text("source")
+        self._over = []
         if ours and source not in ("input", "fork") and task not in ("", START_TASK, JOIN_TASK, UPDATE_TASK):
             writes = _writes(state, entry)
             self._written |= {name for name, _ in writes}
@@ -164,13 +185,31 @@ class LogStream:
     def _one(self, ref: str) -> list[e.Entry]:
         return self.log.read(self.thread, ref, ref)
 
-    def _refs(self, entry: e.Entry) -> list[TaskRef]:
-        """The tasks of a checkpoint, Sends first, as LangGraph has them."""
+    def _refs(self, entry: e.Entry, facts: Iterable[e.Entry] = ()) -> list[TaskRef]:
+        """The tasks of a checkpoint and those that Commands added by these facts; Sends first, as in LangGraph."""
         if not self._folds:
             return []
         parts = {row[0]: part for row in entry.next if len(row) == 2 for part in self._one(row[0])}
-        refs = tasks_of(entry, parts)
+        refs = with_added(tasks_of(entry, parts), [ref for fact in facts for ref in self._commanded(fact)])
         return sorted(refs, key=lambda ref: not ref.part)
+
+    def _commanded(self, fact: e.Entry) -> list[TaskRef]:
+        """The tasks that a fact adds for a Command."""
+        if fact.kind != "task_added" or adds_handler(fact):
+            return []
+        return added_tasks(fact, {ref: part for ref, _ in fact.json("parts") or () for part in self._one(ref)})
+
+    def _more(self, fact: e.Entry) -> Iterator[Told]:
+        """Tasks begin that a Command added."""
+        if self._ground is not None and self._folds:
+            yield from self._begun(self._ground, self._commanded(fact))
+
+    def _seen(self, channels: Channels) -> Channels:
+        """The channels with what Commands updated, where the reducers are at hand and take it."""
+        try:
+            return overlaid(self.reading.spec, channels, self._over) if self.reading.spec is not None else channels
+        except InvalidUpdateError:
+            return channels
 
     @property
     def record(self) -> RunRecord:
@@ -227,11 +266,14 @@ class LogStream:
         for fact in until_new_input(facts, self.log, self.thread) if before is None else facts:
             if fact.kind in kinds and fact.text("task") not in (START_TASK, UPDATE_TASK, JOIN_TASK):
                 kinds[fact.kind][fact.text("task")] = fact
-        refs = self._refs(frame.state.entry)
+        refs = self._refs(frame.state.entry, facts)
         return _Step(frame.state, _branched(frame.state.entry) or frame.parent, facts, refs, waiting, *kinds.values())
 
     def _stands(self, step: _Step) -> Iterator[Told]:
         state, entry = step.state, step.state.entry
+        own = [fact for fact in self._over if not any(fact.id == each.id for each in step.facts)]
+        self._over = [*filter(brings_update, step.facts), *own]
+        self._ground = state
         self._written = {name for fact in step.done.values() for name, _ in fact.writes()}
         if self._folds:
             self._fold = Fold(fetch(self.log, self.thread), dict(state.channels), state.birth, n=state.n)
@@ -240,7 +282,7 @@ class LogStream:
         self._opened = _Opened(state.birth, state.n, entry.digest, entry.number("step"))
         self._parent = entry.checkpoint_id
         if "values" in self._telling:
-            yield "values", self.reading.values(state.channels, self.keys)
+            yield "values", self.reading.values(self._seen(state.channels), self.keys)
         yield from self._emit("checkpoints", entry, self._shown(state, step.refs, step.parent, step))
 
     def _resumed(self, step: _Step) -> Iterator[Told]:
@@ -256,7 +298,10 @@ class LogStream:
         if "values" not in self._telling or self.reading.spec is None or not self._shows(name for name, _ in writes):
             return
         try:
-            yield "values", self.reading.values(apply(self.reading.spec, step.state.channels, writes), self.keys)
+            yield (
+                "values",
+                self.reading.values(apply(self.reading.spec, self._seen(step.state.channels), writes), self.keys),
+            )
         except InvalidUpdateError:
             return  # they exclude each other: the run will fail when its questions are answered
 
@@ -272,7 +317,7 @@ class LogStream:
         if "updates" in self._telling:
             yield "updates", {INTERRUPT: asked}
         if "values" in self._telling and asked:
-            channels = self._fold.channels if self._fold is not None else {}
+            channels = self._seen(self._fold.channels) if self._fold is not None else {}
             yield "values", {**self.reading.values(channels, self.keys), INTERRUPT: asked}
         if "tasks" in self._telling:
             said = [asdict(each) for each in asked]
@@ -314,7 +359,7 @@ class LogStream:
         if "tasks" not in self._telling:
             return
         opened = _Opened(state.birth, state.n, state.digest, state.entry.number("step"))
-        channels, parts = state.channels, dict[str, list[tuple[str, bytes]]]()
+        channels, parts = self._seen(state.channels), dict[str, list[tuple[str, bytes]]]()
         for ref in refs:
             if ref.part and ref.part not in parts:
                 parts = {ref.part: self._one(ref.part)[0].sends()}

@@ -14,7 +14,15 @@ from typing import Literal
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import CorruptEntry, LogError
 from everstep_checkpoint.log import Log, unknown_thread
-from everstep_checkpoint.replay import TaskRef, tasks_of, timeout_of
+from everstep_checkpoint.replay import (
+    TaskRef,
+    added_tasks,
+    adds_handler,
+    brings_update,
+    tasks_of,
+    timeout_of,
+    with_added,
+)
 
 from ..moves.contract import HANDLER, JOIN_NODE, JOIN_TASK, START_NODE, START_TASK
 from .ending import NO_ERROR, Said, error_of
@@ -84,7 +92,8 @@ class Told:
     """Where a thread stands. `left`, `failed`, `asked` and `halted` count as the scripts do: what keeps the run going,
     what failed, what waits for an answer, what called a run that stopped at a breakpoint. `parent`: the task that
     called the run, `<n> <task> <thread>`. `rec`: the fact with the run's input, `conf`: the one with the record that
-    holds.
+    holds. `over`: the facts of runs whose Commands updated the state since the checkpoint. `begins`: what is open is no
+    step yet, but a run's first task.
     """
 
     birth: str
@@ -108,6 +117,8 @@ class Told:
     since_ms: int
     halted: int = 0
     parent: str = ""
+    over: tuple[str, ...] = ()
+    begins: bool = False
 
     @property
     def running(self) -> bool:
@@ -137,6 +148,8 @@ class Reader:
     _begun: tuple[TaskRef, ...] = ()
     _facts: dict[str, Task] = field(default_factory=dict[str, Task])
     _parts: dict[str, e.Entry] = field(default_factory=dict[str, e.Entry])
+    _over: tuple[str, ...] = ()
+    _more: list[e.Entry] = field(default_factory=list[e.Entry])
 
     def feed(self, entry: e.Entry) -> None:
         """Take the next entry. Kinds that say nothing about where the thread stands are passed over."""
@@ -173,7 +186,9 @@ class Reader:
         if of and (waiting is None or waiting.run != run):
             self.runs[run] = ("running", entry.id, entry.text("insum") or CONTINUE_SUM)
             self.conf = entry.id if "record" in entry.raw else self.conf
-            self._facts = {name: _reopened(task) for name, task in self._facts.items()}
+            updates = brings_update(entry)
+            self._over += (entry.id,) if updates else ()
+            self._facts = {name: _reopened(task, asked=updates) for name, task in self._facts.items()}
             return
         if waiting is None:
             self.runs[run] = ("running", entry.id, entry.text("insum"))
@@ -185,7 +200,7 @@ class Reader:
     def _begin(self, new: Queued) -> None:
         self.graph, self.queue, self.conf = new.graph, new.queue, self.rec
         self._begun = (TaskRef(new.task, new.node, new.queue),)
-        self._facts = {}
+        self._facts, self._more = {}, []
 
     def _rested(self, entry: e.Entry) -> None:
         run, status = entry.text("run"), entry.text("status")
@@ -206,6 +221,7 @@ class Reader:
     def _checkpoint(self, entry: e.Entry) -> None:
         self.n, self.digest, self.step = entry.n, entry.digest, entry.number("step")
         self._head, self._begun, self._facts = entry, (), {}
+        self._over, self._more = (), []
         # the two checkpoints of an input are written at once: parts of the step before both may be named
         self._parts = {ref: part for ref, part in self._parts.items() if part.n >= entry.n - 2}
         self.run = entry.text("run") or self.run
@@ -249,7 +265,11 @@ class Reader:
         self._facts[name] = replace(task, place=place, question="", answers=(*task.answers, entry.id))
 
     def _added(self, entry: e.Entry) -> None:
-        """An error handler: it stands for a task that failed for good."""
+        """A task beside those of the checkpoint; or an error handler, which stands for one that failed for good."""
+        if not adds_handler(entry):
+            self._more.append(entry)
+            self._facts.pop(JOIN_TASK, None)  # it waits for the new one
+            return
         name = entry.text("task")
         failed = self._facts.get(name.removeprefix(HANDLER))
         cause = failed.cause if failed is not None else ""
@@ -279,13 +299,15 @@ class Reader:
         return Told(
             self.birth, self.n, self.digest or self.birth, self.step, self.status, self.run, self.rec, self.base,
             self.graph, queue, len(refs), left, failed, asked, self.conf or self.rec, tuple(tasks), dict(self.runs),
-            tuple(self.queued.values()), self.since_ms, halted, self.parent,
+            tuple(self.queued.values()), self.since_ms, halted, self.parent, self._over, bool(self._begun),
         )  # fmt: skip
 
     def _refs(self) -> list[TaskRef]:
         assert self._head is not None
         try:
-            return tasks_of(self._head, self._parts)
+            tasks = tasks_of(self._head, self._parts)
+            added = [ref for fact in self._more for ref in added_tasks(fact, self._parts)]
+            return with_added(tasks, added) if added else tasks
         except (KeyError, TypeError, ValueError) as error:
             raise self._head.corrupt(f"its field 'next' can't be followed ({error!r})") from None
 
@@ -301,8 +323,13 @@ def _queued(entry: e.Entry) -> Queued:
     return Queued(entry.text("run"), entry.id, graph, entry.text("queue") or graph, task, node, parent)
 
 
-def _reopened(task: Task) -> Task:
-    """What failed, was halted, or waited, is open again in a run that continues, and shows no stale error."""
+def _reopened(task: Task, *, asked: bool) -> Task:
+    """What failed, was halted, or waited, is open again in a run that continues, and shows no stale error.
+
+    `asked`: so is what waits for an answer, for it sees another state now.
+    """
+    if task.place == "asked" and asked:
+        return replace(task, place="unmade", question="")
     if task.place not in ("failed", "wake", "child", "stopped"):
         return task
     return replace(task, place="unmade", error=NO_ERROR, due_ms=0, told=task.told or task.place == "child")

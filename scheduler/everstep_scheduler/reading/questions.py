@@ -107,7 +107,7 @@ def resume_of(
     Raises InvalidResume, UnknownType, TooLarge.
     """
     told = None if again else open_step(log, thread)
-    answers = () if told is None else _answers(told, resume, codec, thread)
+    answers = () if told is None else answers_of(told, resume, codec, thread)
     raw = codec.encode(resume, "the answer")
     return start_with(
         config.record("resume"), (), thread=thread, run=run, graph=graph, queue=queue, codec=codec, answers=answers,
@@ -115,8 +115,11 @@ def resume_of(
     )  # fmt: skip
 
 
-def _answers(told: Told, resume: object, codec: Codec, thread: str) -> list[Answered]:
-    """Which task gets what. Without a question, the first open task gets it early: it may ask when it runs."""
+def answers_of(told: Told, resume: object, codec: Codec, thread: str) -> list[Answered]:
+    """Which task gets what, checked. Without a question, the first open task gets it early: it may ask when it runs.
+
+    Raises InvalidResume, UnknownType.
+    """
     waiting = waits_with(told)
     by_id = _by_id(resume)
     if by_id is None and not waiting:

@@ -20,7 +20,7 @@ from everstep_checkpoint.branching import run_fact
 from everstep_checkpoint.codec import PLAIN, Codec
 from everstep_checkpoint.errors import InvalidUpdateError
 from everstep_checkpoint.log import Log
-from everstep_checkpoint.replay import Channels, State, input_writes
+from everstep_checkpoint.replay import Channels, State, commanded, input_writes
 
 from ..graph.channels import HIDDEN, apply
 from ..graph.placing import Place
@@ -33,6 +33,7 @@ from .derive import Task as Known
 from .derive import Told
 from .frames import Frame, frame_at, frames, until_new_input
 from .joins import unmet_joins
+from .overlay import overlaid
 from .questions import asked, step_told
 
 if TYPE_CHECKING:
@@ -174,20 +175,23 @@ class _View:
         """The head: its open tasks, and finished siblings' writes applied, for nobody will take them back."""
         told = self._told(frame, frame.facts)
         done = _done(frame.facts)
-        channels = self._with(frame.state.channels, [done[task.task] for task in told.tasks if task.task in done])
+        seen = self._seen(frame.state.channels, frame.facts)
+        channels = self._with(seen, [done[task.task] for task in told.tasks if task.task in done])
         shown = _with_handlers(told.tasks)
         following = tuple(task.node for task, acting in shown if acting.place != "done")
         tasks = tuple(self._task(told, task, done, None, acting, live=True) for task, acting in shown)
         return self._snapshot(frame, channels, following, tasks)
 
     def of(self, frame: Frame) -> StateSnapshot:
-        """The record of a checkpoint that others followed: all its tasks come next, with what they came to."""
+        """The record of a checkpoint that others followed: all its tasks come next, with what they came to. Tasks
+        that a Command added are shown, and are not what the checkpoint led to."""
         facts = list(until_new_input(frame.facts, self.log, self.thread))
         told = self._told(frame, facts)
         done = _done(facts)
         shown = _with_handlers([task for task in told.tasks if task.task != JOIN_TASK])
         tasks = tuple(self._task(told, task, done, frame.closing, acting) for task, acting in shown)
-        return self._snapshot(frame, frame.state.channels, tuple(task.node for task, _ in shown), tasks)
+        following = tuple(task.node for task, _ in shown if not commanded(task.task))
+        return self._snapshot(frame, self._seen(frame.state.channels, facts), following, tasks)
 
     # parts of a snapshot
 
@@ -245,6 +249,13 @@ class _View:
         config = self._config(e.checkpoint_id(named.n, named.digest))
         config["configurable"]["thread_id"] = named.thread
         return config
+
+    def _seen(self, channels: Channels, facts: Iterable[e.Entry]) -> Channels:
+        """The channels with the updates of Commands on top, where the reducers are at hand and take them."""
+        try:
+            return channels if self.spec is None else overlaid(self.spec, channels, facts)
+        except InvalidUpdateError:
+            return channels
 
     def _with(self, channels: Channels, facts: Sequence[e.Entry]) -> Channels:
         """Writes that exclude each other fail the run; they don't make its state unreadable."""

@@ -55,6 +55,7 @@ def _fields(told: Told, thread: str) -> Header:
         "width": told.width, "left": told.left, "failed": told.failed, "asked": told.asked, "halted": told.halted,
         "conf": told.conf, "early": "", "parent": told.parent,
         "jobs": 0, "updated": told.since_ms, "jid": job_prefix(thread, told.birth),
+        **({"over": " ".join(told.over)} if told.over else {}),
     }  # fmt: skip
 
 

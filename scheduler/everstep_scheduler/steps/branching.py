@@ -13,18 +13,22 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.branching import Copied, copied, state_fields, told
 from everstep_checkpoint.codec import PLAIN, Codec
-from everstep_checkpoint.errors import Conflict, InvalidResume, RunConflict, ThreadBusy, Trimmed
+from everstep_checkpoint.errors import Conflict, InvalidInput, InvalidResume, RunConflict, ThreadBusy, Trimmed
 from everstep_checkpoint.log import Head, Log, new_id
-from everstep_checkpoint.replay import State, input_writes, state_at
+from everstep_checkpoint.replay import State, commands_of, input_writes, state_at
 
 from ..moves.contract import START_NODE, START_TASK, Branch, Moves, Offer, Start, Started
 from ..moves.record import On, RunRecord, kind_of, start_with
 from ..reading.addressed import addressed
+from ..reading.overlay import overlaid_state
+
+if TYPE_CHECKING:
+    from ..graph.spec import GraphSpec
 
 TRIES = 5
 PIECES_A_CALL = 8
@@ -37,7 +41,8 @@ class Wish:
 
     `start`: the run, its record and input. `parent`: what it builds on, `at` by default. `input`: the run's own input
     is to be applied next, beside the tasks that are open at `at` (LangGraph: as_node="__input__"). `channels`: the
-    state of a new thread. `rests`: the run ends here, and whoever continues goes on.
+    state of a new thread, or that of `at` with what Commands updated. `rests`: the run ends here, and whoever continues
+    goes on. `added`: with the tasks that Commands added at `at`.
     """
 
     thread: str
@@ -48,6 +53,7 @@ class Wish:
     input: bool = False
     channels: dict[str, bytes] | None = None
     rests: bool = False
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,14 +87,32 @@ def travel(log: Log, thread: str, checkpoint_id: str, data: object) -> Travel:
     kind = kind_of(data)
     if kind == "resume" and not last:
         raise InvalidResume(
-            "an answer is for the question that waits at the last checkpoint",
+            "a Command is for what is open at the last checkpoint",
             thread=thread,
             checkpoint=checkpoint_id,
-            fix="replay that checkpoint, invoke(None, config): it asks again; then answer without a checkpoint_id",
+            fix="replay that checkpoint, invoke(None, config), or update_state(config, ...): each begins a branch; then"
+            " give the Command without a checkpoint_id",
         )
     if kind != "continue":
         return Travel("plain" if last else "input", at)
     return Travel("plain" if last and at.entry.text("source") in ("update", "fork") else "replay", at)
+
+
+def replaying(log: Log, thread: str, start: Start, at: State, spec: GraphSpec | None) -> Wish:
+    """The replay of a checkpoint, with what Commands said there: their tasks, and their updates of its state.
+
+    Raises InvalidInput where that takes reducers that are not at hand.
+    """
+    if spec is not None:
+        return Wish(thread, start, at, channels=overlaid_state(spec, log, thread, at), added=True)
+    if commands_of(log, thread, at.n):
+        raise InvalidInput(
+            "a Command updated the state at this checkpoint, and only the graph's code can apply that",
+            thread=thread,
+            checkpoint=at.entry.checkpoint_id,
+            fix="replay it where the graph's code is: client.graph(name, compiled)",
+        )
+    return Wish(thread, start, at, added=True)
 
 
 def on(state: State) -> On:
@@ -176,7 +200,7 @@ def _made(log: Log, wish: Wish, head: Head | None) -> Branch | None:
     """The checkpoint with all that it names; what it names is written. None if the head moved meanwhile."""
     n, digest = after = _after(head)
     run, at, birth = wish.start.run, wish.at, _birth(log, wish.thread, head, digest)
-    tasks = copied(log, wish.thread, at, run) if at is not None else Copied((), ())
+    tasks = copied(log, wish.thread, at, run, added=wish.added) if at is not None else Copied((), ())
     whole, pieces = _state(wish, run)
     try:
         refs = _written(log, wish.thread, [*tasks.parts, *pieces], after)
@@ -206,7 +230,7 @@ def _birth(log: Log, thread: str, head: Head | None, fresh: str) -> str:
 
 
 def _state(wish: Wish, run: str) -> tuple[e.Fields, list[e.Fields]]:
-    if wish.at is not None:
+    if wish.channels is None and wish.at is not None:
         return state_fields(wish.at.channels, run)
     return state_fields(wish.channels or {}, run)
 

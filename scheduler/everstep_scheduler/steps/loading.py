@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import CorruptEntry
 from everstep_checkpoint.log import Log
-from everstep_checkpoint.replay import Channels, state_at
+from everstep_checkpoint.replay import Channels, commands_of, state_at
 
 from ..moves.contract import JOIN_TASK, START_TASK, UPDATE_TASK, Lease
 from ..moves.record import RunRecord
@@ -29,7 +30,8 @@ _FIRST = (START_TASK, UPDATE_TASK, JOIN_TASK)  # tasks a run may begin with
 @dataclass(frozen=True)
 class Stand:
     """A thread at one checkpoint, as a planner needs it. `run`: whose checkpoint it is. `on`: (n, digest) of it where a
-    run builds on an earlier checkpoint than the last one, so that what comes next is a branch."""
+    run builds on an earlier checkpoint than the last one, so that what comes next is a branch. `stored`: the channels
+    as the log has them, where Commands updated them since."""
 
     channels: Channels
     step: int
@@ -39,6 +41,12 @@ class Stand:
     delta_bytes: int = 0
     run: str = ""
     on: tuple[int, str] | None = None
+    stored: Channels | None = None
+
+    @property
+    def logged(self) -> Channels:
+        """What a delta is computed against."""
+        return self.channels if self.stored is None else self.stored
 
     @property
     def size(self) -> int:
@@ -151,6 +159,13 @@ class Loader:
                 self._records.popitem(last=False)
         return record
 
+    def commands(self, lease: Lease, stand: Stand) -> Sequence[e.Entry]:
+        """The facts of Commands that updated the state a lease's task builds on. An update by hand that names an
+        earlier checkpoint takes that one as it was written."""
+        if stand.on is not None:
+            return () if lease.task == UPDATE_TASK else commands_of(self.log, lease.thread, stand.on[0])
+        return [self.entry(lease.thread, lease.birth, ref) for ref in lease.over.split()]
+
     def answers(self, lease: Lease) -> list[bytes]:
         """The encoded answers to the questions of a lease's task, in order."""
         facts = [self.entry(lease.thread, lease.birth, ref) for ref in lease.answers.split()]
@@ -159,6 +174,8 @@ class Loader:
     def send(self, lease: Lease, stand: Stand) -> bytes:
         """The encoded argument of a Send's task, `s<k>_<i>`: the i-th packet of the part whose id ends in `-k`."""
         k, _, i = lease.task[1:].partition("_")
+        if k.startswith("g"):  # a Command added it: its part is a fact of this very step
+            return self.entry(lease.thread, lease.birth, f"{lease.n}-{k[1:]}").sends()[int(i)][1]
         part = next((ref for ref, _ in stand.parts if e.entry_id(ref)[1] == int(k)), None)
         if part is None:
             raise CorruptEntry(

@@ -35,6 +35,7 @@ from ..graph.writing import StreamWriter, unheard
 from ..moves.contract import HANDLER, JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Answer, Commit, Lease, Moves
 from ..moves.record import RunRecord
 from ..reading.ending import error_of
+from ..reading.overlay import overlaid
 from ..reading.shapes import message_metadata
 from .caching import key_of, recall, remember
 from .calling import look
@@ -402,6 +403,9 @@ class Performer:
             given = replace(given, answers=self.loader.answers(lease)) if lease.answers else given
             missing = {name: value for name, value in spec.initial().items() if name not in stand.channels}
             stand = replace(stand, channels={**missing, **stand.channels}) if missing else stand
+            commands = self.loader.commands(lease, stand) if lease.over or stand.on else ()
+            seen = overlaid(spec, stand.channels, commands) if commands else stand.channels
+            stand = replace(stand, channels=seen, stored=stand.channels) if commands else stand
         except EverstepError as error:
             if not _is_data(error):
                 raise

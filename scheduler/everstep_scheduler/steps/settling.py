@@ -36,6 +36,7 @@ from .clearing import cleared
 from .loading import FRESH_STEP, Loader, Stand, rows_of
 from .outcome import Raised, Returned, raised
 from .plan import Done, Planned, armed, plan
+from .sending import named
 from .updating import clears, dones, nodes_of, shown_node
 
 if TYPE_CHECKING:
@@ -192,10 +193,10 @@ class Settler:
         return Commit(attempt.lease, "done", (fact,))
 
     def _done_fact(self, lease: Lease, result: Result, value: Returned, parts: Parts) -> e.Fields:
-        named = json.dumps([[ref, count] for ref, _, count, _ in parts]) if parts else None
+        refs = json.dumps([[ref, count] for ref, _, count, _ in parts]) if parts else None
         goto = json.dumps(value.goto) if value.goto else None
         fact = self._task_fact(
-            "task_done", lease, result.ms, goto=goto, parts=named, writes=e.pack_writes(value.writes),
+            "task_done", lease, result.ms, goto=goto, parts=refs, writes=e.pack_writes(value.writes),
             cached=1 if result.cached else None,
         )  # fmt: skip
         return e.summed(fact)
@@ -206,11 +207,8 @@ class Settler:
             return []
         spec = attempt.spec
         encoded = [(s.node, spec.codec.encode(s.arg, f"the argument of Send({s.node!r})")) for s in sends]
-        times = iter([s.timeout_s or spec.node(s.node).timeout_s or 0 for s in sends])
-        chunks = [
-            (chunk, [(node, spec.queue_of(node), next(times)) for node, _ in chunk]) for chunk in _chunks(encoded)
-        ]
-        return self._write_parts(attempt, [(json.dumps(_run_length(tasks)), chunk) for chunk, tasks in chunks])
+        places = [(s.node, spec.queue_of(s.node), s.timeout_s or spec.node(s.node).timeout_s or 0) for s in sends]
+        return self._write_parts(attempt, named(encoded, places))
 
     def _write_parts(self, attempt: Attempt, chunks: Sequence[tuple[str, Sequence[tuple[str, bytes]]]]) -> Parts:
         """Parts of Sends, each with its tasks as JSON, under the attempt's token. Raises Fenced."""
@@ -311,7 +309,7 @@ class Settler:
         }  # fmt: skip
         waits = START_TASK in stand.order and payload.text("run") == stand.run
         before = stand.channels if waits else armed(attempt.spec, stand.channels)
-        delta = self._input_delta(attempt, before, planned.channels, value, payload)
+        delta = self._input_delta(attempt, stand.logged if waits else before, planned.channels, value, payload)
         taken = [payload.text("sum")] if refs(delta) else []
         if waits:  # the checkpoint of this very input is there
             return self._checkpoint(
@@ -344,7 +342,7 @@ class Settler:
         if stand.on is not None:
             whole, pieces = self._snapshot(attempt, channels, stand.on[1], None)
             return e.checkpoint(stand.on[1], lease.n + 1, pieces, **said, **whole), (0, 0)
-        before = {} if stand.step == FRESH_STEP or lease.n == 0 else stand.channels
+        before = {} if stand.step == FRESH_STEP or lease.n == 0 else stand.logged
         delta = e.wrap(encode_delta(_delta(before, channels)))
         return e.checkpoint(lease.digest, lease.n + 1, **said, delta=delta), (stand.since_snapshot, stand.delta_bytes)
 
@@ -387,9 +385,9 @@ class Settler:
         lease, stand = attempt.lease, attempt.stand
         on, n = parent or (stand.on[1] if stand.on else lease.digest, lease.n)
         if delta is None:
-            before = {} if lease.n == 0 and first is None else stand.channels
+            before = {} if lease.n == 0 and first is None else stand.logged
             delta = _delta(before, planned.channels)
-            _take(delta, stand.channels, planned.channels, facts)
+            _take(delta, stand.logged, planned.channels, facts)
         size = sum(len(k) + len(v) for k, v in planned.channels.items())
         _check_size(attempt, size)
         rows = self._rows(attempt, planned, parts)
@@ -457,8 +455,8 @@ class Settler:
         payload = self.loader.entry(lease.thread, lease.birth, lease.rec)
         told = payload if lease.conf == lease.rec else self.loader.entry(lease.thread, lease.birth, lease.conf)
         record = told.raw.get("record", b"")
-        named = str(e.Address(lease.thread, *on)) if on else parent
-        fields: e.Fields = {"birth": lease.birth, "record": record, "parent": named, "floor": lease.rec}
+        builds_on = str(e.Address(lease.thread, *on)) if on else parent
+        fields: e.Fields = {"birth": lease.birth, "record": record, "parent": builds_on, "floor": lease.rec}
         if writes is not None:
             fields["writes"] = e.pack_writes(writes)
         body = encode_state(channels)
@@ -593,25 +591,3 @@ def _done_facts(log: Log, lease: Lease, state: Any) -> list[e.Entry]:
     step = step_of(log, lease.thread, state)
     own = [x for x in step.facts if x.kind == "task_done" and x.text("task") in (START_TASK, UPDATE_TASK)]
     return own[-1:] if lease.width == 1 and own else step.outcomes
-
-
-def _chunks(sends: Sequence[tuple[str, bytes]]) -> list[list[tuple[str, bytes]]]:
-    chunks: list[list[tuple[str, bytes]]] = [[]]
-    size = 0
-    for send in sends:
-        if chunks[-1] and (len(chunks[-1]) >= e.PART_TASKS_MAX or size + len(send[1]) > e.PART_BYTES_MAX):
-            chunks.append([])
-            size = 0
-        chunks[-1].append(send)
-        size += len(send[1])
-    return chunks
-
-
-def _run_length(tasks: Sequence[tuple[str, str, float]]) -> list[list[Any]]:
-    rows: list[list[Any]] = []
-    for task in tasks:
-        if rows and tuple(rows[-1][:3]) == task:
-            rows[-1][3] += 1
-        else:
-            rows.append([*task, 1])
-    return rows

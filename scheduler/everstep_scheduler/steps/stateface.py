@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from everstep_checkpoint.codec import PLAIN, Codec
@@ -26,7 +27,7 @@ from ..moves.contract import UPDATE_TASK, Start
 from ..moves.record import Config, On, Writes, start_with
 from ..reading.addressed import addressed, last_writer
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
-from .branching import Wish, copy_of, forking, on
+from .branching import Wish, copy_of, forking, on, replaying
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
@@ -281,10 +282,11 @@ class StateFace(ABC):
             said.record("update", form), writes, thread=thread, run=said.run_id or new_id(), graph=graph, queue=queue,
             on=on(at) if at is not None else None, codec=self._codec,
         )  # fmt: skip
-        fresh = self._types.initial() if self._types is not None else {}
-        return self._place(
-            thread, *self._branch(Wish(thread, start, at, "input", input=True, channels=fresh, rests=True))
-        )
+        fresh = (self._types.initial() if self._types is not None else {}) if at is None else None
+        wish = Wish(thread, start, at, channels=fresh)
+        if at is not None and not said.checkpoint_id:  # at the head, what Commands said about it stays
+            wish = replaying(self._log, thread, start, at, self._types)
+        return self._place(thread, *self._branch(replace(wish, source="input", input=True, rests=True)))
 
     def _copy(self, thread: str, said: Config, at: State | None, values: Any, timeout: float | None) -> dict[str, Any]:
         if at is None:

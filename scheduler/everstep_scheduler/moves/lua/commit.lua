@@ -110,7 +110,7 @@ elseif H.outcome == 'paused' then
   forget_job(rec)
   if T.early_task == H.task then T.early = '' end
   keep(H.thread, H.task, { p = H.question and 'asked' or 'stopped', t = H.token, a = rec.a, l = rec.l, n = rec.n, q = rec.q, w = rec.w,
-    i = H.question, an = H.kept, c = rec.c, cl = rec.cl, ct = rec.cl and 1 or nil })
+    i = H.question, an = H.kept, c = rec.c, cl = rec.cl, ct = rec.cl and 1 or nil, u = (T.over or '') ~= '' and #T.over or nil })
   if H.question then T.asked = T.asked + 1 else T.halted = T.halted + 1 end
   resolved(H.thread, T)
 elseif H.outcome == 'handled' then -- the step waits for the handler instead: what keeps the run going is as many as before

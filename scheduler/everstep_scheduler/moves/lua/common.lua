@@ -3,7 +3,7 @@
 -- Places of an open task:  unmade (in the list, no record) | job | lease | wake | parked | child | asked | failed | stopped | done
 -- A record: p place, a attempt, l lost, x expiries, k losses while alone, s suspect, t token, o owner, L lease ms,
 --           j job id, q queue, n node, w timeout s, r reason, i questions asked, an answers so far (entry ids, spaces),
---           cl what it called (`<run> <thread>`), ct 1 once it has told how that rested
+--           cl what it called (`<run> <thread>`), ct 1 once it has told how that rested, u length of the thread's `over` when it asked
 local S, H, call = KEYS[1], cjson.decode(ARGV[1]), redis.call
 -- For what only shows how things are, in RQ's registries and in ours for people, and for bells: keys of another type than
 -- we write must not end a move half way.
@@ -215,7 +215,8 @@ end
 
 local function row(thread, T, task, rec)
   return { rec.t, thread, T.n, T.digest, task, rec.n, rec.a, rec.l or 0, rec.q, rec.w, T.run, T.graph, T.width, rec.j,
-    T.birth, T.rec, T.base, NOW, rec.s and 1 or 0, T.conf or T.rec, answers_of(T, task, rec), rec.c or '', rec.cl or '', rec.ct or 0 }
+    T.birth, T.rec, T.base, NOW, rec.s and 1 or 0, T.conf or T.rec, answers_of(T, task, rec), rec.c or '', rec.cl or '', rec.ct or 0,
+    T.over or '' }
 end
 
 local function lease(thread, T, task, rec, token)
@@ -300,18 +301,21 @@ end
 
 local function fresh_record(node, queue, timeout_s) return { p = 'unmade', a = 0, n = node, q = queue, w = tonumber(timeout_s) or 0 } end
 
--- One page of what failed or was stopped, given as if it were new. A page is moved whole. False: the next call goes on.
-local function reopen_page(thread, key, cursor, element, give)
+-- One page of what failed or was stopped, given as if it were new; `e.over`: also of what asked before the Command that made
+-- `over` so long, for it sees another state now. A page is moved whole. False: the next call goes on.
+local function reopen_page(thread, key, e, element, give)
   if moved + REOPEN_PAGE > MOVE_MAX then
     call('LPUSH', key, element)
     return false
   end
-  local page = call('HSCAN', S .. 'open:' .. thread, cursor, 'COUNT', REOPEN_PAGE)
-  if page[1] ~= '0' then call('LPUSH', key, cjson.encode({ reopen = page[1] })) end
+  local page = call('HSCAN', S .. 'open:' .. thread, e.reopen, 'COUNT', REOPEN_PAGE)
+  if page[1] ~= '0' then call('LPUSH', key, cjson.encode({ reopen = page[1], over = e.over })) end
   for i = 1, #page[2], 2 do
     local rec = sound(page[2][i + 1])
-    if rec and (rec.p == 'failed' or rec.p == 'stopped') then
+    local asked = rec and rec.p == 'asked' and counts(e.over) and (rec.u or 0) < e.over
+    if rec and (rec.p == 'failed' or rec.p == 'stopped' or asked) then
       if rec.p == 'failed' then hide_failed(rec) end
+      rec.i, rec.u = nil, nil
       give(page[2][i], rec)
     end
   end
@@ -345,7 +349,7 @@ local function make(thread, T, more, give)
     local e = decoded(element) or {}
     if e.reopen then
       pages = pages + 1
-      if not reopen_page(thread, key, e.reopen, element, give) then return end
+      if not reopen_page(thread, key, e, element, give) then return end
     elseif e.part then
       make_part(key, e, more, give)
     elseif e.task then
@@ -371,6 +375,10 @@ local function open_step(thread, T, rows, jobs)
   local key, width = S .. 'unmade:' .. thread, 0
   local few = jobs and not H.parts and moved + #rows <= MOVE_MAX
   T.jobs, T.failed, T.asked, T.halted, T.early = 0, 0, 0, 0, ''
+  if T.over then
+    call('HDEL', S .. 'thread:' .. thread, 'over')
+    T.over = nil
+  end
   for _, r in ipairs(rows) do
     if #r == 2 then
       call('RPUSH', key, cjson.encode({ part = r[1], k = string.match(r[1], '%-(%d+)$'), from = 0, tasks = H.parts[r[1]] }))
