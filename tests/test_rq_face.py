@@ -94,6 +94,7 @@ def built(*nodes, **told):
     return graph.compile()
 
 chain = built(one, two)
+nesting = StateGraph(State).add_node("child", chain).add_edge(START, "child").compile()
 failing = built(breaks)
 dying = built(dies)
 stopping = built(slow)
@@ -424,6 +425,14 @@ def test_a_stock_rq_worker_runs_a_chain_and_leaves_nothing(shop: Shop, stock: St
     shop.rests(thread)
     assert shop.rq_keys() == set(), said
     assert shop.redis.zcard(KEYS.leases) == 0
+
+
+def test_a_stock_rq_worker_runs_a_graph_in_a_graph(shop: Shop, stock: Stock) -> None:
+    thread = shop.submit(spec_of("nesting"))
+    _, said = stock("nesting", "--burst").communicate(timeout=30)
+    shop.rests(thread)
+    assert shop.rq_keys() == set(), said
+    assert [x.kind for x in shop.log.read(thread)].count("task_called") == 1
 
 
 def test_under_a_stock_worker_a_failed_node_is_in_the_failed_registry(shop: Shop, stock: Stock) -> None:

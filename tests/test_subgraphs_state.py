@@ -11,8 +11,8 @@ from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 from everstep_checkpoint.errors import InvalidInput
 from everstep_scheduler.client.client import connect
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
-from test_interrupts import IN, OURS, THEIRS, Answer, call, on, shown, waiting, working
-from test_subgraphs import STORIES, all_ask, asking, chain, deep_question, keeping
+from test_interrupts import IN, OURS, THEIRS, Answer, call, history, on, shown, waiting, working
+from test_subgraphs import STORIES, all_ask, asking, chain, deep_question, keeping, plain
 
 NAMED = {"asks": asking, "asks at many places": all_ask, "asks far down": deep_question}
 
@@ -132,6 +132,22 @@ def test_nodes_are_told_their_place_as_in_langgraph(saver: Saver) -> None:
         found.append(told)
     assert found[0] == found[1]
     assert found[0][1] == ("t", "t", ["child", "low", "deep"])
+
+
+@pytest.mark.parametrize("build", [plain, asking], ids=["plain", "asks"])
+def test_a_replay_calls_children_anew_as_in_langgraph(build: Any, saver: Saver) -> None:
+    found: list[Any] = []
+    for lib, mine in ((OURS, saver), (THEIRS, OracleSaver())):
+        graph = build(lib).compile(checkpointer=mine)
+        for step in (IN, Answer("A1"), Answer("A2")) if build is asking else (IN,):
+            call(lib, graph, on("t"), step)
+        told: list[Any] = []
+        for each in list(graph.get_state_history(on("t"))):
+            if any(task.state for task in each.tasks) or each.metadata["source"] == "input":
+                got = graph.invoke(None, each.config)
+                told.append((shown(got), waiting(got.get("__interrupt__", ()))))
+        found.append((told, history(graph, on("t"))))
+    assert found[0] == found[1]
 
 
 def test_the_state_of_a_graph_that_keeps_it_is_read_by_its_name_alone(saver: Saver) -> None:

@@ -43,6 +43,7 @@ from everstep_scheduler.steps.timing import NEVER
 from everstep_scheduler.steps.voice import through
 
 from .targets import load_targets
+from .work import with_nested
 from .worker import specs_of
 
 FUNCTION = "everstep.run_node"
@@ -59,14 +60,14 @@ class Refused(Exception):
 
 
 def graphs() -> dict[str, GraphSpec]:
-    """The graphs that EVERSTEP_GRAPHS names, loaded once."""
+    """The graphs that EVERSTEP_GRAPHS names, and those nested in them, loaded once."""
     if not _graphs:
         named = [each.strip() for each in os.environ.get(GRAPHS_ENV, "").split(",") if each.strip()]
         if not named:
             raise GraphError(
                 f"{GRAPHS_ENV} names no graph", fix=f"{GRAPHS_ENV}=pkg.module:graph rq worker -j everstep.RQJob ..."
             )
-        _graphs.update(specs_of(load_targets(named)))
+        _graphs.update(with_nested(specs_of(load_targets(named))))
     return _graphs
 
 
@@ -169,7 +170,9 @@ class Turn:
         cache = RedisCache(self._client, keys=self._keys)
         kept = RedisLog(self._client, self._keys)
         hears = through(self._live)
-        self._performer = Performer(self._moves, kept, graphs(), by=self._owner, listening=hears, cache=cache)
+        self._performer = Performer(
+            self._moves, kept, graphs(), by=self._owner, listening=hears, cache=cache, slotted=True
+        )
 
     def run(self) -> None:
         """Claim, load, call, settle, commit. Quiet if the job is stale or its task leased already."""

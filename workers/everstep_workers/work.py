@@ -58,6 +58,11 @@ class Setup:
     pooled: bool = False
 
 
+def with_nested(graphs: Mapping[str, GraphSpec]) -> dict[str, GraphSpec]:
+    """These graphs and all that are nested in them, by name."""
+    return {each.name: each for graph in graphs.values() for each in graph.family}
+
+
 class Runner(Protocol):
     """Where an attempt runs: the threads for sync nodes, the loop for async ones."""
 
@@ -79,7 +84,7 @@ class Work:
     def __init__(self, setup: Setup, graphs: Mapping[str, GraphSpec]) -> None:
         self.setup = setup
         self.roots = graphs  # as they are published; those nested in them are theirs alone
-        self.graphs = {each.name: each for graph in graphs.values() for each in graph.family}
+        self.graphs = with_nested(graphs)
         self.slots = Slots(setup.concurrency)
         self.held: dict[str, Held] = {}
         self.tally = Tally()

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import RunFailed
 from everstep_checkpoint.log import new_id
-from everstep_checkpoint.replay import Channels, state_at
+from everstep_checkpoint.replay import Channels, state_at, step_of
 
 from ..graph.retry import RetryPolicy
 from ..graph.runtime import Command, Send
 from ..graph.schema import as_dict, updates_of
 from ..graph.spec import GraphSpec, NodeSpec
 from ..graph.subgraphs import child_thread
-from ..moves.contract import Answered, Call, RunKind, Start
-from ..moves.record import start_with
+from ..moves.contract import JOIN_TASK, Answered, Call, RunKind, Start
+from ..moves.record import start_with, stops_at
 from ..reading.children import ended
 from ..reading.derive import Told
 from ..reading.ending import Ending, Said
@@ -128,6 +128,8 @@ class _Look:
             case None:
                 raise Called(Call(self.thread, self.run, None), self._unused(()))
             case Ending(status="done"):
+                if self._stopped_after(ending):
+                    raise ChildAsked(self.thread, told, self._unused(()))
                 return self._gave(ending)
             case Ending(status="interrupted"):
                 return self._asked(told)
@@ -135,6 +137,17 @@ class _Look:
                 raise ChildFailed.of(self.thread, self.run, CANCELLED)
             case _:
                 raise ChildFailed.of(self.thread, self.run, ending.error, ending.node)
+
+    def _stopped_after(self, ending: Ending) -> bool:
+        """Did the child end with a node that it was compiled to stop after? Then its parent stops there (LangGraph)."""
+        marked = self.child.interrupt_after
+        if not marked or not ending.digest:
+            return False
+        (last,) = self.log.read(self.thread, f"{ending.n}-0", f"{ending.n}-0")
+        if last.text("task") != JOIN_TASK:
+            return stops_at([last.text("node")], marked)
+        before = step_of(self.log, self.thread, state_at(self.log, self.thread, ending.n - 1))
+        return stops_at((task.node for task in before.tasks), marked)
 
     def _again(self, told: Told) -> Any:
         """The task has told how it ended, and is to go on: so is the child, wherever it stands by now."""
