@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.asking import get_stream_writer as get_stream_writer
     from everstep_scheduler.graph.asking import interrupt as interrupt
     from everstep_scheduler.graph.builder import StateGraph as StateGraph
+    from everstep_scheduler.graph.effects import aonce as aonce
+    from everstep_scheduler.graph.effects import once as once
     from everstep_scheduler.graph.handling import NodeError as NodeError
     from everstep_scheduler.graph.managed import IsLastStep as IsLastStep
     from everstep_scheduler.graph.managed import RemainingSteps as RemainingSteps
@@ -56,6 +58,7 @@ _HOMES = {
     "everstep_scheduler.graph.asking": ("Interrupt", "get_stream_writer", "interrupt"),
     "everstep_scheduler.client.events": ("Event",),
     "everstep_scheduler.graph.builder": ("StateGraph",),
+    "everstep_scheduler.graph.effects": ("aonce", "once"),
     "everstep_scheduler.inline.compiled": ("CompiledGraph",),
     "everstep_scheduler.graph.handling": ("NodeError",),
     "everstep_scheduler.graph.managed": ("IsLastStep", "RemainingSteps"),

@@ -35,6 +35,7 @@ class Lease(NamedTuple):
     two. `answers`: the facts with answers to the task's questions, in order, by their ids, with spaces between.
     `cause`: of an error handler, the fact that tells the failure.
     `called`: what an attempt before called, `<run> <thread>`; `told`: 1 once the task has told how that rested.
+    `effects`: the task's first effect, by its id; empty if it has none yet.
     """
 
     token: str
@@ -61,6 +62,7 @@ class Lease(NamedTuple):
     cause: str = ""
     called: str = ""
     told: int = 0
+    effects: str = ""
 
     @property
     def plans(self) -> bool:
@@ -220,7 +222,10 @@ class Moves(Protocol):
         ...
 
     def part(self, lease: Lease, pieces: Sequence[Fields]) -> list[str]:
-        """Write pieces that the coming commit will name. Empty if fenced."""
+        """Write pieces that the coming commit will name, or effects of the task. Empty if fenced.
+
+        Raises ServerError, also while indexes are being rebuilt: then nothing was written.
+        """
         ...
 
     def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:

@@ -38,6 +38,7 @@ from ..reading.ending import error_of
 from ..reading.shapes import message_metadata
 from .caching import key_of, recall, remember
 from .calling import look
+from .effects import Effects, Fenced
 from .loading import FRESH_STEP, Loader, Stand
 from .outcome import Returned, returned
 from .plan import adestinations, destinations
@@ -108,7 +109,7 @@ class Given:
 
     arg: bytes | None = None
     input: tuple[tuple[str, bytes | None], ...] = ()
-    answers: Sequence[bytes] = ()
+    answers: Sequence[tuple[str, bytes]] = ()
     nodes: tuple[tuple[str, int], ...] = ()
     error: NodeError | None = None
 
@@ -125,6 +126,7 @@ class Attempt:
     stand: Stand
     record: RunRecord
     loader: Loader
+    doing: Effects
     given: Given = Given()
     broken: Exception | None = None
     voice: Voice | None = None
@@ -166,6 +168,10 @@ class Attempt:
 
     def call(self) -> Result:
         """Run a sync node and its routers. Raises nothing: what the user's code raises is the result."""
+        result = self._call()
+        return result if not self.doing.fenced else Result(None, Fenced(), result.ms)
+
+    def _call(self) -> Result:
         self.pace.begin()
         before = CURRENT.set(self)
         try:
@@ -188,6 +194,10 @@ class Attempt:
 
     async def acall(self) -> Result:
         """The same on an event loop, for async nodes and routers. Keeps the timeout by itself."""
+        result = await self._paced()
+        return result if not self.doing.fenced else Result(None, Fenced(), result.ms)
+
+    async def _paced(self) -> Result:
         self.pace.begin()
         CURRENT.set(self)  # of this task only: it runs in a context of its own
         with kept(self.pace) as limit:
@@ -396,6 +406,7 @@ class Performer:
         except UnknownNode as error:
             raise Unserved(f"graph {spec.version} has no node {lease.node!r}. {error.fix}") from None
         node = None if lease.task == UPDATE_TASK else node
+        doing = Effects(self._settler.moves, self.loader.log, lease, spec.codec, self._settler.by)
         try:
             stand, record = self.loader.ground(lease), self.loader.record(lease, spec.codec)
             given = self._given(lease, stand)
@@ -405,8 +416,9 @@ class Performer:
         except EverstepError as error:
             if not _is_data(error):
                 raise
-            return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, broken=error)
-        attempt = self._recalled(Attempt(lease, spec, node, stand, record, self.loader, given, slotted=self.slotted))
+            return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, doing, broken=error)
+        attempt = Attempt(lease, spec, node, stand, record, self.loader, doing, given, slotted=self.slotted)
+        attempt = self._recalled(attempt)
         attempt.listened(self.listening)
         return attempt
 
