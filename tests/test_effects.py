@@ -115,7 +115,8 @@ def test_effects_hold_over_questions_and_failures_and_continued_runs(saver: Save
 
     graph = alone(work, saver)
     graph.invoke({}, CONFIG)
-    for data in (Command(resume="yes"), None):
+    both: list[Any] = [Command(resume="yes"), None]
+    for data in both:
         with pytest.raises(ValueError):
             graph.invoke(data, CONFIG)
     assert graph.invoke(None, CONFIG) == {"log": ["first 1", "yes", "second 1"]}
@@ -296,7 +297,7 @@ def test_a_refused_record_ends_the_attempt_whatever_the_node_makes_of_it(saver: 
         leases.extend(lease for answer in answers for lease in answer.leases)
         return answers
 
-    saver.moves.commit = commit  # type: ignore[method-assign]
+    saver.moves.commit = commit  # type: ignore[method-assign, assignment]
     assert graph.invoke({}, CONFIG) == {"log": ["the heir's"]}
     assert did.times == {"node": 2, "late": 1}
     assert recorded_in(saver.log) == []
@@ -344,8 +345,13 @@ def test_a_log_with_effects_is_read_by_who_does_not_know_them(saver: Saver) -> N
 
 def test_a_task_without_effects_reads_nothing(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of 10,000 tasks has as many facts: none of its tasks reads them all for nothing."""
-    read: list[Lease] = []
-    monkeypatch.setattr(Effects, "_read", lambda self: read.append(self._lease) or {})
+    read: list[Effects] = []
+
+    def _read(self: Effects) -> dict[str, bytes]:
+        read.append(self)
+        return {}
+
+    monkeypatch.setattr(Effects, "_read", _read)
     alone(lambda state: {"log": [once("a", lambda: 1)]}, saver).invoke({}, CONFIG)
     assert read == []
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +78,19 @@ def test_an_effect_that_is_recorded_is_not_done_again(fleet: Fleet, graph: str, 
     assert fleet.executions(thread) == {"pay": 2, "charge": EFFECTS[point]}
     assert fleet.state(graph, thread)["seen"] == [f"receipt of attempt {EFFECTS[point]}"]
     assert fleet.kinds(thread)["effect_done"] == 1
+
+
+@pytest.mark.parametrize(("point", "again"), [("effected:2", 2), ("recorded:2", 1), ("called:2", 1), ("settled:2", 1)])
+def test_a_task_of_an_entrypoint_that_is_recorded_does_not_run_again(fleet: Fleet, point: str, again: int) -> None:
+    with fleet.sweeping():
+        thread = fleet.submit("shopping")
+        fleet.worker("shopping", failpoint=point, lease_ms=SHORT_MS).dies()
+        with fleet.heir("shopping"):
+            fleet.settled(thread)
+    assert fleet.executions(thread) == {"shopping": 2, "order/0": 1, "order/1": again}
+    said: Any = fleet.state("shopping", thread)
+    assert said == ["order 0 of attempt 1", f"order 1 of attempt {again}"]
+    assert fleet.kinds(thread)["effect_done"] == 2
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.builder import StateGraph as StateGraph
     from everstep_scheduler.graph.effects import aonce as aonce
     from everstep_scheduler.graph.effects import once as once
+    from everstep_scheduler.graph.functional import task as task
     from everstep_scheduler.graph.handling import NodeError as NodeError
     from everstep_scheduler.graph.managed import IsLastStep as IsLastStep
     from everstep_scheduler.graph.managed import RemainingSteps as RemainingSteps
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.runtime import Runtime as Runtime
     from everstep_scheduler.graph.runtime import Send as Send
     from everstep_scheduler.inline.compiled import CompiledGraph as CompiledGraph
+    from everstep_scheduler.inline.entrypoint import entrypoint as entrypoint
     from everstep_scheduler.inline.savers import InMemorySaver as InMemorySaver
     from everstep_scheduler.inline.savers import MemorySaver as MemorySaver
     from everstep_scheduler.inline.savers import RedisSaver as RedisSaver
@@ -60,6 +62,8 @@ _HOMES = {
     "everstep_scheduler.graph.builder": ("StateGraph",),
     "everstep_scheduler.graph.effects": ("aonce", "once"),
     "everstep_scheduler.inline.compiled": ("CompiledGraph",),
+    "everstep_scheduler.graph.functional": ("task",),
+    "everstep_scheduler.inline.entrypoint": ("entrypoint",),
     "everstep_scheduler.graph.handling": ("NodeError",),
     "everstep_scheduler.graph.managed": ("IsLastStep", "RemainingSteps"),
     "everstep_scheduler.graph.messages": ("MessagesState", "add_messages"),

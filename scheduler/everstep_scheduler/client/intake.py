@@ -13,6 +13,8 @@ from typing import Any, cast
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import InvalidInput, UnknownType
 
+from ..graph.entry import PREVIOUS
+from ..graph.runtime import END
 from ..graph.schema import updates_of
 from ..moves.record import Form, Writes
 from .manifest import Lacking, Manifest, check_input, check_keys, is_json, json_form
@@ -42,9 +44,9 @@ def _typed(given: object) -> Writes | None:
         return None
 
 
-def take_update(manifest: Manifest, values: Mapping[str, Any] | None) -> Writes:
+def take_update(manifest: Manifest, values: Any) -> Writes:
     """The values of an update as they travel. Raises InvalidInput, TooLarge."""
-    given = dict(values or {})
+    given = {END: values, PREVIOUS: values} if manifest.entry else dict(values or {})
     check_keys(manifest, given, "the update")
     try:
         return _encoded(given)

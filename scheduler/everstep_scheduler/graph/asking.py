@@ -3,8 +3,8 @@
     answer = interrupt({"approve": 17})     not answered yet: the attempt ends here, the run rests with a question
                                             answered: the node runs again from its top, and here is its answer
 
-Answers belong to questions by their order within the attempt, and within each `@task` of it, as in LangGraph: ask in the
-same order each time. Which answers there are is told by whoever runs the attempt.
+Answers belong to questions by their order within the attempt, and within each `@task` of it, as in LangGraph: ask in
+the same order each time. Which answers there are is told by whoever runs the attempt.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
@@ -69,6 +69,14 @@ class Doing(Protocol):
         ...
 
 
+class Calling(Protocol):
+    """Who runs an attempt's `@task` calls."""
+
+    def call(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Begin a call, or take its result from an earlier attempt; a future."""
+        ...
+
+
 class Asking(Protocol):
     """Who runs an attempt, knows its answers and hears what it says. `slotted`: the node holds a worker's slot."""
 
@@ -86,6 +94,11 @@ class Asking(Protocol):
     @property
     def doing(self) -> Doing:
         """What the attempt's task has done."""
+        ...
+
+    @property
+    def calls(self) -> Calling:
+        """Its `@task` calls."""
         ...
 
 

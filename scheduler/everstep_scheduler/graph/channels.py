@@ -43,11 +43,13 @@ CONCRETE: dict[Any, Callable[[], Any]] = {
 
 @dataclass(frozen=True)
 class Channel:
-    """One key of the state. `reducer` None: it holds the last value."""
+    """One key of the state. `reducer` None: it holds the last value. `ephemeral`: only until the next superstep's end,
+    unless that writes it anew."""
 
     name: str
     typ: Any
     reducer: Reducer | None = None
+    ephemeral: bool = False
 
     @property
     def reducer_name(self) -> str:

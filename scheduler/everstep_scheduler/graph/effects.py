@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from everstep_checkpoint.errors import InvalidEffect, OutsideNode
 
@@ -51,19 +51,32 @@ def once(key: str, fn: Callable[[], T]) -> T:
     return cast("T", doing.record(key, value))
 
 
-async def aonce(key: str, fn: Callable[[], Awaitable[T] | T]) -> T:
+@overload
+async def aonce(key: str, fn: Callable[[], Awaitable[T]]) -> T: ...
+
+
+@overload
+async def aonce(key: str, fn: Callable[[], T]) -> T: ...
+
+
+async def aonce(key: str, fn: Callable[[], Any]) -> Any:
     """`once` for async nodes: `fn` may be async, and the record is made without holding up the loop."""
     doing, key = _doing("aonce()"), _checked(key)
     known = await asyncio.to_thread(doing.begin, key)
     if known is not None:
-        return cast("T", known[0])
+        return known[0]
     try:
         value = fn()
         value = await value if inspect.isawaitable(value) else value
     except BaseException:
         doing.undone(key)
         raise
-    return cast("T", await asyncio.to_thread(doing.record, key, value))
+    return await asyncio.to_thread(doing.record, key, value)
+
+
+def called(key: str) -> str:
+    """The name of the `@task` that an effect's key belongs to; empty for an effect of `once`."""
+    return key.rpartition("/")[2].rpartition(":")[2] if key.startswith(CALL) else ""
 
 
 def _doing(who: str) -> Doing:

@@ -302,7 +302,8 @@ class Settler:
     def _begin(
         self, attempt: Attempt, result: Result | None, planned: Planned, parts: Parts, value: Returned
     ) -> Commit:
-        """The commit of `start`: LangGraph's two checkpoints, the input at step -1 and what it led to at step 0."""
+        """The commit of `start`: LangGraph's two checkpoints, the input at step -1 and what it led to at step 0. An
+        entrypoint's input leads to its node at once: it is one."""
         lease, stand = attempt.lease, attempt.stand
         payload = self.loader.entry(lease.thread, lease.birth, lease.rec)
         said: e.Fields = {
@@ -318,6 +319,8 @@ class Settler:
                 attempt, planned, parts, "loop", stand.step + 1, said, None, delta=delta, taken=taken
             )
         base = max(lease.base, FRESH_STEP)
+        if attempt.spec.direct:
+            return self._checkpoint(attempt, planned, parts, "input", base + 1, said, None, delta=delta, taken=taken)
         first, grown = self._input_checkpoint(attempt, before, base + 1)
         return self._checkpoint(
             attempt,
