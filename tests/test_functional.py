@@ -617,6 +617,30 @@ def test_an_update_is_what_it_would_have_returned(saver: Saver) -> None:
     assert found[0] == found[1]
 
 
+def test_time_travel_goes_as_in_langgraph(saver: Saver) -> None:
+    found: list[Any] = []
+    for story in (Story(OURS, saver), Story(THEIRS, OracleSaver())):
+        flow = keeping(story)
+        for n in (1, 10, 100):
+            flow.invoke(n, CONFIG)
+        seen = list(flow.get_state_history(CONFIG))
+        begun = [each for each in seen if each.metadata["source"] == "input"][1]
+        ended = [each for each in seen if each.metadata["source"] == "loop"][1]
+        came = [flow.invoke(None, begun.config), flow.invoke(7, ended.config), flow.invoke(8, CONFIG)]
+        found.append([came, history(flow)])
+    assert found[0] == found[1]
+    assert found[0][0] == [{"sum": 11}, {"sum": 18}, {"sum": 26}]
+
+
+def test_a_replay_runs_its_tasks_again(saver: Saver) -> None:
+    story = Story(OURS, saver)
+    flow = adding(story)
+    flow.invoke([1], CONFIG)
+    begun = list(flow.get_state_history(CONFIG))[-1]
+    assert flow.invoke(None, begun.config) == [2, 3]
+    assert story.ran == {"flow": 2, "add": 4}
+
+
 def test_breakpoints_stop_before_it(saver: Saver) -> None:
     story = Story(OURS, saver)
     flow = adding(story)
