@@ -37,6 +37,7 @@ from everstep_checkpoint.replay import verify
 from everstep_scheduler.client.client import connect
 from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.effects import once
 from everstep_scheduler.graph.entry import Final
 from everstep_scheduler.graph.functional import task
 from everstep_scheduler.graph.retry import RetryPolicy
@@ -343,14 +344,14 @@ def test_a_workflow_that_is_retried_does_not_repeat_its_tasks(saver: Saver) -> N
     ran = Counter[str]()
 
     @task
-    def once(n: int) -> int:
+    def same(n: int) -> int:
         ran["task"] += 1
         return n
 
     @entrypoint(saver, retry_policy=RetryPolicy(initial_interval=0.01, jitter=False, retry_on=ValueError))
     def flow(n: int) -> int:
         ran["flow"] += 1
-        found = once(n).result()
+        found = same(n).result()
         if ran["flow"] < 3:
             raise ValueError
         return found
@@ -525,6 +526,56 @@ def test_a_result_of_a_type_that_nobody_names_is_told(saver: Saver) -> None:
 
     with pytest.raises(UnknownType, match="Page can't be stored"):
         flow.invoke("x", CONFIG)
+
+
+def test_effects_within_tasks_are_each_calls_own(saver: Saver) -> None:
+    sent: list[int] = []
+
+    @task
+    def send(n: int) -> str:
+        def mail() -> str:
+            sent.append(n)
+            return f"mail {n}"
+
+        mailed = once("mail", mail)
+        return f"{mailed} {interrupt('sure?') if n == 1 else 'sure'}"
+
+    @entrypoint(saver)
+    def flow(n: int) -> list[str]:
+        return [each.result() for each in [send(i) for i in range(n)]]
+
+    flow.invoke(2, CONFIG)
+    assert flow.invoke(Command(resume="yes"), CONFIG) == ["mail 0 sure", "mail 1 yes"]
+    assert sorted(sent) == [0, 1]
+    keys = {x.text("effect") for x in saver.log.read("t") if x.kind == "effect_done"}
+    assert keys == {"in:0:send/mail", "in:1:send/mail", "task:0:send", "task:1:send"}
+
+
+def test_an_async_workflow_waits_for_what_its_tasks_began(saver: Saver) -> None:
+    ran: list[str] = []
+
+    @task
+    async def leaf() -> None:
+        await asyncio.sleep(0.05)
+        ran.append("leaf")
+
+    @task
+    def thread() -> None:
+        time.sleep(0.05)
+        ran.append("thread")
+
+    @task
+    async def branch() -> None:
+        leaf()
+
+    @entrypoint(saver)
+    async def flow(n: int) -> int:
+        branch()
+        thread()
+        return n
+
+    assert flow.invoke(1, CONFIG) == 1
+    assert sorted(ran) == ["leaf", "thread"]
 
 
 # what is refused

@@ -511,13 +511,13 @@ def _double(n: int) -> int:
 
 
 def effects() -> tuple[Log, str]:
-    """An entrypoint with calls of a task, one within another, and an effect of its own; it asks, runs again with what is
+    """An entrypoint with calls of a task, one within another, and an effect in each; it asks, runs again with what is
     recorded, and runs once more with what it saved."""
     saver = InMemorySaver()
 
     @task
     def outer(n: int) -> int:
-        return int(_double(n).result()) + 1
+        return once("count", lambda: int(_double(n).result()) + 1)
 
     @entrypoint(saver, name="flow")
     def flow(n: int, *, previous: int | None = None) -> entrypoint.final[list[Any], int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from everstep_checkpoint.errors import InvalidEffect, OutsideNode
 
-from .asking import CURRENT
+from .asking import CURRENT, PLACE
 
 if TYPE_CHECKING:
     from .asking import Doing
@@ -25,12 +25,14 @@ T = TypeVar("T")
 
 EFFECT_KEY_MAX = 200
 CALL = "task:"  # how the keys of `@task` calls begin
+WITHIN = "in:"  # and those of effects within such a call
 
 
 def once(key: str, fn: Callable[[], T]) -> T:
     """What `fn()` returned the first time a node of this task came here; `fn` is called where there is no record yet.
 
-    `key`: names the effect within the node, 1 to 200 printable characters, each used once an attempt. The value is of
+    `key`: names the effect within the node, or within the `@task` call; 1 to 200 printable characters, each used once
+    an attempt. The value is of
     any type that a state may hold; it comes back as it is stored. What `fn` raises passes through and is not recorded.
 
     A process that dies between `fn`'s effect and its record calls `fn` again: give it `runtime.idempotency_key + key`
@@ -39,7 +41,7 @@ def once(key: str, fn: Callable[[], T]) -> T:
     Raises InvalidEffect for a key that is none or was used already, UnknownType for a value that can't be stored (the
     effect is done then, and not recorded), OutsideNode.
     """
-    doing, key = _doing("once()"), _checked(key)
+    doing, key = _doing("once()"), _placed(key)
     known = doing.begin(key)
     if known is not None:
         return cast("T", known[0])
@@ -61,7 +63,7 @@ async def aonce(key: str, fn: Callable[[], T]) -> T: ...
 
 async def aonce(key: str, fn: Callable[[], Any]) -> Any:
     """`once` for async nodes: `fn` may be async, and the record is made without holding up the loop."""
-    doing, key = _doing("aonce()"), _checked(key)
+    doing, key = _doing("aonce()"), _placed(key)
     known = await asyncio.to_thread(doing.begin, key)
     if known is not None:
         return known[0]
@@ -89,11 +91,13 @@ def _doing(who: str) -> Doing:
     return asking.doing
 
 
-def _checked(key: Any) -> str:
+def _placed(key: Any) -> str:
+    """The key as it is stored: within a `@task` call it is the call's own."""
     if not isinstance(key, str) or not 0 < len(key) <= EFFECT_KEY_MAX or not key.isprintable():
         raise InvalidEffect(
             f"{str(key)[:40]!r} can't be the key of an effect", fix=f"give 1 to {EFFECT_KEY_MAX} printable characters"
         )
-    if key.startswith(CALL):
-        raise InvalidEffect(f"the key {key[:40]!r} is reserved", fix=f"begin it with anything but {CALL!r}")
-    return key
+    if key.startswith((CALL, WITHIN)):
+        fix = f"begin it with anything but {CALL!r} and {WITHIN!r}"
+        raise InvalidEffect(f"the key {key[:40]!r} is reserved", fix=fix)
+    return f"{WITHIN}{place}/{key}" if (place := PLACE.get()) else key

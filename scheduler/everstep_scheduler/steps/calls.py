@@ -35,10 +35,9 @@ Task = TaskFunction[Any, Any]
 
 
 class Calls:
-    """The calls of one attempt. `finished`: (name, value) of those that were recorded in it, in order."""
+    """The calls of one attempt."""
 
     def __init__(self, doing: Effects, registry: Registry, node: str) -> None:
-        self.finished: list[tuple[str, Any]] = []
         self._doing = doing
         self._registry = registry
         self._node = node
@@ -102,15 +101,10 @@ class Calls:
         if known is not None:
             return known[0]
         try:
-            return self._recorded(one, one.repeatedly(time.sleep))
+            return self._doing.record(one.key, one.repeatedly(time.sleep), one.codec)
         except BaseException:
             self._doing.undone(one.key)
             raise
-
-    def _recorded(self, one: _Call, value: Any) -> Any:
-        stored = self._doing.record(one.key, value, one.codec)
-        self.finished.append((one.task.name, one.codec.decode(one.codec.encode(stored, one.key), one.key)))
-        return stored
 
     # on the loop
 
@@ -120,7 +114,7 @@ class Calls:
             return known[0]
         try:
             value = await self._value(one, crew)
-            return await asyncio.to_thread(self._recorded, one, value)
+            return await asyncio.to_thread(self._doing.record, one.key, value, one.codec)
         except BaseException:
             self._doing.undone(one.key)
             raise
@@ -166,9 +160,10 @@ class Calls:
         """The same on the loop; where the attempt failed, the calls that run are cancelled."""
         if failed:
             self.cancel()
-        await asyncio.gather(
-            *(each for each in self._pending if isinstance(each, asyncio.Future)), return_exceptions=True
-        )
+        seen = 0
+        while seen < len(self._pending):  # those that run may make more
+            batch, seen = self._pending[seen:], len(self._pending)
+            await asyncio.gather(*filter(None, (_on_loop(each, failed) for each in batch)), return_exceptions=True)
 
     def cancel(self) -> None:
         """Cancel what runs on the loop, and what did not begin."""
@@ -176,6 +171,13 @@ class Calls:
             crew.drop()
         for future in self._pending:
             future.cancel()
+
+
+def _on_loop(future: concurrent.futures.Future[Any] | asyncio.Future[Any], failed: bool) -> asyncio.Future[Any] | None:
+    """What the loop can wait for; no thread of an attempt that failed, for nothing can stop it."""
+    if isinstance(future, asyncio.Future):
+        return future
+    return None if failed else asyncio.wrap_future(future)
 
 
 class _Call:
