@@ -19,7 +19,7 @@ from typing import Any, TypedDict, get_args, get_origin
 from everstep_checkpoint.errors import GraphError
 
 from ..graph.builder import Breakpoints, StateGraph
-from ..graph.entry import PREVIOUS, EntrySpec, Final, Kept, entry_of
+from ..graph.entry import PREVIOUS, EntrySpec, Final, Kept, R, S, entry_of
 from ..graph.functional import hints
 from ..graph.retry import RetryPolicy
 from ..graph.runtime import END, START
@@ -39,7 +39,11 @@ class entrypoint:
     Raises GraphError.
     """
 
-    final = Final
+    class final(Final[R, S]):
+        """What an entrypoint returns to keep one thing and give another: `value` is its output, `save` its `previous`.
+
+        As an annotation, `-> entrypoint.final[str, int]`, it says the types of both.
+        """
 
     def __init__(
         self,
@@ -98,7 +102,8 @@ def _types(func: Callable[..., Any]) -> Kept:
     said = hints(func)
     first = next(iter(inspect.signature(func).parameters))
     given, gives = bare(said.get(first, Any)), bare(said.get("return", Any))
-    if gives is Final or get_origin(gives) is Final:
+    kind = get_origin(gives) or gives
+    if isinstance(kind, type) and issubclass(kind, Final):
         value, save = get_args(gives) or (Any, Any)
         return Kept(given, bare(value), bare(save))
     return Kept(given, gives, gives)
