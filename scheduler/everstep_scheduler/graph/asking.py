@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import OutsideNode
 
+from .runtime import Runtime
 from .writing import StreamWriter
 
 
@@ -99,6 +100,14 @@ class Asking(Protocol):
     @property
     def calls(self) -> Calling:
         """Its `@task` calls."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """What a node gets as its `config`."""
+        ...
+
+    def runtime(self) -> Runtime[Any]:
+        """What a node gets as its `runtime`."""
         ...
 
 

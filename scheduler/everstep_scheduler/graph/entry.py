@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from everstep_checkpoint.errors import EmptyInputError
 
 from .channels import Write
+from .kinds import EphemeralValue
 from .managed import NO_STEPS, Steps
 from .runtime import END, START
 from .spec import GraphSpec
@@ -113,7 +114,7 @@ class EntrySpec(GraphSpec):
 def entry_of(spec: GraphSpec) -> EntrySpec:
     """The one-node graph as an entrypoint's: its input goes once its node is done."""
     said: dict[str, Any] = {each.name: getattr(spec, each.name) for each in fields(spec)}
-    said["channels"] = {**spec.channels, START: replace(spec.channels[START], ephemeral=True)}
+    said["channels"] = {**spec.channels, START: replace(spec.channels[START], kind=EphemeralValue())}
     return EntrySpec(**said)
 
 

@@ -27,6 +27,7 @@ from everstep_checkpoint.errors import (
 )
 
 from .channels import JOINS, Channel, Write
+from .kinds import stored
 from .managed import NO_STEPS, Steps
 from .options import CachePolicy, TimeoutPolicy
 from .retry import RetryPolicy
@@ -242,7 +243,7 @@ class GraphSpec:
     @cached_property
     def ephemeral(self) -> frozenset[str]:
         """The channels that hold a value for one superstep only."""
-        return frozenset(name for name, channel in self.channels.items() if channel.ephemeral)
+        return frozenset(name for name, each in self.channels.items() if each.kind and each.kind.ephemeral)
 
     def decoded(self, names: Iterable[str], channels: Mapping[str, bytes]) -> dict[str, Any]:
         """The available channels among `names`, freshly decoded."""
@@ -393,7 +394,7 @@ class GraphSpec:
     def encoded(self, pairs: Iterable[tuple[str, Any]], node: str) -> list[Write]:
         """Keys and values as writes of a node. Raises UnknownType, naming it."""
         try:
-            return [(name, self.codec.encode(value, f"channel {name!r}")) for name, value in pairs]
+            return [(name, self.codec.encode(stored(value), f"channel {name!r}")) for name, value in pairs]
         except UnknownType as error:
             error.node = node
             raise

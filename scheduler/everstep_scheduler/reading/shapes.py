@@ -17,6 +17,7 @@ from everstep_checkpoint.replay import Channels
 
 from ..graph.channels import HIDDEN
 from ..graph.entry import is_entry
+from ..graph.kinds import restored
 from ..graph.runtime import END, START
 from ..graph.schema import as_dict
 from ..moves.contract import Lease
@@ -124,8 +125,9 @@ class Reading:
         return tuple(sorted([f"branch:to:{node}", *(name for name in joins if name.rpartition(":")[2] == node)]))
 
     def decoded(self, writes: Writes) -> list[tuple[str, Any]]:
-        """Writes that have a value, decoded."""
-        return [(name, self.codec.decode(value, f"key {name!r}")) for name, value in writes if value is not None]
+        """Writes that have a value, decoded; where the graph is at hand, as they were written."""
+        found = [(name, self.codec.decode(value, f"key {name!r}")) for name, value in writes if value is not None]
+        return found if self.spec is None else [(name, restored(value)) for name, value in found]
 
 
 def update_of(writes: Sequence[tuple[str, Any]], keys: Iterable[str] | None) -> Any:

@@ -24,6 +24,7 @@ from everstep_checkpoint.replay import Channels, State, input_writes
 
 from ..graph.channels import HIDDEN, apply
 from ..graph.entry import is_entry
+from ..graph.kinds import restored
 from ..graph.runtime import END
 from ..graph.placing import Place
 from ..graph.subgraphs import child_thread
@@ -331,7 +332,8 @@ class _View:
         found: dict[str, list[Any]] = {}
         for name, value in writes:
             if value is not None:
-                found.setdefault(name, []).append(self.codec.decode(value, f"key {name!r}"))
+                written = self.codec.decode(value, f"key {name!r}")
+                found.setdefault(name, []).append(written if self.spec is None else restored(written))
         return _plain({name: each[0] if len(each) == 1 else {"$writes": each} for name, each in found.items()})
 
     # the run behind a checkpoint
