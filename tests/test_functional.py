@@ -15,11 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
 import langgraph.func
 import langgraph.types
 import pytest
+from langgraph.cache.memory import InMemoryCache as OracleCache
 from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 from langgraph.graph import StateGraph as OracleGraph
 from pydantic import BaseModel
@@ -40,10 +41,12 @@ from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.effects import once
 from everstep_scheduler.graph.entry import Final
 from everstep_scheduler.graph.functional import task
+from everstep_scheduler.graph.options import CachePolicy, TimeoutPolicy
 from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import START, Command, Runtime
 from everstep_scheduler.inline.entrypoint import entrypoint
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
+from everstep_scheduler.steps.caches import InMemoryCache
 from everstep_workers.worker import Worker
 from servers import wait_for
 from test_recovery import wipe
@@ -56,10 +59,13 @@ OURS = SimpleNamespace(
     Command=Command,
     StateGraph=StateGraph,
     RetryPolicy=RetryPolicy,
+    CachePolicy=CachePolicy,
+    InMemoryCache=InMemoryCache,
 )
 THEIRS = SimpleNamespace(
     entrypoint=langgraph.func.entrypoint, task=langgraph.func.task, interrupt=langgraph.types.interrupt,
     Command=langgraph.types.Command, StateGraph=OracleGraph, RetryPolicy=langgraph.types.RetryPolicy,
+    CachePolicy=langgraph.types.CachePolicy, InMemoryCache=OracleCache,
 )  # fmt: skip
 
 
@@ -446,7 +452,10 @@ def test_a_workflow_ends_when_its_tasks_have(saver: Saver) -> None:
 def test_a_task_over_its_timeout_is_cancelled_and_tried_again(saver: Saver) -> None:
     ran: list[str] = []
 
-    @task(timeout=0.05, retry_policy=RetryPolicy(initial_interval=0.01, max_attempts=2, retry_on=NodeTimeoutError))
+    @task(
+        timeout=TimeoutPolicy(0.05),
+        retry_policy=RetryPolicy(initial_interval=0.01, max_attempts=2, retry_on=NodeTimeoutError),
+    )
     async def slow(n: int) -> int:
         ran.append("in")
         await asyncio.sleep(10 if len(ran) <= n else 0)
@@ -480,6 +489,61 @@ def test_a_workflow_over_its_timeout_cancels_its_async_tasks(saver: Saver) -> No
     with pytest.raises(NodeTimeoutError):
         flow.invoke(1, CONFIG)
     assert cancelled.wait(5)
+
+
+def caching(s: Story) -> Any:
+    @s.api.task(cache_policy=s.api.CachePolicy())
+    def add(a: int, b: int = 1) -> int:
+        s.did("add")
+        return a + b
+
+    @s.api.task(cache_policy=s.api.CachePolicy(key_func=lambda n, *, odd: str(n)))
+    def named(n: int, *, odd: Any) -> int:
+        s.did("named")
+        return n
+
+    @s.api.entrypoint(checkpointer=s.saver, cache=s.api.InMemoryCache())
+    def flow(n: int) -> list[int]:
+        return [add(n).result(), add(n).result(), add(n, b=2).result(), named(n, odd=object()).result()]
+
+    return flow
+
+
+def cached_whole(s: Story) -> Any:
+    @s.api.entrypoint(checkpointer=s.saver, cache=s.api.InMemoryCache(), cache_policy=s.api.CachePolicy())
+    def flow(n: int, *, previous: Any = None) -> list[Any]:
+        s.did("flow")
+        return [n, previous]
+
+    return flow
+
+
+@pytest.mark.parametrize("mode", ["updates", None])
+@pytest.mark.parametrize("made", [caching, cached_whole])
+def test_caches_go_as_in_langgraph(saver: Saver, made: Callable[[Story], Any], mode: Any) -> None:
+    steps: Steps = [(1, None), (1, None), (2, None), (1, None)]
+    mine, his = Story(OURS, saver), Story(THEIRS, OracleSaver())
+    assert played(mine, made(mine), steps, mode) == played(his, made(his), steps, mode, durability="sync")
+
+
+def test_a_cached_result_of_an_async_task_is_told_as_such(saver: Saver) -> None:
+    ran: list[int] = []
+
+    @task(cache_policy=CachePolicy())
+    async def double(n: int) -> int:
+        ran.append(n)
+        return n * 2
+
+    @entrypoint(saver, cache=InMemoryCache())
+    async def flow(n: int) -> int:
+        return int(await double(n))
+
+    cached = {"__metadata__": {"cached": True}}
+    assert list(flow.stream(1, CONFIG)) == [{"double": 2}, {"flow": 2}]
+    assert list(flow.stream(1, CONFIG)) == [{"double": 2, **cached}, {"flow": 2}]
+    flow.clear_cache(["task:double"])
+    assert list(flow.stream(1, CONFIG)) == [{"double": 2}, {"flow": 2}]
+    assert ran == [1, 1]
 
 
 @dataclass
@@ -611,8 +675,10 @@ def test_what_can_t_be_built_is_told_while_it_is_built() -> None:
 
     with pytest.raises(GraphError, match="is not async: nothing can stop it"):
         task(timeout=1)(plain)
-    with pytest.raises(GraphError, match="cache_policy"):
-        task(cache_policy=object())
+    with pytest.raises(GraphError, match="can't have an idle timeout"):
+        task(timeout=TimeoutPolicy(idle_timeout=1))(plain)
+    with pytest.raises(GraphError, match="is no CachePolicy"):
+        task(cache_policy=cast("Any", object()))(plain)
     with pytest.raises(GraphError, match="can't be a task's name"):
         task(name="a/b")(plain)
     with pytest.raises(GraphError, match="takes no input"):

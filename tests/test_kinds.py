@@ -178,11 +178,13 @@ def test_a_node_and_its_tasks_can_ask_for_config_and_runtime(saver: Saver) -> No
         return [get_config()["configurable"]["thread_id"], get_runtime().context]
 
     def node(state: State) -> State:
-        return {"seen": [get_config()["metadata"], ask().result(), get_runtime(dict).execution_info.node_attempt]}
+        return {
+            "seen": [get_config()["metadata"]["user"], ask().result(), get_runtime(dict).execution_info.node_attempt]
+        }
 
     graph = StateGraph(State, dict).add_node("node", node).add_edge(START, "node").compile(saver)
     found = graph.invoke({}, {**CONFIG, "metadata": {"user": "kim"}}, context={"locale": "en"})
-    assert found == {"seen": [{"user": "kim"}, ["t", {"locale": "en"}], 1]}
+    assert found == {"seen": ["kim", ["t", {"locale": "en"}], 1]}
 
 
 @pytest.mark.parametrize("ask", ["get_config", "get_runtime"])

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.effects import once as once
     from everstep_scheduler.graph.functional import task as task
     from everstep_scheduler.graph.handling import NodeError as NodeError
-    from everstep_scheduler.graph.managed import IsLastStep as IsLastStep
-    from everstep_scheduler.graph.managed import RemainingSteps as RemainingSteps
     from everstep_scheduler.graph.kinds import AnyValue as AnyValue
     from everstep_scheduler.graph.kinds import EphemeralValue as EphemeralValue
     from everstep_scheduler.graph.kinds import Overwrite as Overwrite
     from everstep_scheduler.graph.kinds import Topic as Topic
+    from everstep_scheduler.graph.managed import IsLastStep as IsLastStep
+    from everstep_scheduler.graph.managed import RemainingSteps as RemainingSteps
     from everstep_scheduler.graph.messages import MessagesState as MessagesState
     from everstep_scheduler.graph.messages import add_messages as add_messages
     from everstep_scheduler.graph.options import CachePolicy as CachePolicy

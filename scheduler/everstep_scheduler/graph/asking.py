@@ -65,8 +65,8 @@ class Doing(Protocol):
         """It raised: the key may be used again."""
         ...
 
-    def record(self, key: str, value: Any, codec: Codec | None = None) -> Any:
-        """Record what was done; gives the value as it is stored."""
+    def record(self, key: str, value: Any, codec: Codec | None = None, *, cached: bool = False) -> Any:
+        """Record what was done; gives the value as it is stored. `cached`: a cache spoke for it, nothing was done."""
         ...
 
 

@@ -11,18 +11,17 @@ that a run of the node again gets it instead of running it. Names and meaning ar
 
 from __future__ import annotations
 
-import inspect
-import typing
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import Future
-from datetime import timedelta
-from functools import partial, update_wrapper
+from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from everstep_checkpoint.errors import GraphError, OutsideNode
 
 from .asking import CURRENT
 from .builder import NAME_MAX
+from .callables import carrier, hints, is_async
+from .options import CachePolicy, Timeout, TimeoutPolicy
 from .retry import RetryPolicy
 from .runtime import seconds
 
@@ -43,12 +42,18 @@ class TaskFunction(Generic[P, T]):
     """A function that `@task` has wrapped. `retry`, `timeout_s`: of one call; `returns`: its annotation, or None."""
 
     def __init__(
-        self, func: Callable[P, Any], name: str, retry: tuple[RetryPolicy, ...], timeout_s: float | None
+        self,
+        func: Callable[P, Any],
+        name: str,
+        retry: tuple[RetryPolicy, ...],
+        timeout_s: float | None,
+        cache: CachePolicy | None,
     ) -> None:
         self.func = func
+        self.cache = cache
         self.retry = retry
         self.timeout_s = timeout_s
-        self.is_async = _is_async(func)
+        self.is_async = is_async(func)
         self.returns = hints(func).get("return")
         update_wrapper(self, func)
         self.name = self.__name__ = name
@@ -89,8 +94,8 @@ def task(
     *,
     name: str | None = None,
     retry_policy: Policies = None,
-    cache_policy: Any = None,
-    timeout: float | timedelta | None = None,
+    cache_policy: CachePolicy | None = None,
+    timeout: Timeout = None,
 ) -> TaskMaker: ...
 
 
@@ -100,8 +105,8 @@ def task(
     *,
     name: str | None = None,
     retry_policy: Policies = None,
-    cache_policy: Any = None,
-    timeout: float | timedelta | None = None,
+    cache_policy: CachePolicy | None = None,
+    timeout: Timeout = None,
 ) -> Any:
     """Make a function a task: calling it in an entrypoint or a node begins it, and gives a future.
 
@@ -110,52 +115,42 @@ def task(
     not recorded. Results are of types that a state may hold, or that its return annotation names.
 
     `name`: the function's if not given. `retry_policy`: the first that matches decides; the wait is within the attempt.
-    `timeout`: seconds for one try, of an async task only, since nothing can stop a thread. `cache_policy`: there is
-    none here yet. Raises GraphError.
+    `timeout`: seconds for one try, of an async task only, since nothing can stop a thread. `cache_policy`: where
+    the graph has a cache, a result is reused for the same arguments, also by other runs. Raises GraphError.
     """
-    if cache_policy is not None:
-        raise GraphError("@task(cache_policy=...) is not there yet", fix="leave it out; results are kept within a run")
+    if not isinstance(cache_policy, CachePolicy | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise GraphError(f"{cache_policy!r} is no CachePolicy", fix="Use everstep's CachePolicy.")
 
     def made(function: Callable[..., Any]) -> TaskFunction[..., Any]:
         called = _task_name(function, name)
-        limit = seconds(timeout, called)
-        if limit is not None and not _is_async(function):
+        limit = _limit(timeout, called)
+        if limit is not None and not is_async(function):
             raise GraphError(
                 f"the task {called!r} is not async: nothing can stop it after {limit:g} s",
                 fix="make it `async def`, or leave out the timeout",
             )
         policies = (retry_policy,) if isinstance(retry_policy, RetryPolicy) else tuple(retry_policy or ())
-        return TaskFunction(function, called, policies, limit)
+        return TaskFunction(function, called, policies, limit, cache_policy)
 
     return made if func is None else made(func)
 
 
+def _limit(timeout: Timeout, name: str) -> float | None:
+    """Seconds for one try. Raises GraphError for an idle timeout: what a task does is not seen."""
+    policy = timeout if isinstance(timeout, TimeoutPolicy) else TimeoutPolicy(timeout)
+    if policy.idle_timeout is not None:
+        raise GraphError(
+            f"the task {name!r} can't have an idle timeout", fix="give it to the entrypoint, or run_timeout"
+        )
+    return seconds(policy.run_timeout, name)
+
+
 def _task_name(function: Callable[..., Any], name: str | None) -> str:
     """Its name, which is a part of keys in the log."""
-    plain = _function(function)
+    plain = carrier(function)
     found = name if name is not None else str(getattr(plain, "__name__", type(plain).__name__))
     if not found or len(found) > NAME_MAX or not found.isprintable() or "/" in found or ":" in found:
         raise GraphError(
             f"{found!r} can't be a task's name", fix=f"1 to {NAME_MAX} printable characters without '/' and ':'."
         )
     return found
-
-
-def _function(fn: Any) -> Any:
-    """The function itself, under partials."""
-    while isinstance(fn, partial):
-        fn = fn.func
-    return fn
-
-
-def _is_async(fn: Any) -> bool:
-    fn = _function(fn)
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
-
-
-def hints(fn: Any) -> dict[str, Any]:
-    """Type hints with their metadata; none if they can't be read."""
-    try:
-        return typing.get_type_hints(_function(fn), include_extras=True)
-    except (NameError, TypeError, AttributeError):
-        return {}

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any, TypedDict, get_args, get_origin
 
 from everstep_checkpoint.errors import GraphError
 
 from ..graph.builder import Breakpoints, StateGraph
+from ..graph.callables import hints
 from ..graph.entry import PREVIOUS, EntrySpec, Final, Kept, R, S, entry_of
-from ..graph.functional import hints
+from ..graph.options import Cache, CachePolicy, Timeout
 from ..graph.retry import RetryPolicy
 from ..graph.runtime import END, START
 from ..graph.schema import bare
@@ -34,8 +34,9 @@ class entrypoint:
     or saved with `entrypoint.final`, in the last run on this thread; None in the first. Where it asks something with
     `interrupt()`, or fails, it runs again from its top, and its tasks give what is recorded.
 
-    `checkpointer` keeps its threads. `context_schema`: the type of `runtime.context`. `retry_policy`, `timeout`
-    (seconds) and `queue`: of its node, as in `add_node`. `name`: under which workers serve it, else its attribute's.
+    `checkpointer` keeps its threads, `cache` outcomes of what has a cache policy. `context_schema`: the type of
+    `runtime.context`. `retry_policy`, `cache_policy`, `timeout` and `queue`: of its node, as in `add_node`. `name`:
+    under which workers serve it, else its attribute's.
     Raises GraphError.
     """
 
@@ -51,17 +52,19 @@ class entrypoint:
         *,
         context_schema: type[Any] | None = None,
         retry_policy: RetryPolicy | Sequence[RetryPolicy] | None = None,
-        cache_policy: Any = None,
-        timeout: float | timedelta | None = None,
+        cache: Cache | None = None,
+        cache_policy: CachePolicy | None = None,
+        timeout: Timeout = None,
         name: str | None = None,
         queue: str | None = None,
     ) -> None:
-        if cache_policy is not None:
-            raise GraphError("entrypoint(cache_policy=...) is not there yet", fix="leave it out")
         self._checkpointer = checkpointer
         self._context_schema = context_schema
         self._name = name
-        self._node: dict[str, Any] = {"retry_policy": retry_policy, "timeout": timeout, "queue": queue}
+        self._cache = cache
+        self._node: dict[str, Any] = {
+            "retry_policy": retry_policy, "cache_policy": cache_policy, "timeout": timeout, "queue": queue,
+        }  # fmt: skip
 
     def __call__(self, func: Callable[..., Any]) -> CompiledGraph:
         """The workflow."""
@@ -74,9 +77,9 @@ class entrypoint:
             make(name, {key: keys[key] for key in chosen}, total=False) for chosen in (keys, [START], [END])
         )
         builder = _Entry(state, self._context_schema, input_schema=given, output_schema=value)
-        builder.add_node(name, func, input_schema=state, destinations=[], **self._node)
+        builder.add_node(name, func, input_schema=given, destinations=[], **self._node)
         builder.add_edge(START, name).add_edge(name, END)
-        return builder.compile(self._checkpointer, name=self._name)
+        return builder.compile(self._checkpointer, cache=self._cache, name=self._name)
 
 
 class _Entry(StateGraph):

@@ -290,7 +290,8 @@ class LogStream:
         """What a `@task` came to. Effects of other kinds are no news."""
         name = called(entry.text("effect"))
         if name and "updates" in self._telling:
-            yield "updates", {name: self.reading.result(entry.value("result") or b"\xc0")}
+            update = {name: self.reading.result(entry.value("result") or b"\xc0")}
+            yield "updates", {**update, **CACHED} if "cached" in entry.raw else update
 
     def _emit(self, mode: str, entry: e.Entry, payload: dict[str, Any]) -> Iterator[Told]:
         """A chunk of `checkpoints` or `tasks`, and the same in `debug`."""

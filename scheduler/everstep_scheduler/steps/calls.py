@@ -27,6 +27,7 @@ from ..graph.effects import CALL
 from ..graph.functional import TaskFunction, TaskFuture
 from ..graph.retry import next_delay
 from ..graph.spec import registry_of
+from .caching import CallCache
 from .effects import Effects
 
 PARALLEL_MAX = 16  # threads for the calls of one node, and of each task that makes calls itself
@@ -44,6 +45,7 @@ class Calls:
         self._made = Counter[str]()
         self._crews: dict[str, Crew] = {}
         self._pending: list[concurrent.futures.Future[Any] | asyncio.Future[Any]] = []
+        self.cache: CallCache | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
 
@@ -97,24 +99,39 @@ class Calls:
     # in a thread
 
     def _run(self, one: _Call) -> Any:
-        known = self._doing.begin(one.key, one.codec)
+        known = self._begin(one)
         if known is not None:
             return known[0]
         try:
-            return self._doing.record(one.key, one.repeatedly(time.sleep), one.codec)
+            return self._end(one, one.repeatedly(time.sleep))
         except BaseException:
             self._doing.undone(one.key)
             raise
 
+    def _begin(self, one: _Call) -> tuple[Any] | None:
+        """What an earlier attempt, or a cache, knows of a call."""
+        known = self._doing.begin(one.key, one.codec)
+        if known is not None or self.cache is None or not (kept := one.kept_under(self.cache)):
+            return known
+        found = self.cache.recall(one.task, kept, one.codec)
+        return None if found is None else (self._doing.record(one.key, found[0], one.codec, cached=True),)
+
+    def _end(self, one: _Call, value: Any) -> Any:
+        """Record what a call came to."""
+        stored = self._doing.record(one.key, value, one.codec)
+        if self.cache is not None and (kept := one.kept_under(self.cache)):
+            self.cache.remember(one.task, kept, stored, one.codec)
+        return stored
+
     # on the loop
 
     async def _arun(self, one: _Call, crew: Crew) -> Any:
-        known = await asyncio.to_thread(self._doing.begin, one.key, one.codec)
+        known = await asyncio.to_thread(self._begin, one)
         if known is not None:
             return known[0]
         try:
             value = await self._value(one, crew)
-            return await asyncio.to_thread(self._doing.record, one.key, value, one.codec)
+            return await asyncio.to_thread(self._end, one, value)
         except BaseException:
             self._doing.undone(one.key)
             raise
@@ -189,6 +206,13 @@ class _Call:
         self.codec = codec
         self._args = args
         self._kwargs = kwargs
+        self._kept: str | None = None
+
+    def kept_under(self, cache: CallCache) -> str:
+        """Its key in a cache, made before the task can change its arguments; empty without a policy."""
+        if self._kept is None:
+            self._kept = cache.key_of(self.task, self._args, self._kwargs, self.codec)
+        return self._kept
 
     def __call__(self) -> Any:
         return self.task.func(*self._args, **self._kwargs)

@@ -70,14 +70,17 @@ class Effects:
         with self._lock:
             self._used.discard(key)
 
-    def record(self, key: str, value: Any, codec: Codec | None = None) -> Any:
-        """Record what was done; gives the value as it is stored. Raises Fenced, UnknownType, TooLarge, ServerError."""
+    def record(self, key: str, value: Any, codec: Codec | None = None, *, cached: bool = False) -> Any:
+        """Record what was done; gives the value as it is stored. `cached`: a cache spoke for it, nothing was done.
+
+        Raises Fenced, UnknownType, TooLarge, ServerError.
+        """
         codec, lease = codec or self._codec, self._lease
         result = self._encoded(key, value, codec)
         reach("effected")
         fact = e.fact(
             "effect_done", lease.run, by=self._by, task=lease.task, attempt=lease.attempt, token=lease.token,
-            node=lease.node, effect=key, result=e.wrap(result),
+            node=lease.node, effect=key, result=e.wrap(result), cached=1 if cached else None,
         )  # fmt: skip
         if not self._insist(lambda: self._moves.part(lease, [fact])):
             self.fenced = True

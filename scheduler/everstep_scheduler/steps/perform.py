@@ -37,7 +37,7 @@ from ..moves.contract import HANDLER, JOIN_TASK, START_NODE, START_TASK, UPDATE_
 from ..moves.record import RunRecord
 from ..reading.ending import error_of
 from ..reading.shapes import message_metadata
-from .caching import key_of, recall, remember
+from .caching import CallCache, key_of, recall, remember
 from .calling import look
 from .calls import Calls
 from .effects import Effects, Fenced
@@ -442,6 +442,8 @@ class Performer:
 
     def _recalled(self, attempt: Attempt) -> Attempt:
         """With what the cache knows of it."""
+        if self.cache is not None:
+            attempt.calls.cache = CallCache(self.cache, attempt.spec.name)
         if self.cache is not None and (key := key_of(attempt)):
             attempt.cache_key, attempt.known = key, recall(self.cache, attempt, key)
         return attempt
