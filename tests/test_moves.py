@@ -35,6 +35,7 @@ class Stage:
     log: Log
     owner: str = "w1"
     held: list[Lease] = field(default_factory=list[Lease])
+    run_status: str = ""
 
     def offer(self, count: int = 1) -> Offer:
         return Offer(self.owner, tuple(new_id() for _ in range(count)), lease_ms=60_000, thread=THREAD)
@@ -140,6 +141,7 @@ class Stage:
 
     def commit(self, commit: Commit, count: int) -> tuple[str, list[str]]:
         answer = self.moves.commit([(commit, self.offer(count))])[0]
+        self.run_status = answer.run_status
         self.held.extend(answer.leases)
         return answer.status, [x.task for x in answer.leases]
 
@@ -286,6 +288,20 @@ def test_a_retry_without_a_delay_comes_back_at_once(stage: Stage) -> None:
     assert stage.commit(Commit(lease, "retry", (fact,), reason="E: x"), 1)[0] == "ok"
     wait_for(lambda: stage.held or stage.claim())
     assert stage.take("p0").attempt == 2
+
+
+def test_a_commit_is_told_how_its_run_stands(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    assert stage.done(stage.take("p0"), 0) == ("ok", [])
+    assert stage.run_status == "running", "a step that is still open is no end to look for"
+    stage.start("r2", sum="s2")
+    stage.done(stage.take("p1"))
+    stage.close(stage.take("join"))
+    assert stage.run_status == "rested", "another one has begun"
+    stage.claim()
+    stage.close(stage.take("start"))
+    assert stage.run_status == "done"
 
 
 def test_an_input_on_a_busy_thread_waits_and_starts_at_the_rest(stage: Stage) -> None:
