@@ -8,6 +8,8 @@ asking           `ask` asks, `tell` says the answer
 handled          `a` fails, and its error handler goes on to `c`, beside `b`
 nested           a -> child (x -> y) -> z
 handing          child (x -> up) -> z, where `up` has a Command for the parent
+paying, apaying  `pay` does `charge` once, and says what came of it
+shopping         an entrypoint whose task `order` leaves a line, as it does
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from typing import Annotated, Any, TypedDict
 
 from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.effects import aonce, once
+from everstep_scheduler.graph.functional import task
 from everstep_scheduler.graph.handling import NodeError
 from everstep_scheduler.graph.runtime import END, START, Command, Runtime, Send
+from everstep_scheduler.inline.entrypoint import entrypoint
 
 LOOK_S = 0.01
 
@@ -205,11 +210,42 @@ def _handing() -> StateGraph:
     return graph.add_edge(START, "child")
 
 
+def _charge(state: State, runtime: Runtime[Any]) -> str:
+    note(state, runtime, "charge", "in")
+    return f"receipt of attempt {runtime.execution_info.node_attempt}"
+
+
+def _pay(state: State, runtime: Runtime[Any]) -> State:
+    note(state, runtime, "pay", "in")
+    return {"seen": [once("charge", lambda: _charge(state, runtime))]}
+
+
+async def _apay(state: State, runtime: Runtime[Any]) -> State:
+    note(state, runtime, "pay", "in")
+    return {"seen": [await aonce("charge", lambda: _charge(state, runtime))]}
+
+
 asking = _asking().compile(name="asking")
 chain = _chain(step).compile(name="chain")
 achain = _chain(astep).compile(name="achain")
 wide = _wide().compile(name="wide")
 frail = _alone("frail", _frail).compile(name="frail")
+paying = _alone("pay", _pay).compile(name="paying")
+apaying = _alone("pay", _apay).compile(name="apaying")
+
+
+@task
+def order(state: State, runtime: Runtime[Any], item: int) -> str:
+    note(state, runtime, f"order/{item}", "in")
+    return f"order {item} of attempt {runtime.execution_info.node_attempt}"
+
+
+@entrypoint(name="shopping")
+def shopping(state: State, runtime: Runtime[Any]) -> list[str]:
+    note(state, runtime, "shopping", "in")
+    return [order(state, runtime, item).result() for item in range(2)]
+
+
 flock = _alone("nap", astep("nap")).compile(name="flock")
 handing = _handing().compile(name="handing")
 nested = _nested().compile(name="nested")

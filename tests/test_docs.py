@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md")])
 REDIS = "redis://127.0.0.1:6379/0"
+SAMPLED = (ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("quickstart", "streaming", "effects", "functional")))
 SERVED = "examples.counting:graph"
 
 
@@ -46,8 +47,7 @@ def rows(text: str) -> set[str]:
 
 
 def samples() -> list[tuple[str, str]]:
-    pages = (ROOT / "README.md", DOCS / "quickstart.md", DOCS / "streaming.md")
-    found = [(path, code) for path in pages for code in blocks(path, "python")]
+    found = [(path, code) for path in SAMPLED for code in blocks(path, "python")]
     found.append((DOCS / "nodes.md", "\n".join(blocks(DOCS / "nodes.md", "python"))))  # one program, piece by piece
     return [(f"{path.name}-{i}", code) for i, (path, code) in enumerate(found)]
 

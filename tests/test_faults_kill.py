@@ -7,12 +7,19 @@ called       a result that nobody knows            2               1
 settled      the same, hashed                      2               1
 committed    a checkpoint, and the next lease      1               1
 renewed      a node under way                      2               1
+
+Around an effect (`once`), in a node that began twice:          the effect was done
+effected     an effect that nobody knows of                     2: what can't be helped
+recorded     a record                                           1
+called       a record, and a result that nobody knows           1
+settled      the same, hashed                                   1
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +30,7 @@ from faults import SHORT_MS, Fleet
 from servers import wait_for
 
 TABLE = {"claimed": 1, "loaded": 1, "called": 2, "settled": 2, "committed": 1, "renewed": 2}
+EFFECTS = {"effected": 2, "recorded": 1, "called": 1, "settled": 1}
 AT_B = 3  # start and `a` pass, `b` does not
 SIXTH_RENEWAL = 6
 
@@ -34,7 +42,7 @@ def fleet(server: EmbeddedServer, tmp_path: Path) -> Iterator[Fleet]:
 
 
 def test_the_table_names_every_failpoint() -> None:
-    assert set(TABLE) == set(NAMES)
+    assert set(TABLE) | set(EFFECTS) == set(NAMES)
 
 
 def test_a_failpoint_that_does_not_exist_is_an_error() -> None:
@@ -44,7 +52,7 @@ def test_a_failpoint_that_does_not_exist_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("graph", ["chain", "achain"])
-@pytest.mark.parametrize("point", NAMES)
+@pytest.mark.parametrize("point", TABLE)
 def test_a_worker_killed_there_is_survived(fleet: Fleet, graph: str, point: str) -> None:
     gated = {"gated": "b"} if point == "renewed" else {}
     with fleet.sweeping():
@@ -57,6 +65,33 @@ def test_a_worker_killed_there_is_survived(fleet: Fleet, graph: str, point: str)
     assert fleet.executions(thread) == {"a": 1, "b": TABLE[point], "c": 1}
     assert fleet.state(graph, thread)["seen"] == ["a", "b", "c"]
     assert fleet.kinds(thread)["task_lost"] == 1, "one attempt died, and the log says so"
+
+
+@pytest.mark.parametrize("graph", ["paying", "apaying"])
+@pytest.mark.parametrize("point", EFFECTS)
+def test_an_effect_that_is_recorded_is_not_done_again(fleet: Fleet, graph: str, point: str) -> None:
+    with fleet.sweeping():
+        thread = fleet.submit(graph)
+        count = 1 if point in ("effected", "recorded") else 2  # start is called and settled, too
+        fleet.worker(graph, failpoint=f"{point}:{count}", lease_ms=SHORT_MS).dies()
+        with fleet.heir(graph):
+            fleet.settled(thread)
+    assert fleet.executions(thread) == {"pay": 2, "charge": EFFECTS[point]}
+    assert fleet.state(graph, thread)["seen"] == [f"receipt of attempt {EFFECTS[point]}"]
+    assert fleet.kinds(thread)["effect_done"] == 1
+
+
+@pytest.mark.parametrize(("point", "again"), [("effected:2", 2), ("recorded:2", 1), ("called:2", 1), ("settled:2", 1)])
+def test_a_task_of_an_entrypoint_that_is_recorded_does_not_run_again(fleet: Fleet, point: str, again: int) -> None:
+    with fleet.sweeping():
+        thread = fleet.submit("shopping")
+        fleet.worker("shopping", failpoint=point, lease_ms=SHORT_MS).dies()
+        with fleet.heir("shopping"):
+            fleet.settled(thread)
+    assert fleet.executions(thread) == {"shopping": 2, "order/0": 1, "order/1": again}
+    said: Any = fleet.state("shopping", thread)
+    assert said == ["order 0 of attempt 1", f"order 1 of attempt {again}"]
+    assert fleet.kinds(thread)["effect_done"] == 2
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from everstep_scheduler.moves.contract import (
     Started,
 )
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
+from servers import wait_for
 
 THREAD = "t"
 BIRTH = "b" * 22
@@ -45,6 +46,7 @@ class Stage:
     log: Log
     owner: str = "w1"
     held: list[Lease] = field(default_factory=list[Lease])
+    run_status: str = ""
 
     def offer(self, count: int = 1) -> Offer:
         return Offer(self.owner, tuple(new_id() for _ in range(count)), lease_ms=60_000, thread=THREAD)
@@ -146,8 +148,15 @@ class Stage:
         fact = e.fact("task_paused", lease.run, **said, kept=lease.answers or None, asks=e.wrap(b"\x01"))
         return self.commit(Commit(lease, "paused", (fact,), question=question, kept=lease.answers), count)
 
+    def effect(self, lease: Lease, key: str) -> str:
+        """Record an effect; its entry, empty if it was refused."""
+        said: e.Fields = {"task": lease.task, "token": lease.token, "node": lease.node, "effect": key}
+        ids = self.moves.part(lease, [e.fact("effect_done", lease.run, **said, result=e.wrap(b"\x01"))])
+        return ids[0] if ids else ""
+
     def commit(self, commit: Commit, count: int) -> tuple[str, list[str]]:
         answer = self.moves.commit([(commit, self.offer(count))])[0]
+        self.run_status = answer.run_status
         self.held.extend(answer.leases)
         return answer.status, [x.task for x in answer.leases]
 
@@ -173,7 +182,7 @@ class Stage:
         """The log in words that do not depend on dice and clocks."""
         names = (
             "kind", "run", "task", "status", "of", "step", "node", "attempt", "error", "actor", "next", "question",
-            "kept", "answer", "queue", "timeout_s", "parts", "tasks",
+            "kept", "answer", "queue", "timeout_s", "parts", "tasks", "effect", "result",
         )  # fmt: skip
         return [(x.id, *(f"{name}={x.text(name)}" for name in names if name in x.raw)) for x in self.log.read(THREAD)]
 
@@ -284,6 +293,30 @@ def test_a_retry_comes_back_when_it_is_due(stage: Stage) -> None:
 
     assert wait_for(stage.claim, 5, "the retry") == ["p0"]
     assert stage.take("p0").attempt == 2
+
+
+def test_a_retry_without_a_delay_comes_back_at_once(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a")
+    lease = stage.take("p0")
+    fact = e.fact("task_failed", lease.run, task=lease.task, token=lease.token, node=lease.node, retry_at=1)
+    assert stage.commit(Commit(lease, "retry", (fact,), reason="E: x"), 1)[0] == "ok"
+    wait_for(lambda: stage.held or stage.claim())
+    assert stage.take("p0").attempt == 2
+
+
+def test_a_commit_is_told_how_its_run_stands(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    assert stage.done(stage.take("p0"), 0) == ("ok", [])
+    assert stage.run_status == "running", "a step that is still open is no end to look for"
+    stage.start("r2", sum="s2")
+    stage.done(stage.take("p1"))
+    stage.close(stage.take("join"))
+    assert stage.run_status == "rested", "another one has begun"
+    stage.claim()
+    stage.close(stage.take("start"))
+    assert stage.run_status == "done"
 
 
 def test_an_input_on_a_busy_thread_waits_and_starts_at_the_rest(stage: Stage) -> None:
@@ -862,3 +895,87 @@ def test_a_cancelled_command_keeps_its_tasks_and_a_new_input_gives_them_up(stage
     stage.held.clear()
     stage.start("r4")
     assert [(x.task, x.over, x.width) for x in stage.held] == [("start", "1-1", 1)]
+
+
+# effects
+
+
+def test_an_effect_counts_at_once_and_the_next_attempt_is_told_of_it(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    first, other = stage.take("p0"), stage.take("p1")
+    assert (first.effects, other.effects) == ("", "")
+    ids = [stage.effect(first, "mail"), stage.effect(first, "charge")]
+    assert [stage.moves.release(stage.owner, [lease.token], "lost") for lease in (first, other)] == [1, 1]
+    assert sorted(stage.claim(2)) == ["p0", "p1"]
+    again = stage.take("p0")
+    assert (again.effects, stage.take("p1").effects) == (ids[0], ""), "of this task only, from its first one on"
+    assert [(x.id, x.text("effect"), x.value("result")) for x in stage.log.read(THREAD) if x.kind == "effect_done"] == [
+        (ids[0], "mail", b"\x01"), (ids[1], "charge", b"\x01"),
+    ]  # fmt: skip
+
+
+def test_an_effect_of_a_fenced_attempt_is_refused_and_leaves_no_trace(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a")
+    zombie = stage.take("p0")
+    stage.moves.release(stage.owner, [zombie.token], "lost")
+    stage.claim()
+    before = stage.told()
+    assert stage.effect(zombie, "mail") == ""
+    now = stage.take("p0")
+    assert stage.effect(now._replace(n=now.n - 1), "mail") == "", "another checkpoint"
+    assert stage.effect(now._replace(digest="x"), "mail") == "", "another thread of this name"
+    stage.close(now)
+    assert stage.effect(now, "mail") == "", "its task is done"
+    assert stage.told()[: len(before)] == before
+    assert not [entry for entry in stage.log.read(THREAD) if entry.kind == "effect_done"]
+
+
+@pytest.mark.parametrize("way", ["lost", "given back", "retried", "failed", "cancelled", "asked"])
+def test_effects_stay_with_their_task_whatever_ends_its_attempt(stage: Stage, way: str) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a")
+    lease = stage.take("p0")
+    first = stage.effect(lease, "mail")
+    if way in ("lost", "given back"):
+        stage.moves.release(stage.owner, [lease.token], "lost" if way == "lost" else "job")
+    elif way in ("retried", "failed"):
+        stage.fail(lease, delay_ms=1 if way == "retried" else 0)
+    elif way == "cancelled":
+        stage.moves.cancel(THREAD)
+    else:
+        stage.ask(lease, "q0")
+    if way in ("failed", "cancelled"):
+        stage.start("r2", "continue")
+    elif way == "asked":
+        stage.start("r2", "resume", answers=(("p0", "q0"),))
+    else:
+        wait_for(stage.claim)
+    assert stage.take("p0").effects == first
+
+
+def test_a_task_of_another_input_has_no_effects_of_the_one_before(stage: Stage) -> None:
+    stage.start()
+    lease = stage.take("start")
+    stage.effect(lease, "mail")
+    stage.start("r2", sum="s2")
+    stage.fail(lease)
+    stage.claim()
+    assert stage.take("start").effects == ""
+
+
+def _story_of_effects(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    lease = stage.take("p0")
+    stage.effect(lease, "mail")
+    stage.effect(stage.take("p1"), "mail")
+    stage.ask(lease, "q0")
+
+
+def test_both_implementations_write_the_same_effects(client: redis.Redis) -> None:
+    ours, theirs = memory(), on(client)
+    _story_of_effects(ours)
+    _story_of_effects(theirs)
+    assert ours.told() == theirs.told()

@@ -31,7 +31,9 @@ FACTS = frozenset(
         "task_done", "task_failed", "task_paused", "task_lost", "task_parked", "task_answered", "effect_done", "note",
     }
 )  # fmt: skip
-VALUES = frozenset({"delta", "state", "writes", "meta", "sends", "input", "record", "asks", "answer", "command"})
+VALUES = frozenset(
+    {"delta", "state", "writes", "meta", "sends", "input", "record", "asks", "answer", "command", "result"}
+)
 PLAIN = b"\x00"
 _ENVELOPES = {0: "plain", 1: "compressed", 2: "encrypted", 3: "elsewhere"}
 

@@ -7,7 +7,8 @@ EverstepError
 │   ├── EmptyInputError        nothing to do: no input and nothing to continue
 │   ├── InvalidThreadId        None, bool, container, empty or over 512 bytes
 │   ├── InvalidResume          an answer to no question, or to one of several without saying which
-│   ├── OutsideNode            interrupt() where no node runs
+│   ├── OutsideNode            interrupt(), once() or a @task where no node runs
+│   ├── InvalidEffect          an effect's key that is none, or that was used already
 │   ├── InvalidUpdateError     a node's return value, or two writes that exclude each other
 │   ├── UnknownType            a value whose type is not in the closed table
 │   └── TooLarge               over a cap: state, input, entry
@@ -104,6 +105,10 @@ class InvalidResume(InputError, RuntimeError):
 
 class OutsideNode(InputError, RuntimeError):
     """What only a node can do was called where no node runs."""
+
+
+class InvalidEffect(InputError):
+    """The key of `once()`: none that can be one, or used twice in one attempt. Or too many effects in one task."""
 
 
 class InvalidUpdateError(InputError):

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.asking import get_stream_writer as get_stream_writer
     from everstep_scheduler.graph.asking import interrupt as interrupt
     from everstep_scheduler.graph.builder import StateGraph as StateGraph
+    from everstep_scheduler.graph.current import get_config as get_config
+    from everstep_scheduler.graph.current import get_runtime as get_runtime
+    from everstep_scheduler.graph.effects import aonce as aonce
+    from everstep_scheduler.graph.effects import once as once
+    from everstep_scheduler.graph.functional import task as task
     from everstep_scheduler.graph.handling import NodeError as NodeError
+    from everstep_scheduler.graph.kinds import AnyValue as AnyValue
+    from everstep_scheduler.graph.kinds import EphemeralValue as EphemeralValue
+    from everstep_scheduler.graph.kinds import Overwrite as Overwrite
+    from everstep_scheduler.graph.kinds import Topic as Topic
     from everstep_scheduler.graph.managed import IsLastStep as IsLastStep
     from everstep_scheduler.graph.managed import RemainingSteps as RemainingSteps
     from everstep_scheduler.graph.messages import MessagesState as MessagesState
@@ -39,6 +48,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.runtime import Runtime as Runtime
     from everstep_scheduler.graph.runtime import Send as Send
     from everstep_scheduler.inline.compiled import CompiledGraph as CompiledGraph
+    from everstep_scheduler.inline.entrypoint import entrypoint as entrypoint
     from everstep_scheduler.inline.savers import InMemorySaver as InMemorySaver
     from everstep_scheduler.inline.savers import MemorySaver as MemorySaver
     from everstep_scheduler.inline.savers import RedisSaver as RedisSaver
@@ -56,7 +66,12 @@ _HOMES = {
     "everstep_scheduler.graph.asking": ("Interrupt", "get_stream_writer", "interrupt"),
     "everstep_scheduler.client.events": ("Event",),
     "everstep_scheduler.graph.builder": ("StateGraph",),
+    "everstep_scheduler.graph.current": ("get_config", "get_runtime"),
+    "everstep_scheduler.graph.effects": ("aonce", "once"),
     "everstep_scheduler.inline.compiled": ("CompiledGraph",),
+    "everstep_scheduler.graph.functional": ("task",),
+    "everstep_scheduler.graph.kinds": ("AnyValue", "EphemeralValue", "Overwrite", "Topic"),
+    "everstep_scheduler.inline.entrypoint": ("entrypoint",),
     "everstep_scheduler.graph.handling": ("NodeError",),
     "everstep_scheduler.graph.managed": ("IsLastStep", "RemainingSteps"),
     "everstep_scheduler.graph.messages": ("MessagesState", "add_messages"),

@@ -81,7 +81,8 @@ def _how_to_submit(site: Site) -> bool:
         site.say("\nin another terminal:")
         site.say(f"  export EVERSTEP_URL={site.shown}")
         for manifest in found[:GRAPHS_SHOWN_MAX]:
-            given = {key: _example(rule) for key, rule in manifest.input_schema.get("properties", {}).items()}
+            keys = {key: _example(rule) for key, rule in manifest.input_schema.get("properties", {}).items()}
+            given = next(iter(keys.values()), None) if manifest.entry else keys
             site.say(f"  everstep submit {manifest.name} '{json.dumps(given)}' --wait")
         site.say("")
     return bool(found)

@@ -15,7 +15,21 @@ from everstep_checkpoint.replay import input_writes
 
 from . import show
 
-FIRST = ("source", "step", "node", "task", "attempt", "status", "error", "next", "goto", "parts", "actor", "ms")
+FIRST = (
+    "source",
+    "step",
+    "node",
+    "task",
+    "effect",
+    "attempt",
+    "status",
+    "error",
+    "next",
+    "goto",
+    "parts",
+    "actor",
+    "ms",
+)
 LONG = ("token", "digest", "sum", "insum", "birth", "parent")
 SHORT = {"by": "everstep."}
 OPS = ("set", "append", "merge", "splice", "delete", "take", "take_append")

@@ -52,6 +52,7 @@ class Trouble:
 @dataclass(frozen=True)
 class Line:
     """One checkpoint; or, with `id` empty, the step that is open now. Times in ms; `ms` is the slowest attempt's.
+    `effects`: what its tasks have recorded of themselves, by their keys.
 
     `unmet`: where nothing comes next, the joins that were begun and can't fire.
     """
@@ -70,6 +71,7 @@ class Line:
     values: Values = field(default_factory=dict[str, Any])
     troubles: tuple[Trouble, ...] = ()
     unmet: tuple[UnmetJoin, ...] = ()
+    effects: tuple[str, ...] = ()
 
     @property
     def changed(self) -> Values:
@@ -118,6 +120,7 @@ def _line(frame: Frame, facts: Sequence[e.Entry], before: Values) -> Line:
         attempt=max(x.number("attempt") for x in ended), ms=max(x.number("ms") for x in ended), at=entry.number("at"),
         before=before, values=_values(frame.state.channels), troubles=_troubles(facts),
         unmet=() if entry.next else unmet_joins(frame.state.channels),
+        effects=_effects(facts),
     )  # fmt: skip
 
 
@@ -130,7 +133,10 @@ def _open(last: Frame | None, facts: Sequence[e.Entry]) -> Line:
     wanted += Counter(node for fact in facts if fact.kind == "task_added" for node in _added(fact, facts))
     handled = Counter(fact.text("node") for fact in facts if fact.kind == "task_failed" and "handler" in fact.raw)
     left = (wanted - done - handled).elements()
-    return Line("", None, "open", run, counted(done.elements()), counted(left), troubles=_troubles(facts))
+    return Line(
+        "", None, "open", run, counted(done.elements()), counted(left), troubles=_troubles(facts),
+        effects=_effects(facts),
+    )  # fmt: skip
 
 
 def _goes_on(fact: e.Entry, facts: Sequence[e.Entry]) -> bool:
@@ -166,6 +172,10 @@ def counted(nodes: Iterable[str]) -> tuple[str, ...]:
 def _troubles(facts: Sequence[e.Entry]) -> tuple[Trouble, ...]:
     found = [_trouble(fact) for fact in facts if fact.kind in TROUBLES or fact.kind == "run_rested"]
     return tuple(found)
+
+
+def _effects(facts: Sequence[e.Entry]) -> tuple[str, ...]:
+    return counted(fact.text("effect") for fact in facts if fact.kind == "effect_done")
 
 
 def _trouble(fact: e.Entry) -> Trouble:

@@ -29,11 +29,14 @@ from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.effects import once
+from everstep_scheduler.graph.functional import task
 from everstep_scheduler.graph.handling import NodeError
 from everstep_scheduler.graph.options import CachePolicy
 from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import END, START, Command, Send
 from everstep_scheduler.graph.spec import GraphSpec
+from everstep_scheduler.inline.entrypoint import entrypoint
 from everstep_scheduler.inline.savers import InMemorySaver
 from everstep_scheduler.moves.contract import Lease, Offer, RunKind
 from everstep_scheduler.moves.record import Config, start_of
@@ -521,7 +524,32 @@ def called() -> tuple[Log, str]:
     return log, next(children(log, THREAD))
 
 
+@task
+def _double(n: int) -> int:
+    return n * 2
+
+
+def effects() -> tuple[Log, str]:
+    """An entrypoint with calls of a task, one within another, and an effect in each; it asks, runs again with what is
+    recorded, and runs once more with what it saved."""
+    saver = InMemorySaver()
+
+    @task
+    def outer(n: int) -> int:
+        return once("count", lambda: int(_double(n).result()) + 1)
+
+    @entrypoint(saver, name="flow")
+    def flow(n: int, *, previous: int | None = None) -> entrypoint.final[list[Any], int]:
+        found = [_double(n).result(), outer(n).result(), once("mail", lambda: f"sent {n}")]
+        return entrypoint.final(value=[*found, interrupt("go on?"), previous], save=n)
+
+    for n in (1, 2):
+        flow.invoke(n, CONFIG)
+        flow.invoke(Command(resume="yes"), CONFIG)
+    return saver.log, THREAD
+
+
 STORIES: tuple[Story, ...] = (
     chain, payload, wide, sends, fork, branch, snapshot, trimmed, types, faults, queue_cancel, unplanned, update,
-    questions, options, calls, called, commands,
+    questions, options, calls, called, commands, effects,
 )  # fmt: skip

@@ -34,7 +34,7 @@ def graphs(site: Site, as_json: bool) -> None:
 
 
 def _row(manifest: Manifest) -> list[str]:
-    keys = ", ".join(manifest.input_schema.get("properties", {}))
+    keys = "a value" if manifest.entry else ", ".join(manifest.input_schema.get("properties", {}))
     version = manifest.version.partition("@")[2]
     return [manifest.name, version, ", ".join(manifest.queues), ", ".join(manifest.nodes), keys]
 

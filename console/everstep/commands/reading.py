@@ -54,6 +54,8 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
                 "metadata": found.metadata or {},
             }
         )  # fmt: skip
+    from everstep_scheduler.graph.schema import as_dict
+
     from ..history import counted
     from ..traces import excerpt
 
@@ -71,7 +73,8 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
     for join in unmet:
         said = UnmetJoin(join["target"], tuple(join["starts"]), tuple(join["missing"]))
         click.echo(show.paint(f"{'unmet join':<12}{show.clean(str(said))}", "!"))
-    for key, value in found.values.items():
+    values = as_dict(found.values)
+    for key, value in ({"returned": found.values} if values is None else values).items():
         click.echo(f"  {show.clean(key)} = {show.value(value, 2000)}")
     return None
 
@@ -108,7 +111,7 @@ def history(site: Site, thread: str, most: int, trace: bool, as_json: bool) -> N
     heads = ("step", "checkpoint", "source", "node", "next", "by", "try", "took", "changed")
     rows = [row for line in closed for row in (*map(_trouble_row, line.troubles[-TROUBLES_MAX:]), _row(line))]
     rows += [*map(_trouble_row, now.troubles[-TROUBLES_MAX:])]
-    rows += [_row(now)] if status in ("running", "") and now.next else []
+    rows += [_row(now)] if now.next and (status in ("running", "") or now.effects) else []
     show.table(heads, _without_host(rows), right=("step", "try", "took"))
     if trace:
         _show_traces([trouble for line in found for trouble in line.troubles[-TROUBLES_MAX:]])
@@ -144,6 +147,8 @@ def _row(line: Line) -> list[str]:
         show.changes(line.before, line.values) if line.id else f"{', '.join(line.nodes)} done" if line.nodes else ""
     )
     tries = str(line.attempt) if line.attempt else ""
+    if line.effects:
+        changed = f"{changed}; did {', '.join(line.effects)}".removeprefix("; ")
     return [step, line.id, line.source, ", ".join(line.nodes), ", ".join(line.next), by, tries, took, changed]
 
 
@@ -164,6 +169,7 @@ def _document(line: Line) -> dict[str, Any]:
         "nodes": line.nodes, "next": line.next, "by": line.by, "attempt": line.attempt, "ms": line.ms,
         "at_ms": line.at or None,
         "changed": line.changed if line.id else {}, "values": line.values if line.id else None,
+        "effects": line.effects,
         "attempts": [vars(trouble) for trouble in line.troubles],
         "unmet_joins": [join.document() for join in line.unmet],
     }  # fmt: skip

@@ -188,7 +188,7 @@ class Client(Travelling):
                 raise spec.lacks(missing)
             return self.started(start_of(spec, thread, run, input, said, "input", mode=mode, on=on), Reading(spec))
         known = self.manifest(graph)
-        form, writes = take(known, input, lambda names: self._lacking(thread, names, on))
+        form, writes = take(known, known.keyed(input), lambda names: self._lacking(thread, names, on))
         start = start_with(
             said.record("input", form), writes, thread=thread, run=run, graph=known.name, queue=known.queue, mode=mode,
             on=on,

@@ -14,6 +14,8 @@ from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import InvalidInput, UnknownType
 from everstep_checkpoint.log import Log
 
+from ..graph.entry import PREVIOUS
+from ..graph.runtime import END
 from ..graph.schema import updates_of
 from ..moves.record import Form, Writes
 from ..steps.commanding import Lore
@@ -44,9 +46,9 @@ def _typed(given: object) -> Writes | None:
         return None
 
 
-def take_update(manifest: Manifest, values: Mapping[str, Any] | None) -> Writes:
+def take_update(manifest: Manifest, values: Any) -> Writes:
     """The values of an update as they travel. Raises InvalidInput, TooLarge."""
-    given = dict(values or {})
+    given = {END: values, PREVIOUS: values} if manifest.entry else dict(values or {})
     check_keys(manifest, given, "the update")
     try:
         return _encoded(given)

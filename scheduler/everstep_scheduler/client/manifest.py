@@ -47,7 +47,8 @@ class NodeInfo(BaseModel):
 
 
 class Manifest(BaseModel):
-    """A published graph. `channels`: key -> its reducer's name, empty for a last value. `joins`: its barriers."""
+    """A published graph. `channels`: key -> its reducer's name, empty for a last value. `joins`: its barriers. `entry`:
+    an entrypoint, whose input is one value; its schemas have it under `__start__`, and the output under `__end__`."""
 
     name: str
     version: str
@@ -57,6 +58,7 @@ class Manifest(BaseModel):
     input_schema: JsonSchema
     output_schema: JsonSchema
     channels: dict[str, str]
+    entry: bool = False
     edges: list[Edge] = []
     joins: list[str] = []
     mermaid: str = ""
@@ -67,6 +69,10 @@ class Manifest(BaseModel):
     def outputs(self) -> list[str]:
         """The keys of the output."""
         return list(self.output_schema.get("properties", {}))
+
+    def keyed(self, data: object) -> object:
+        """An input as keys and values: an entrypoint's one value under its key."""
+        return {START: data} if self.entry and data is not None else data
 
     def get_graph(self) -> Graph:
         """Its nodes and edges, to be drawn. Raises CorruptEntry if it says no edges, or odd ones."""
@@ -96,6 +102,7 @@ def manifest_of(spec: GraphSpec) -> Manifest:
         input_schema=spec.input_schema_json(),
         output_schema=spec.output_schema_json(),
         channels={name: channel.reducer_name for name, channel in spec.channels.items()},
+        entry=spec.direct,
         edges=list(seen.edges),
         joins=[join.channel for join in spec.joins],
         mermaid=seen.draw_mermaid(),
@@ -183,7 +190,8 @@ def check_input(manifest: Manifest, data: object, lacking: Lacking = list) -> di
     if problems:
         more = f" (and {len(problems) - PROBLEMS_MAX} more)" if len(problems) > PROBLEMS_MAX else ""
         what = f"the input does not fit the graph {manifest.name!r}: {'; '.join(problems[:PROBLEMS_MAX])}{more}"
-        raise InvalidInput(what, fix=f"its keys: {keys}")
+        fix = f"its keys: {keys}"
+        raise InvalidInput(what, fix="`everstep graphs --json` shows its schema" if manifest.entry else fix)
     return cast("dict[str, Any]", found)
 
 
@@ -221,7 +229,8 @@ def _problems(schema: JsonSchema, data: Any) -> Sequence[Problem]:
 
 def _said(problem: Problem) -> str:
     """Where, what, and what is known; never a value, for it may be a secret."""
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem.absolute_path)
+    path = [part for i, part in enumerate(problem.absolute_path) if i or part != START]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return f"{where.lstrip('.') or 'input'}: {_what(problem)}"
 
 

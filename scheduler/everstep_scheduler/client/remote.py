@@ -207,7 +207,7 @@ class RemoteGraph(StateFace):
         put = self.client.branched(replaying(self._log, thread, start, going.at, self.spec))
         return Run(self.client, thread, run, put.started.entry, self._reading())
 
-    def _values(self, said: Config) -> dict[str, Any]:
+    def _values(self, said: Config) -> Any:
         """The output values as the thread has them, and its questions."""
         return standing(self.client.log_store, thread_id_text(said.thread_id), self._reading())
 
@@ -256,7 +256,11 @@ class RemoteGraph(StateFace):
         return self.spec.node_writes(node, values)
 
     def _input(self, values: Any) -> tuple[Form, Writes]:
-        return ("typed", self.spec.input_writes(values)) if self.spec is not None else take(self.manifest, values)
+        return (
+            ("typed", self.spec.input_writes(values))
+            if self.spec is not None
+            else take(self.manifest, self.manifest.keyed(values))
+        )
 
     def _apply(self, start: Start, said: Config, timeout: float | None) -> int:
         return self.client.started(start, self._reading()).settled(timeout).n

@@ -55,8 +55,9 @@ class Run:
         """queued, running, done, failed, interrupted or cancelled. Raises UnknownRun."""
         return self._client.run_status(self.thread_id, self.run_id)[0]
 
-    def result(self, timeout: float | None = None) -> dict[str, Any]:
-        """The output values once the run is done, or rests with questions, which are then its `__interrupt__`.
+    def result(self, timeout: float | None = None) -> Any:
+        """The output once the run is done: its values, or what an entrypoint returned. Where it rests with questions
+        they are its `__interrupt__`.
 
         Without a timeout (seconds) it waits for as long as it takes. A node that runs on a worker may not wait.
 
@@ -70,7 +71,7 @@ class Run:
         rests = ended.status == "interrupted" or not ended.digest  # and there is no checkpoint of its own
         if rests and head is not None and head.n == ended.n:
             return standing(log, self.thread_id, self._reading)
-        return self._reading.output(state_at(log, self.thread_id, ended.n).channels) if ended.n else {}
+        return self._reading.output(state_at(log, self.thread_id, ended.n).channels if ended.n else {})
 
     def settled(self, timeout: float | None = None) -> Ending:
         """The ending of a run that went well. Raises as `result` does."""

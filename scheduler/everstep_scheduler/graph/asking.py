@@ -3,14 +3,16 @@
     answer = interrupt({"approve": 17})     not answered yet: the attempt ends here, the run rests with a question
                                             answered: the node runs again from its top, and here is its answer
 
-Answers belong to questions by their order within the attempt, as in LangGraph: ask in the same order each time. Which
-answers there are is told by whoever runs the attempt.
+Answers belong to questions by their order within the attempt, and within each `@task` of it, as in LangGraph: ask in
+the same order each time. Which answers there are is told by whoever runs the attempt.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
@@ -20,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import OutsideNode
 
+from .runtime import Runtime
 from .writing import StreamWriter
 
 
@@ -41,13 +44,38 @@ class GraphInterrupt(Exception):
 
 
 class Question(NamedTuple):
-    """A question as it is stored. `kept`: how many earlier answers hold good. `error`: what was wrong with its own."""
+    """A question as it is stored. `kept`: which earlier answers hold good, by their places. `error`: what was wrong
+    with its own."""
 
     id: str
     value: bytes
     schema: dict[str, Any] | None
-    kept: int
+    kept: tuple[int, ...]
     error: str = ""
+
+
+class Doing(Protocol):
+    """What an attempt's task has done already, and how more of it is recorded."""
+
+    def begin(self, key: str, codec: Codec | None = None) -> tuple[Any] | None:
+        """The value that is recorded under a key, if one is. Raises InvalidEffect for a key used already."""
+        ...
+
+    def undone(self, key: str) -> None:
+        """It raised: the key may be used again."""
+        ...
+
+    def record(self, key: str, value: Any, codec: Codec | None = None, *, cached: bool = False) -> Any:
+        """Record what was done; gives the value as it is stored. `cached`: a cache spoke for it, nothing was done."""
+        ...
+
+
+class Calling(Protocol):
+    """Who runs an attempt's `@task` calls."""
+
+    def call(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Begin a call, or take its result from an earlier attempt; a future."""
+        ...
 
 
 class Asking(Protocol):
@@ -64,8 +92,27 @@ class Asking(Protocol):
         """The answer to the attempt's next question. Raises GraphInterrupt where there is none yet."""
         ...
 
+    @property
+    def doing(self) -> Doing:
+        """What the attempt's task has done."""
+        ...
+
+    @property
+    def calls(self) -> Calling:
+        """Its `@task` calls."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """What a node gets as its `config`."""
+        ...
+
+    def runtime(self) -> Runtime[Any]:
+        """What a node gets as its `runtime`."""
+        ...
+
 
 CURRENT: ContextVar[Asking | None] = ContextVar("everstep_attempt", default=None)
+PLACE: ContextVar[str] = ContextVar("everstep_place", default="")  # the @task call that runs; empty: the node itself
 
 
 def interrupt(value: Any, *, response_schema: Any = None) -> Any:
@@ -99,20 +146,27 @@ def get_stream_writer() -> StreamWriter:
 
 
 class Answers:
-    """An attempt's answers, given out in order. `key`: the task's idempotency key."""
+    """An attempt's answers, given out in order. `key`: the task's idempotency key.
 
-    def __init__(self, key: str, answers: Sequence[bytes], codec: Codec) -> None:
+    `answers`: (the id of the question answered, the value). One without an id came before its question, and is for the
+    first that has no other.
+    """
+
+    def __init__(self, key: str, answers: Sequence[tuple[str, bytes]], codec: Codec) -> None:
         self._key = key
         self._answers = answers
         self._codec = codec
-        self._asked = 0
+        self._asked = Counter[str]()
+        self._at = {question: i for i, (question, _) in enumerate(answers) if question}
+        self._early = [i for i, (question, _) in enumerate(answers) if not question]
+        self._lock = threading.Lock()
 
     def next(self, value: Any, response_schema: Any) -> Any:
         """The next answer. Raises GraphInterrupt, UnknownType for a question that can't be stored."""
-        index, self._asked = self._asked, self._asked + 1
+        question, at = self._next(PLACE.get())
         error = ""
-        if index < len(self._answers):
-            answer = self._codec.decode(self._answers[index], "an answer")
+        if at is not None:
+            answer = self._codec.decode(self._answers[at][1], "an answer")
             if response_schema is None or isinstance(response_schema, dict):
                 return answer
             try:
@@ -120,12 +174,22 @@ class Answers:
             except ValidationError as wrong:
                 error = str(wrong)
         encoded = self._codec.encode(value, "the question of interrupt()")
-        raise GraphInterrupt(Question(question_id(self._key, index), encoded, _schema(response_schema), index, error))
+        kept = tuple(i for i in range(len(self._answers)) if i != at)
+        raise GraphInterrupt(Question(question, encoded, _schema(response_schema), kept, error))
+
+    def _next(self, place: str) -> tuple[str, int | None]:
+        """The question that is asked now, and where its answer is, if there is one."""
+        with self._lock:
+            index, self._asked[place] = self._asked[place], self._asked[place] + 1
+            question = question_id(self._key, index, place)
+            if question in self._at:
+                return question, self._at[question]
+            return question, self._early.pop(0) if self._early else None
 
 
-def question_id(key: str, index: int) -> str:
+def question_id(key: str, index: int, place: str = "") -> str:
     """32 hex digits: no other question of any task has them."""
-    return hashlib.sha256(f"{key} {index}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{key} {index} {place}".strip().encode()).hexdigest()[:32]
 
 
 def _schema(given: Any) -> dict[str, Any] | None:

@@ -361,7 +361,7 @@ class StateGraph:
             prefix = channel.name.partition(":")[0]
             raise GraphError(f"The key {channel.name!r} is reserved", fix=f"Keys can't begin with '{prefix}:'.")
         known = self._channels.setdefault(channel.name, channel)
-        if channel.reducer is not None and not known.same_as(channel):
+        if not channel.is_plain and not known.same_as(channel):
             raise GraphError(
                 f"{cls.__name__} gives the key {channel.name!r} another reducer than an earlier schema",
                 fix=f"Use one reducer for the key: {known.reducer_name or 'none'} or {channel.reducer_name}.",

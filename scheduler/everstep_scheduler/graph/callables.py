@@ -12,7 +12,7 @@ from everstep_checkpoint.errors import GraphError
 
 from .schema import is_schema
 
-INJECTED = ("config", "runtime")
+INJECTED = ("config", "runtime", "previous")
 INJECTED_INTO_HANDLERS = (*INJECTED, "error")
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required, get_arg
 
 from everstep_checkpoint.errors import GraphError, InvalidUpdateError
 
+from .kinds import Kind, kind_of, overwritten
 from .schema import Field, bare, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,19 +44,29 @@ CONCRETE: dict[Any, Callable[[], Any]] = {
 
 @dataclass(frozen=True)
 class Channel:
-    """One key of the state. `reducer` None: it holds the last value."""
+    """One key of the state. `reducer` and `kind` None: it holds the last value."""
 
     name: str
     typ: Any
     reducer: Reducer | None = None
+    kind: Kind | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Does it hold the last value?"""
+        return self.reducer is None and self.kind is None
 
     @property
     def reducer_name(self) -> str:
-        """The reducer's name for people and for the fingerprint; empty for a last value."""
+        """The reducer's or kind's name for people and for the fingerprint; empty for a last value."""
+        if self.kind is not None:
+            return self.kind.name
         return "" if self.reducer is None else name_of(self.reducer)
 
     def same_as(self, other: Channel) -> bool:
         """Whether two schemas agree on the key. Lambdas can't be told apart: they agree with any reducer."""
+        if self.kind is not None or other.kind is not None:
+            return self.kind == other.kind
         mine, theirs = self.reducer, other.reducer
         if mine is None or theirs is None:
             return mine is theirs
@@ -71,15 +82,20 @@ class Channel:
 
 
 def channel_of(field: Field) -> Channel:
-    """The channel that a schema's key declares: with a reducer if the last metadata of Annotated is callable.
+    """The channel that a schema's key declares: of a kind that any metadata of Annotated names, or with a reducer if
+    the last is callable.
 
-    LangGraph's rule (`_is_field_binop`): two positional parameters, else the declaration is refused.
+    LangGraph's rules (`_is_field_channel`, `_is_field_binop`): a reducer has two positional parameters, else the
+    declaration is refused.
     """
     hint = field.annotation
     while get_origin(hint) in (Required, NotRequired):
         hint = get_args(hint)[0]
-    last = get_args(hint)[-1] if get_origin(hint) is Annotated else None
+    metadata = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
     typ = bare(field.typ)
+    if (kind := kind_of(metadata)) is not None:
+        return Channel(field.name, typ, kind=kind)
+    last = metadata[-1] if metadata else None
     if not callable(last):
         return Channel(field.name, typ)
     if not _takes_two(last):
@@ -100,14 +116,20 @@ def apply(spec: GraphSpec, channels: Mapping[str, bytes], writes: Iterable[Write
         grouped.setdefault(name, []).append(value)
     after = dict(channels)
     for name, values in grouped.items():
-        after[name] = _update(spec, name, channels.get(name), values)
+        found = _update(spec, name, channels.get(name), values)
+        if found is None:
+            after.pop(name, None)
+        else:
+            after[name] = found
     return after
 
 
-def _update(spec: GraphSpec, name: str, before: bytes | None, values: Sequence[bytes]) -> bytes:
+def _update(spec: GraphSpec, name: str, before: bytes | None, values: Sequence[bytes]) -> bytes | None:
     channel = spec.channels.get(name)
     if channel is None:
         raise InvalidUpdateError(f"The graph {spec.name!r} has no key {name!r}", fix=did_you_mean(name, spec.channels))
+    if channel.kind is not None:
+        return channel.kind.update(name, before, values, spec.codec)
     if channel.reducer is not None:
         return _fold(spec.codec, channel, before, values)
     if len(values) != 1:
@@ -115,12 +137,22 @@ def _update(spec: GraphSpec, name: str, before: bytes | None, values: Sequence[b
             f"At key {name!r}: can take only one value per step, and got {len(values)}",
             fix="Annotate the key with a reducer, such as Annotated[list, operator.add], to combine several.",
         )
-    return values[0]
+    replaced = overwritten(values[0])
+    return values[0] if replaced is None else replaced
 
 
 def _fold(codec: Codec, channel: Channel, before: bytes | None, values: Sequence[bytes]) -> bytes:
-    """Left fold, one write at a time; the first value is taken as it is where the channel is empty."""
+    """Left fold, one write at a time; the first value is taken as it is where the channel is empty. An Overwrite
+    replaces the value, and ends the fold."""
     where = f"channel {channel.name!r}"
+    replaced = [found for each in values if (found := overwritten(each)) is not None]
+    if len(replaced) > 1:
+        raise InvalidUpdateError(
+            f"At key {channel.name!r}: can take only one Overwrite per step, and got {len(replaced)}",
+            fix="Overwrite it in one node of the step only.",
+        )
+    if replaced:
+        return replaced[0]
     first, *rest = values if before is None else (before, *values)
     value = codec.decode(first, where)
     for each in rest:

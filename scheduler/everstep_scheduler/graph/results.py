@@ -32,7 +32,7 @@ class NodeResult(NamedTuple):
 
 def node_result(spec: GraphSpec, node: str, returned: object) -> NodeResult:
     """A node's return value, sorted out. Raises InvalidUpdateError, UnknownType."""
-    if not _has_commands(returned):
+    if spec.direct or not _has_commands(returned):
         return NodeResult(spec.node_writes(node, returned), [], [])
     result = NodeResult([], [], [])
     for each in _flat(returned):

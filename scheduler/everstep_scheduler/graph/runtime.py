@@ -100,6 +100,7 @@ class Runtime(Generic[ContextT]):
     attempts of this task and differs for every other: hand it to services whose calls must not be doubled.
     `stream_writer(x)` tells `x` to those who stream in mode `custom`; it never waits for them.
     `heartbeat()` says that the node gets on, for its idle timeout (`TimeoutPolicy`); from any thread.
+    `previous`: what an entrypoint saved in its last run on this thread; None in other graphs.
     """
 
     context: ContextT = None  # type: ignore[assignment]
@@ -107,6 +108,7 @@ class Runtime(Generic[ContextT]):
     idempotency_key: str = ""
     stream_writer: StreamWriter = unheard
     heartbeat: Callable[[], None] = _nothing
+    previous: Any = None
 
     def override(self, **changes: Any) -> Runtime[ContextT]:
         """A copy with some fields replaced."""

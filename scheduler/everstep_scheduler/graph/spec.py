@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
@@ -27,6 +27,7 @@ from everstep_checkpoint.errors import (
 )
 
 from .channels import JOINS, Channel, Write
+from .kinds import stored
 from .managed import NO_STEPS, Steps
 from .options import CachePolicy, TimeoutPolicy
 from .retry import RetryPolicy
@@ -127,6 +128,8 @@ class GraphSpec:
     interrupt_before: tuple[str, ...] = ()
     interrupt_after: tuple[str, ...] = ()
     home: str = ""  # the queue of the graph that this one is nested in
+
+    direct: ClassVar[bool] = False  # does an input lead straight to its node, in one checkpoint?
 
     # -- identity
 
@@ -237,17 +240,30 @@ class GraphSpec:
         except (TypeError, ValueError):  # not constructible without arguments, or not storable: starts absent
             return None
 
+    @cached_property
+    def ephemeral(self) -> frozenset[str]:
+        """The channels that hold a value for one superstep only."""
+        return frozenset(name for name, each in self.channels.items() if each.kind and each.kind.ephemeral)
+
     def decoded(self, names: Iterable[str], channels: Mapping[str, bytes]) -> dict[str, Any]:
         """The available channels among `names`, freshly decoded."""
         return {n: self.codec.decode(channels[n], f"channel {n!r}") for n in names if n in channels}
 
-    def values(self, channels: Mapping[str, bytes]) -> dict[str, Any]:
+    def values(self, channels: Mapping[str, bytes]) -> Any:
         """The state that users see: every declared key, also nodes' private ones, as in LangGraph."""
         return self.decoded(self.channels, channels)
 
-    def output(self, channels: Mapping[str, bytes]) -> dict[str, Any]:
+    def output(self, channels: Mapping[str, bytes]) -> Any:
         """The keys of the output schema."""
         return self.decoded(self.output_schema.fields, channels)
+
+    def shown(self, values: Any) -> Any:
+        """Of the state that users see, the output."""
+        return {name: values[name] for name in self.output_schema.fields if name in values}
+
+    def update(self, written: Mapping[str, bytes]) -> Any:
+        """What a node wrote, as a stream tells it; None for nothing."""
+        return self.decoded(written, written) or None
 
     # -- input
 
@@ -278,7 +294,11 @@ class GraphSpec:
         values = self.input_schema.check(given)
         if channels is not None and (missing := self.input_schema.missing({*given, *channels})):
             raise self.lacks(missing)
-        return self._encoded(values.items(), START)
+        return self.encoded(values.items(), START)
+
+    def stored_writes(self, values: Mapping[str, Any], channels: Mapping[str, bytes]) -> list[Write]:
+        """An input as it was stored, checked against the thread's keys."""
+        return self.input_writes(values, channels)
 
     def input_from_json(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """A producer's JSON form as typed input: text becomes a datetime where the schema says so."""
@@ -353,7 +373,7 @@ class GraphSpec:
                     node=node,
                     fix=did_you_mean(key, self.channels),
                 )
-        return self._encoded(found, node)
+        return self.encoded(found, node)
 
     def make_context(self, context: object) -> Any:
         """The run's context as `context_schema`: a dict becomes a dataclass or model, all else stays."""
@@ -371,9 +391,10 @@ class GraphSpec:
             return given
         return {key: value for key, value in given.items() if key not in self.managed}
 
-    def _encoded(self, pairs: Iterable[tuple[str, Any]], node: str) -> list[Write]:
+    def encoded(self, pairs: Iterable[tuple[str, Any]], node: str) -> list[Write]:
+        """Keys and values as writes of a node. Raises UnknownType, naming it."""
         try:
-            return [(name, self.codec.encode(value, f"channel {name!r}")) for name, value in pairs]
+            return [(name, self.codec.encode(stored(value), f"channel {name!r}")) for name, value in pairs]
         except UnknownType as error:
             error.node = node
             raise
@@ -381,7 +402,8 @@ class GraphSpec:
 
 def form_args(form: tuple[str, ...], config: object, runtime: object, error: object = None) -> dict[str, Any]:
     """The keyword arguments that a node's or router's form asks for."""
-    known = {"config": config, "runtime": runtime, "error": error}
+    before = getattr(runtime, "previous", None)
+    known = {"config": config, "runtime": runtime, "error": error, "previous": before}
     return {name: known[name] for name in form}
 
 

@@ -38,7 +38,7 @@ from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Start, Start
 from ..moves.record import Config, commands, start_of
 from ..reading.ending import Ending, ending
 from ..reading.questions import gone_on, interrupts, open_step, resume_of
-from ..reading.shapes import INTERRUPT, Chunk, Told
+from ..reading.shapes import Chunk, Told, beside
 from ..reading.snapshot import snapshot
 from ..steps.branching import Wish, branch
 from ..steps.calling import ChildFailed
@@ -379,9 +379,8 @@ class Inline:
         """The output values at the run's end; with the questions that wait, as `__interrupt__`."""
         if self.ended is not None and self.ended.status != "interrupted" and self.ended.digest:
             return self._stored_output()
-        values = snapshot(self.saver.log, self.thread, spec=self.spec).values
-        known = {name: values[name] for name in self.spec.output_schema.fields if name in values}
-        return {**known, INTERRUPT: found} if (found := self._interrupts()) else known
+        known = self.spec.shown(snapshot(self.saver.log, self.thread, spec=self.spec).values)
+        return beside(known, found) if (found := self._interrupts()) else known
 
     def _stored_output(self) -> Any:
         log = self.saver.log
@@ -390,7 +389,7 @@ class Inline:
             return self.spec.output(warm.channels)
         head = log.head(self.thread)
         n = self.ended.n if self.ended else head.n if head else 0
-        return self.spec.output(state_at(log, self.thread, n).channels) if n else {}
+        return self.spec.output(state_at(log, self.thread, n).channels if n else {})
 
     def _raise(self) -> None:
         ended = self.ended

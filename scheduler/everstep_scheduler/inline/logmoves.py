@@ -56,6 +56,7 @@ class Task:
     cause: str = ""
     called: str = ""
     told: bool = False
+    effects: str = ""
 
 
 @dataclass
@@ -261,7 +262,7 @@ class LogMoves:
         return Lease(
             x.token, thread, t.n, t.digest, name, x.node, x.attempt, x.lost, x.queue, x.timeout_s, t.run, t.graph,
             t.width, "", t.birth, t.rec, t.base, at, 0, t.conf, _answers(t, name, x), x.cause, x.called, int(x.told),
-            " ".join(t.over),
+            " ".join(t.over), x.effects,
         )  # fmt: skip
 
     def due_in(self, thread: str) -> float | None:
@@ -451,7 +452,10 @@ class LogMoves:
             task = t.open.get(lease.task) if t else None
             if t is None or task is None or not self._holds(t, task, lease):
                 return []
-            return self._append(lease.thread, pieces, t.after)
+            ids = self._append(lease.thread, pieces, t.after)
+            if not task.effects and pieces[0]["kind"] == "effect_done":
+                task.effects = ids[0]
+            return ids
 
     def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:
         with self._lock:
@@ -620,6 +624,7 @@ def _task(x: DerivedTask) -> Task:
         cause=x.cause,
         called=x.called,
         told=x.told,
+        effects=x.effects,
     )
 
 

@@ -36,6 +36,7 @@ class Lease(NamedTuple):
     `cause`: of an error handler, the fact that tells the failure.
     `called`: what an attempt before called, `<run> <thread>`; `told`: 1 once the task has told how that rested.
     `over`: the facts of runs whose Commands updated the state of the checkpoint since, as `answers`.
+    `effects`: the task's first effect, by its id; empty if it has none yet.
     """
 
     token: str
@@ -63,6 +64,7 @@ class Lease(NamedTuple):
     called: str = ""
     told: int = 0
     over: str = ""
+    effects: str = ""
 
     @property
     def plans(self) -> bool:
@@ -241,7 +243,10 @@ class Moves(Protocol):
         ...
 
     def part(self, lease: Lease, pieces: Sequence[Fields]) -> list[str]:
-        """Write pieces that the coming commit will name. Empty if fenced."""
+        """Write pieces that the coming commit will name, or effects of the task. Empty if fenced.
+
+        Raises ServerError, also while indexes are being rebuilt: then nothing was written.
+        """
         ...
 
     def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:

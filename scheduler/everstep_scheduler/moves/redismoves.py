@@ -300,7 +300,7 @@ class RedisMoves:
                 "token": lease.token,
             }
             calls.append(("part", {**said, "entries": heads}, flat))
-        answers = self.scripts.run_all(calls)
+        answers = [_standing(x) for x in self.scripts.run_all(calls)]
         return [str(x["ids"][0]) for x in answers] if all(x["status"] == "ok" for x in answers) else []
 
     def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:

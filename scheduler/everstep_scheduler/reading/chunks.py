@@ -36,13 +36,14 @@ from everstep_checkpoint.replay import (
 )
 
 from ..graph.channels import apply
+from ..graph.effects import called
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord
 from .ending import error_of
 from .frames import frame_at, until_new_input
 from .overlay import overlaid
 from .questions import questions, step_told
-from .shapes import INTERRUPT, LOG_MODES, PUSH, Reading, Told, Writes, result_of, update_of
+from .shapes import INTERRUPT, LOG_MODES, PUSH, Reading, Told, Writes, beside, result_of, update_of
 
 CACHED = {"__metadata__": {"cached": True}}  # beside the update of a task that did not run now
 
@@ -67,7 +68,7 @@ class LogStream:
         checkpoints: bool = True,
     ) -> None:
         self.log, self.thread, self.run, self.since = log, thread, run, since
-        self.reading, self.keys = reading, keys
+        self.reading, self.keys = reading, reading.told(keys)
         self.modes = frozenset(modes) & set(LOG_MODES)
         self.errors: dict[str, BaseException] = {}
         self._telling = {*self.modes, *(("checkpoints", "tasks") if "debug" in self.modes else ())}
@@ -133,6 +134,8 @@ class LogStream:
                     yield from self._failure(entry)
             case "task_paused":
                 yield from self._asked(entry)
+            case "effect_done":
+                yield from self._called(entry)
             case "run_rested":
                 yield from self._rests(entry)
             case "task_added":
@@ -153,7 +156,7 @@ class LogStream:
             self._opened = _Opened(state.birth, entry.n, entry.digest, entry.number("step"))
         if not ours or state is None:
             return
-        if source == "input":
+        if source == "input" and not self.reading.direct:
             start = TaskRef(START_TASK, START_NODE, "")
             yield from self._emit("checkpoints", entry, self._shown(state, [start], parent))
             return
@@ -307,6 +310,11 @@ class LogStream:
 
     # chunks
 
+    @property
+    def _kept(self) -> Sequence[str] | None:
+        """Of a task's result, what is told: all, but of an entrypoint what it returned."""
+        return self.keys if self.reading.direct else None
+
     def _shows(self, written: Iterable[str]) -> bool:
         """LangGraph tells values only after a step that wrote to a key of theirs."""
         return bool(set(written) if self.keys is None else set(written) & set(self.keys))
@@ -318,10 +326,17 @@ class LogStream:
             yield "updates", {INTERRUPT: asked}
         if "values" in self._telling and asked:
             channels = self._seen(self._fold.channels) if self._fold is not None else {}
-            yield "values", {**self.reading.values(channels, self.keys), INTERRUPT: asked}
+            yield "values", beside(self.reading.values(channels, self.keys), asked)
         if "tasks" in self._telling:
             said = [asdict(each) for each in asked]
             yield from self._emit("tasks", entry, {**self._came(entry, None, {}), "interrupts": said})
+
+    def _called(self, entry: e.Entry) -> Iterator[Told]:
+        """What a `@task` came to. Effects of other kinds are no news."""
+        name = called(entry.text("effect"))
+        if name and "updates" in self._telling:
+            update = {name: self.reading.result(entry.value("result") or b"\xc0")}
+            yield "updates", {**update, **CACHED} if "cached" in entry.raw else update
 
     def _emit(self, mode: str, entry: e.Entry, payload: dict[str, Any]) -> Iterator[Told]:
         """A chunk of `checkpoints` or `tasks`, and the same in `debug`."""
@@ -343,7 +358,9 @@ class LogStream:
             update = self._update(entry, writes)
             yield "updates", {**update, **CACHED} if "cached" in entry.raw else update
         if "tasks" in self._telling:
-            yield from self._emit("tasks", entry, self._came(entry, None, result_of(self.reading.decoded(writes))))
+            yield from self._emit(
+                "tasks", entry, self._came(entry, None, result_of(self.reading.decoded(writes), self._kept))
+            )
 
     def _failure(self, entry: e.Entry) -> Iterator[Told]:
         if "tasks" in self._telling:

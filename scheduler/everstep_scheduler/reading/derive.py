@@ -61,6 +61,7 @@ class Task:
     cause: str = ""
     called: str = ""
     told: bool = False
+    effects: str = ""
 
     @property
     def handles(self) -> bool:
@@ -70,7 +71,7 @@ class Task:
     @property
     def touched(self) -> bool:
         """Does the log say anything of it beyond that it is open?"""
-        said = self.attempt or self.lost or self.answers or self.cause or self.called
+        said = self.attempt or self.lost or self.answers or self.cause or self.called or self.effects
         return bool(said or self.place not in ("unmade", "stopped"))
 
 
@@ -172,6 +173,8 @@ class Reader:
                 self._answered(entry)
             case "task_added":
                 self._added(entry)
+            case "effect_done":
+                self._effect(entry)
             case _:
                 pass
 
@@ -263,6 +266,12 @@ class Reader:
         task = self._facts.get(name) or Task(name, "", "")
         place = "unmade" if task.place == "asked" else task.place
         self._facts[name] = replace(task, place=place, question="", answers=(*task.answers, entry.id))
+
+    def _effect(self, entry: e.Entry) -> None:
+        """Something that a task did. It says nothing about how its attempt ends."""
+        name = entry.text("task")
+        task = self._facts.get(name) or Task(name, entry.text("node"), "")
+        self._facts[name] = replace(task, effects=task.effects or entry.id)
 
     def _added(self, entry: e.Entry) -> None:
         """A task beside those of the checkpoint; or an error handler, which stands for one that failed for good."""

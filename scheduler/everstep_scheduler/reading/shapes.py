@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Codec
-from everstep_checkpoint.errors import InvalidInput, UnknownNode
+from everstep_checkpoint.errors import InvalidInput, UnknownNode, UnknownType
 from everstep_checkpoint.replay import Channels
 
 from ..graph.channels import HIDDEN
+from ..graph.entry import is_entry
+from ..graph.kinds import restored
+from ..graph.runtime import END, START
+from ..graph.schema import as_dict
 from ..moves.contract import Lease
 from ..moves.live import LIVE_MODES
 from ..moves.record import RunRecord
@@ -70,19 +74,36 @@ class Reading:
         """The keys of the output; None: all."""
         return list(self.spec.output_schema.fields) if self.spec is not None else self.keys
 
-    def output(self, channels: Channels) -> dict[str, Any]:
+    @property
+    def direct(self) -> bool:
+        """Is the state one value, as an entrypoint's is?"""
+        return self.spec.direct if self.spec is not None else is_entry(self.keys or ())
+
+    def told(self, keys: Sequence[str] | None) -> Sequence[str] | None:
+        """The keys that a stream tells, of those that are wanted; None: all."""
+        return [END] if self.direct else keys
+
+    def output(self, channels: Channels) -> Any:
         """The output values of a state."""
         return self.values(channels, self.outputs)
 
-    def values(self, channels: Channels, keys: Iterable[str] | None = None) -> dict[str, Any]:
-        """The values of these keys, by default of all that users see."""
+    def values(self, channels: Channels, keys: Iterable[str] | None = None) -> Any:
+        """The values of these keys, by default of all that users see; of an entrypoint what it returned."""
         if keys is None:
             keys = (
                 self.spec.channels
                 if self.spec is not None
                 else [name for name in channels if not name.startswith(HIDDEN)]
             )
-        return {name: self.codec.decode(channels[name], f"key {name!r}") for name in keys if name in channels}
+        found = {name: self.codec.decode(channels[name], f"key {name!r}") for name in keys if name in channels}
+        return found.get(END) if self.direct or is_entry(found) else found
+
+    def result(self, value: bytes) -> Any:
+        """What a `@task` came to; plain data where the graph does not know the task's own types."""
+        try:
+            return self.codec.decode(value, "the result of a task")
+        except UnknownType:
+            return PLAIN.decode(value, "the result of a task")
 
     def input(self, node: str, channels: Channels) -> Any:
         """What a node gets as its state."""
@@ -98,18 +119,24 @@ class Reading:
 
     def triggers(self, node: str) -> tuple[str, ...]:
         """LangGraph's names for what begins a task of a node."""
+        if self.direct:
+            return (START,)
         joins = self.joins if self.spec is None else [each.channel for each in self.spec.joins]
         return tuple(sorted([f"branch:to:{node}", *(name for name in joins if name.rpartition(":")[2] == node)]))
 
     def decoded(self, writes: Writes) -> list[tuple[str, Any]]:
-        """Writes that have a value, decoded."""
-        return [(name, self.codec.decode(value, f"key {name!r}")) for name, value in writes if value is not None]
+        """Writes that have a value, decoded; where the graph is at hand, as they were written."""
+        found = [(name, self.codec.decode(value, f"key {name!r}")) for name, value in writes if value is not None]
+        return found if self.spec is None else [(name, restored(value)) for name, value in found]
 
 
 def update_of(writes: Sequence[tuple[str, Any]], keys: Iterable[str] | None) -> Any:
-    """What `updates` shows of a task: a dict; several where a key was written several times; None for nothing."""
+    """What `updates` shows of a task: a dict; several where a key was written several times; None for nothing; of an
+    entrypoint what it returned."""
     wanted = None if keys is None else set(keys)
     shown = [(name, value) for name, value in writes if wanted is None or name in wanted]
+    if is_entry(name for name, _ in shown):
+        return dict(shown).get(END)
     if len({name for name, _ in shown}) == len(shown):
         return dict(shown) or None
     return [{name: value} for name, value in shown]
@@ -122,6 +149,11 @@ def result_of(writes: Sequence[tuple[str, Any]], keys: Iterable[str] | None = No
         if wanted is None or name in wanted:
             found.setdefault(name, []).append(value)
     return {name: values[0] if len(values) == 1 else {"$writes": values} for name, values in found.items()}
+
+
+def beside(values: Any, questions: Sequence[Any]) -> dict[str, Any]:
+    """Questions beside the values as they stand. A value that is no dict has no room for them."""
+    return {**(as_dict(values) or {}), INTERRUPT: questions}
 
 
 def message_metadata(spec: GraphSpec, lease: Lease, step: int, record: RunRecord) -> dict[str, Any]:

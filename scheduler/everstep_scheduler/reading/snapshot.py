@@ -23,7 +23,10 @@ from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, State, commanded, input_writes
 
 from ..graph.channels import HIDDEN, apply
+from ..graph.entry import is_entry
+from ..graph.kinds import restored
 from ..graph.placing import Place
+from ..graph.runtime import END
 from ..graph.subgraphs import child_thread
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord, checkpoint_number
@@ -54,14 +57,15 @@ class Task(NamedTuple):
     error: str | None = None
     interrupts: tuple[Any, ...] = ()
     state: Any = None
-    result: dict[str, Any] | None = None
+    result: Any = None
     traceback: str = ""
 
 
 class StateSnapshot(NamedTuple):
-    """A thread at one checkpoint. `next`: the nodes that have yet to run. `created_at` None: nothing ran yet."""
+    """A thread at one checkpoint. `values`: a dict, or what an entrypoint returned. `next`: the nodes that have yet to
+    run. `created_at` None: nothing ran yet."""
 
-    values: dict[str, Any]
+    values: Any
     next: tuple[str, ...]
     config: Config
     metadata: dict[str, Any] | None
@@ -227,14 +231,16 @@ class _View:
             found[place.ns] = entry.checkpoint_id
         return dict(sorted(found.items()))
 
-    def _values(self, channels: Channels) -> dict[str, Any]:
+    def _values(self, channels: Channels) -> Any:
         if self.spec is not None:
             return self.spec.values(channels)
-        return {
-            name: self.codec.decode(value, f"key {name!r}")
-            for name, value in channels.items()
-            if not name.startswith(HIDDEN)
-        }
+        return _plain(
+            {
+                name: self.codec.decode(value, f"key {name!r}")
+                for name, value in channels.items()
+                if not name.startswith(HIDDEN)
+            }
+        )
 
     def _config(self, checkpoint_id: str) -> Config:
         return _config(self.place, checkpoint_id)
@@ -304,9 +310,7 @@ class _View:
         thread = thread or child_thread(self.thread, task.node, key, keeps)
         return snapshot(self.log, thread, codec=self.codec, spec=inner, place=place, subgraphs=True)
 
-    def _result(
-        self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None
-    ) -> dict[str, Any] | None:
+    def _result(self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None) -> Any:
         """What a task wrote: in its own fact, in the checkpoint that it closed its step with, or in the run's input."""
         if task.task in done:
             return self._written(done[task.task].writes())
@@ -320,7 +324,7 @@ class _View:
             return self._written(self._input(closing.entry.text("run"), closing.entry))
         return self._written(closing.resolved_writes())
 
-    def _updated(self, told: Told, task: Known, closing: State) -> dict[str, Any] | None:
+    def _updated(self, told: Told, task: Known, closing: State) -> Any:
         """What an update wrote in a task's place: the i-th that stood for a node, for the i-th task of that node."""
         entry, writes = closing.entry, closing.resolved_writes()
         found = run_fact(self.log, self.thread, entry.text("run"), entry, with_input=True)
@@ -334,13 +338,14 @@ class _View:
             place -= node == task.node
         return None
 
-    def _written(self, writes: Iterable[tuple[str, bytes | None]]) -> dict[str, Any]:
+    def _written(self, writes: Iterable[tuple[str, bytes | None]]) -> Any:
         """key -> what was written; a key that was written several times has all of it, as {"$writes": [...]}."""
         found: dict[str, list[Any]] = {}
         for name, value in writes:
             if value is not None:
-                found.setdefault(name, []).append(self.codec.decode(value, f"key {name!r}"))
-        return {name: each[0] if len(each) == 1 else {"$writes": each} for name, each in found.items()}
+                written = self.codec.decode(value, f"key {name!r}")
+                found.setdefault(name, []).append(written if self.spec is None else restored(written))
+        return _plain({name: each[0] if len(each) == 1 else {"$writes": each} for name, each in found.items()})
 
     # the run behind a checkpoint
 
@@ -375,6 +380,11 @@ def _with_handlers(tasks: Iterable[Known]) -> list[tuple[Known, Known]]:
 def _config(place: Place, checkpoint_id: str = "") -> Config:
     said = {"thread_id": place.root, "checkpoint_ns": place.ns}
     return {"configurable": {**said, **({"checkpoint_id": checkpoint_id} if checkpoint_id else {})}}
+
+
+def _plain(values: dict[str, Any]) -> Any:
+    """Keys and values; of an entrypoint's state what it returned."""
+    return values.get(END) if is_entry(values) else values
 
 
 def _path(task: Known) -> tuple[Any, ...]:

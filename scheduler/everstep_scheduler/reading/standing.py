@@ -8,17 +8,16 @@ from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import state_at
 
 from .questions import interrupts, open_step
-from .shapes import INTERRUPT, Reading
+from .shapes import Reading, beside
 from .snapshot import snapshot
 
 
-def standing(log: Log, thread: str, reading: Reading) -> dict[str, Any]:
+def standing(log: Log, thread: str, reading: Reading) -> Any:
     """The output values of a thread at rest, as far as they can be read here, and with the questions that wait."""
     told = open_step(log, thread)
     found = interrupts(told, reading.codec) if told is not None else []
     if reading.spec is not None:
-        values = snapshot(log, thread, spec=reading.spec).values
-        known = {name: values[name] for name in reading.spec.output_schema.fields if name in values}
+        known = reading.spec.shown(snapshot(log, thread, spec=reading.spec).values)
     else:  # without the reducers, what siblings of an open task wrote is not shown yet
-        known = reading.output(state_at(log, thread).channels) if told is not None and told.n else {}
-    return {**known, INTERRUPT: found} if found else known
+        known = reading.output(state_at(log, thread).channels if told is not None and told.n else {})
+    return beside(known, found) if found else known

@@ -98,7 +98,13 @@ def _record(task: Task) -> list[Any]:
         counted = {"t": task.token, "l": task.lost, "i": task.question}
     if place != "done":
         cause = task.cause if task.handles else ""
-        counted |= {"an": " ".join(task.answers), "c": cause, "cl": task.called, "ct": int(task.told)}
+        counted |= {
+            "an": " ".join(task.answers),
+            "c": cause,
+            "cl": task.called,
+            "ct": int(task.told),
+            "e": task.effects,
+        }
     rec |= {name: value for name, value in counted.items() if value}
     return [task.task, rec, task.due_ms if place == "wake" else _reason(task)]
 

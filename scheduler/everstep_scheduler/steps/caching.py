@@ -14,13 +14,15 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from everstep_checkpoint.codec import pack, unpack
+from everstep_checkpoint.codec import Codec, pack, unpack
 
+from ..graph.effects import CALL
 from ..graph.options import Cache
 from ..graph.runtime import Send
 from .outcome import Returned
 
 if TYPE_CHECKING:
+    from ..graph.functional import TaskFunction
     from ..graph.spec import GraphSpec, NodeSpec
     from .perform import Attempt
 
@@ -81,6 +83,50 @@ def remember(cache: Cache, attempt: Attempt, key: str, value: Returned) -> None:
             cache.put(attempt.spec.name, attempt.lease.node, key, stored, attempt.node.cache.ttl)
     except Exception as error:  # noqa: BLE001 - a cache never breaks a step
         _log.warning("what node %r returned is not cached: %r", attempt.lease.node, error)
+
+
+class CallCache:
+    """Results of `@task` calls with a cache policy, for the calls of one graph."""
+
+    def __init__(self, cache: Cache, graph: str) -> None:
+        self._cache = cache
+        self._graph = graph
+
+    def key_of(self, task: TaskFunction[Any, Any], args: Any, kwargs: Any, codec: Codec) -> str:
+        """What a call's result is kept under; empty if its task has no policy, or the policy can't say."""
+        if task.cache is None:
+            return ""
+        try:
+            given: Any = (
+                codec.encode([list(args), dict(kwargs)], f"the arguments of {task.name!r}")
+                if task.cache.key_func is None
+                else task.cache.key_func(*args, **kwargs)  # LangGraph's form for calls
+            )
+            named = [str(getattr(task.func, name, "")) for name in ("__module__", "__qualname__")]
+            return _sha([task.name, *named, given])
+        except Exception as error:  # noqa: BLE001 - the user's code, or arguments that can't be stored: the task runs
+            _log.warning("the cache of task %r is passed over: its key can't be made: %r", task.name, error)
+            return ""
+
+    def recall(self, task: TaskFunction[Any, Any], key: str, codec: Codec) -> tuple[Any] | None:
+        """What the call came to before; None if nobody knows."""
+        try:
+            stored = self._cache.get(self._graph, f"{CALL}{task.name}", key)
+            form, value = unpack(stored, _no_ext) if stored is not None else (0, b"")
+            return (codec.decode(value, "a cached result"),) if form == FORM else None
+        except Exception as error:  # noqa: BLE001 - a cache never breaks a step
+            _log.warning("the cache of task %r is passed over: %r", task.name, error)
+            return None
+
+    def remember(self, task: TaskFunction[Any, Any], key: str, value: Any, codec: Codec) -> None:
+        """Keep what a call came to, unless it is large."""
+        assert task.cache is not None
+        try:
+            stored = pack([FORM, codec.encode(value, "a result")])
+            if len(stored) <= ENTRY_BYTES_MAX:
+                self._cache.put(self._graph, f"{CALL}{task.name}", key, stored, task.cache.ttl)
+        except Exception as error:  # noqa: BLE001 - a cache never breaks a step
+            _log.warning("what task %r returned is not cached: %r", task.name, error)
 
 
 def _written(spec: GraphSpec, value: Returned) -> bytes:

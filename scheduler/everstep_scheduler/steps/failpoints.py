@@ -14,7 +14,7 @@ import threading
 
 VARIABLE = "EVERSTEP_FAILPOINT"
 STOP = "stop@"
-NAMES = ("claimed", "loaded", "called", "settled", "committed", "renewed")
+NAMES = ("claimed", "loaded", "called", "effected", "recorded", "settled", "committed", "renewed")
 
 
 class Failpoint:

@@ -166,10 +166,10 @@ class Loader:
             return () if lease.task == UPDATE_TASK else commands_of(self.log, lease.thread, stand.on[0])
         return [self.entry(lease.thread, lease.birth, ref) for ref in lease.over.split()]
 
-    def answers(self, lease: Lease) -> list[bytes]:
-        """The encoded answers to the questions of a lease's task, in order."""
+    def answers(self, lease: Lease) -> list[tuple[str, bytes]]:
+        """The questions that a lease's task had answered, by their ids, and the encoded answers, in order."""
         facts = [self.entry(lease.thread, lease.birth, ref) for ref in lease.answers.split()]
-        return [fact.value("answer") or b"\xc0" for fact in facts]
+        return [(fact.text("question"), fact.value("answer") or b"\xc0") for fact in facts]
 
     def send(self, lease: Lease, stand: Stand) -> bytes:
         """The encoded argument of a Send's task, `s<k>_<i>`: the i-th packet of the part whose id ends in `-k`."""

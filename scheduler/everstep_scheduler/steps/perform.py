@@ -23,7 +23,8 @@ from everstep_checkpoint.errors import EverstepError, NodeTimeoutError, UnknownN
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import input_writes
 
-from ..graph.asking import CURRENT, Answers
+from ..graph.asking import CURRENT, Answers, GraphInterrupt
+from ..graph.entry import PREVIOUS
 from ..graph.handling import NodeError, raised_again
 from ..graph.managed import Steps
 from ..graph.options import Cache
@@ -37,8 +38,10 @@ from ..moves.record import RunRecord
 from ..reading.ending import error_of
 from ..reading.overlay import overlaid
 from ..reading.shapes import message_metadata
-from .caching import key_of, recall, remember
+from .caching import CallCache, key_of, recall, remember
 from .calling import look
+from .calls import Calls
+from .effects import Effects, Fenced
 from .loading import FRESH_STEP, Loader, Stand
 from .outcome import Returned, returned
 from .plan import adestinations, destinations
@@ -89,6 +92,11 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def _is_failure(result: Result) -> bool:
+    """Did it raise? A question is no failure."""
+    return result.error is not None and not isinstance(result.error, GraphInterrupt)
+
+
 def _late(attempt: Attempt) -> NodeTimeoutError:
     return NodeTimeoutError(
         attempt.pace.why(),
@@ -109,7 +117,7 @@ class Given:
 
     arg: bytes | None = None
     input: tuple[tuple[str, bytes | None], ...] = ()
-    answers: Sequence[bytes] = ()
+    answers: Sequence[tuple[str, bytes]] = ()
     nodes: tuple[tuple[str, int], ...] = ()
     error: NodeError | None = None
 
@@ -126,6 +134,7 @@ class Attempt:
     stand: Stand
     record: RunRecord
     loader: Loader
+    doing: Effects
     given: Given = Given()
     broken: Exception | None = None
     voice: Voice | None = None
@@ -133,10 +142,12 @@ class Attempt:
     known: Returned | None = None
     slotted: bool = False
     pace: Pace = field(init=False)
+    calls: Calls = field(init=False)
 
     def __post_init__(self) -> None:
         idle, policy = (self.node.idle_s, self.node.timeout) if self.node is not None else (None, None)
         self.pace = Pace(self.lease.timeout_s, idle or 0.0, policy is None or policy.refresh_on == "auto")
+        self.calls = Calls(self.doing, self.spec.registry, self.lease.node)
 
     @property
     def elapsed_ms(self) -> int:
@@ -167,6 +178,11 @@ class Attempt:
 
     def call(self) -> Result:
         """Run a sync node and its routers. Raises nothing: what the user's code raises is the result."""
+        result = self._call()
+        self.calls.end(failed=_is_failure(result))
+        return result if not self.doing.fenced else Result(None, Fenced(), result.ms)
+
+    def _call(self) -> Result:
         self.pace.begin()
         before = CURRENT.set(self)
         try:
@@ -189,6 +205,16 @@ class Attempt:
 
     async def acall(self) -> Result:
         """The same on an event loop, for async nodes and routers. Keeps the timeout by itself."""
+        self.calls.on_loop()
+        try:
+            result = await self._paced()
+        except asyncio.CancelledError:
+            self.calls.cancel()
+            raise
+        await self.calls.aend(failed=_is_failure(result))
+        return result if not self.doing.fenced else Result(None, Fenced(), result.ms)
+
+    async def _paced(self) -> Result:
         self.pace.begin()
         CURRENT.set(self)  # of this task only: it runs in a context of its own
         with kept(self.pace) as limit:
@@ -289,7 +315,7 @@ class Attempt:
         }
         if self.record.form == "json":
             values = self.spec.input_from_json(values)
-        return self.spec.input_writes(values, self.stand.channels)
+        return self.spec.stored_writes(values, self.stand.channels)
 
     # what a node says
 
@@ -325,7 +351,8 @@ class Attempt:
         if self.node is None:
             return self.config(), self.runtime()
         asked = {*self.node.form, *(name for each in self.spec.branches_of(self.source) for name in each.form)}
-        return self.config() if "config" in asked else None, self.runtime() if "runtime" in asked else None
+        told = asked & {"runtime", "previous"}
+        return self.config() if "config" in asked else None, self.runtime() if told else None
 
     def config(self) -> dict[str, Any]:
         """LangGraph's config, the same on any worker, any day later; `metadata` says where the task stands."""
@@ -360,7 +387,8 @@ class Attempt:
             node_attempt=lease.attempt,
         )
         context = self.spec.make_context(self.record.context)
-        return Runtime(context, info, key, self.writer, self.pace.heartbeat)
+        before = self.spec.decoded([PREVIOUS], self.stand.channels).get(PREVIOUS) if self.spec.direct else None
+        return Runtime(context, info, key, self.writer, self.pace.heartbeat, before)
 
 
 class Performer:
@@ -397,6 +425,7 @@ class Performer:
         except UnknownNode as error:
             raise Unserved(f"graph {spec.version} has no node {lease.node!r}. {error.fix}") from None
         node = None if lease.task == UPDATE_TASK else node
+        doing = Effects(self._settler.moves, self.loader.log, lease, spec.codec, self._settler.by)
         try:
             stand, record = self.loader.ground(lease), self.loader.record(lease, spec.codec)
             given = self._given(lease, stand)
@@ -409,13 +438,16 @@ class Performer:
         except EverstepError as error:
             if not _is_data(error):
                 raise
-            return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, broken=error)
-        attempt = self._recalled(Attempt(lease, spec, node, stand, record, self.loader, given, slotted=self.slotted))
+            return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, doing, broken=error)
+        attempt = Attempt(lease, spec, node, stand, record, self.loader, doing, given, slotted=self.slotted)
+        attempt = self._recalled(attempt)
         attempt.listened(self.listening)
         return attempt
 
     def _recalled(self, attempt: Attempt) -> Attempt:
         """With what the cache knows of it."""
+        if self.cache is not None:
+            attempt.calls.cache = CallCache(self.cache, attempt.spec.name)
         if self.cache is not None and (key := key_of(attempt)):
             attempt.cache_key, attempt.known = key, recall(self.cache, attempt, key)
         return attempt

@@ -60,7 +60,10 @@ def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done], *
     Raises InvalidUpdateError for writes that exclude each other, or a reducer that raises.
     """
     led = _over(spec, channels) if edits else frozenset[str]()
-    after = apply(spec, channels if edits else armed(spec, channels), (write for each in done for write in each.writes))
+    writes = [write for each in done for write in each.writes]
+    after = apply(spec, channels if edits else armed(spec, channels), writes)
+    for name in spec.ephemeral.difference(name for name, _ in writes):
+        after.pop(name, None)
     ran = {each.node for each in done}
     leads = {DEFERRED + node: node for each in done for node in each.goto if node != END}
     for join in spec.joins:

@@ -33,6 +33,7 @@ from ..moves.record import stops_at
 from ..reading.questions import interrupts
 from .calling import Called, ChildAsked, ChildFailed
 from .clearing import cleared
+from .effects import Fenced
 from .loading import FRESH_STEP, Loader, Stand, rows_of
 from .outcome import Raised, Returned, raised
 from .plan import Done, Planned, armed, plan
@@ -53,10 +54,6 @@ Row = tuple[Any, ...]
 Parts = list[tuple[str, str, int, str]]  # entry id, run-length tasks JSON, count, sum
 
 
-class Fenced(Exception):
-    """Somebody else holds the task: the commit that follows will be refused, so it need not be made."""
-
-
 class Settler:
     """Makes commits. Holds what a commit's success will put into the cache, until it succeeds."""
 
@@ -70,6 +67,8 @@ class Settler:
 
     def settle(self, attempt: Attempt, result: Result) -> Commit:
         match result.error:
+            case Fenced():
+                return Commit(attempt.lease, "done")
             case GraphInterrupt() as asked:
                 return self._paused(attempt, result, asked.question)
             case Called() as called:
@@ -150,7 +149,8 @@ class Settler:
     def _paused(self, attempt: Attempt, result: Result, question: Question) -> Commit:
         """The attempt asks something: its task waits for the answer, without a job."""
         lease = attempt.lease
-        kept = " ".join(lease.answers.split()[: question.kept])
+        answers = lease.answers.split()
+        kept = " ".join(answers[at] for at in question.kept)
         wrong = json.dumps({"type": "InvalidResume", "text": question.error[:2000]}) if question.error else None
         fact = self._task_fact(
             "task_paused", lease, result.ms, question=question.id, kept=kept or None, error=wrong,
@@ -300,7 +300,8 @@ class Settler:
     def _begin(
         self, attempt: Attempt, result: Result | None, planned: Planned, parts: Parts, value: Returned
     ) -> Commit:
-        """The commit of `start`: LangGraph's two checkpoints, the input at step -1 and what it led to at step 0."""
+        """The commit of `start`: LangGraph's two checkpoints, the input at step -1 and what it led to at step 0. An
+        entrypoint's input leads to its node at once: it is one."""
         lease, stand = attempt.lease, attempt.stand
         payload = self.loader.entry(lease.thread, lease.birth, lease.rec)
         said: e.Fields = {
@@ -316,6 +317,8 @@ class Settler:
                 attempt, planned, parts, "loop", stand.step + 1, said, None, delta=delta, taken=taken
             )
         base = max(lease.base, FRESH_STEP)
+        if attempt.spec.direct:
+            return self._checkpoint(attempt, planned, parts, "input", base + 1, said, None, delta=delta, taken=taken)
         first, grown = self._input_checkpoint(attempt, before, base + 1)
         return self._checkpoint(
             attempt,

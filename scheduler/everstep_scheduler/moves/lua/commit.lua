@@ -3,7 +3,7 @@
 --    outcome = next | done | failed | retry | unplanned | paused | handled | called | left    what it came to
 --    entries                                                      what it adds to the log, hashed by the caller
 --    head = {n, digest, step}, next = rows, parts = {id -> tasks JSON}, stop = '' | failed | interrupted, why   (next)
---    reason, delay_ms                                             (failed, unplanned, retry)
+--    reason, delay_ms (none: at once)                             (failed, unplanned, retry)
 --    question = ids with spaces, '' at a breakpoint; kept = answers that hold good      (paused)
 --    handler = {node, queue, timeout s}                           (handled; the first of its entries is the failure)
 --    call = the run that it calls, as start takes it, its arguments behind those of the entries; or {thread, run, waits = 1}:
@@ -110,7 +110,8 @@ elseif H.outcome == 'paused' then
   forget_job(rec)
   if T.early_task == H.task then T.early = '' end
   keep(H.thread, H.task, { p = H.question and 'asked' or 'stopped', t = H.token, a = rec.a, l = rec.l, n = rec.n, q = rec.q, w = rec.w,
-    i = H.question, an = H.kept, c = rec.c, cl = rec.cl, ct = rec.cl and 1 or nil, u = (T.over or '') ~= '' and #T.over or nil })
+    i = H.question, an = H.kept, c = rec.c, cl = rec.cl, ct = rec.cl and 1 or nil, e = rec.e,
+    u = (T.over or '') ~= '' and #T.over or nil })
   if H.question then T.asked = T.asked + 1 else T.halted = T.halted + 1 end
   resolved(H.thread, T)
 elseif H.outcome == 'handled' then -- the step waits for the handler instead: what keeps the run going is as many as before
@@ -124,7 +125,7 @@ elseif H.outcome == 'called' then
   forget_job(rec)
   if T.early_task == H.task then T.early = '' end
   -- no attempt at the node has ended: it is not counted
-  keep(H.thread, H.task, { p = 'child', t = H.token, a = rec.a - 1, l = rec.l, n = rec.n, q = rec.q, w = rec.w, an = H.kept,
+  keep(H.thread, H.task, { p = 'child', t = H.token, a = rec.a - 1, l = rec.l, n = rec.n, q = rec.q, w = rec.w, an = H.kept, e = rec.e,
     cl = H.call.run .. ' ' .. H.call.thread })
   if not H.call.waits then
     local _, begun = begin_run(H.call, C, behind, function(task, r) hand(H.call.thread, threads[H.call.thread], task, r) end)
@@ -138,7 +139,7 @@ elseif H.outcome == 'left' then -- the run ends here, and what it says is for it
   rest(H.thread, T, 'done')
 elseif H.outcome == 'retry' then
   if rec.cl then rec.ct = 1 end
-  sleep(H.delay_ms)
+  sleep(H.delay_ms or 0)
 end
 
 if H.own and H.tokens then

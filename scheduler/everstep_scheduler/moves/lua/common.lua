@@ -3,7 +3,8 @@
 -- Places of an open task:  unmade (in the list, no record) | job | lease | wake | parked | child | asked | failed | stopped | done
 -- A record: p place, a attempt, l lost, x expiries, k losses while alone, s suspect, t token, o owner, L lease ms,
 --           j job id, q queue, n node, w timeout s, r reason, i questions asked, an answers so far (entry ids, spaces),
---           cl what it called (`<run> <thread>`), ct 1 once it has told how that rested, u length of the thread's `over` when it asked
+--           cl what it called (`<run> <thread>`), ct 1 once it has told how that rested, u length of the thread's `over` when it asked,
+--           e its first effect (entry id)
 local S, H, call = KEYS[1], cjson.decode(ARGV[1]), redis.call
 -- For what only shows how things are, in RQ's registries and in ours for people, and for bells: keys of another type than
 -- we write must not end a move half way.
@@ -216,7 +217,7 @@ end
 local function row(thread, T, task, rec)
   return { rec.t, thread, T.n, T.digest, task, rec.n, rec.a, rec.l or 0, rec.q, rec.w, T.run, T.graph, T.width, rec.j,
     T.birth, T.rec, T.base, NOW, rec.s and 1 or 0, T.conf or T.rec, answers_of(T, task, rec), rec.c or '', rec.cl or '', rec.ct or 0,
-    T.over or '' }
+    T.over or '', rec.e or '' }
 end
 
 local function lease(thread, T, task, rec, token)

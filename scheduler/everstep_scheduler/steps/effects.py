@@ -1,0 +1,115 @@
+"""What one attempt's task has done already: its `effect_done` facts, read when they are first asked for.
+
+    begin(key) ──► recorded by an earlier attempt? its value     record(key, value) ──part──► effect_done, or Fenced
+
+A record is fenced as a commit is. One that is refused ends the attempt: its outcome could not be committed either.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.codec import Codec
+from everstep_checkpoint.errors import InvalidEffect, UnknownType
+from everstep_checkpoint.log import Log
+
+from ..moves.connection import patiently, translated
+from ..moves.contract import Lease, Moves
+from .failpoints import reach
+
+EFFECTS_MAX = 10_000
+PATIENCE_S = 60.0
+T = TypeVar("T")
+
+
+class Fenced(BaseException):
+    """Somebody else holds the task: the commit that follows will be refused, so it need not be made.
+
+    No Exception, so that a node that catches those does not go on with what cannot be kept.
+    """
+
+
+class Effects:
+    """The effects of one attempt. Safe to use from several threads. `fenced`: the attempt has lost its task."""
+
+    def __init__(self, moves: Moves, log: Log, lease: Lease, codec: Codec, by: str) -> None:
+        self.fenced = False
+        self._moves = moves
+        self._log = log
+        self._lease = lease
+        self._codec = codec
+        self._by = by
+        self._used: set[str] = set()
+        self._known: dict[str, bytes] | None = None
+        self._lock = threading.Lock()
+
+    def begin(self, key: str, codec: Codec | None = None) -> tuple[Any] | None:
+        """The value that is recorded under a key, if one is. Raises InvalidEffect for a key used already."""
+        with self._lock:
+            if key in self._used:
+                raise InvalidEffect(
+                    f"the effect {key!r} comes twice in one attempt", node=self._lease.node,
+                    fix="give each effect a key of its own, as in f'charge-{order_id}'",
+                )  # fmt: skip
+            if len(self._used) >= EFFECTS_MAX:
+                raise InvalidEffect(
+                    f"over {EFFECTS_MAX:,} effects in one task", node=self._lease.node, fix="spread them over Sends"
+                )
+            self._used.add(key)
+            if self._known is None:
+                self._known = self._insist(self._read) if self._lease.effects else {}
+            found = self._known.get(key)
+        return None if found is None else ((codec or self._codec).decode(found, f"the effect {key!r}"),)
+
+    def undone(self, key: str) -> None:
+        """It raised: the key may be used again."""
+        with self._lock:
+            self._used.discard(key)
+
+    def record(self, key: str, value: Any, codec: Codec | None = None, *, cached: bool = False) -> Any:
+        """Record what was done; gives the value as it is stored. `cached`: a cache spoke for it, nothing was done.
+
+        Raises Fenced, UnknownType, TooLarge, ServerError.
+        """
+        codec, lease = codec or self._codec, self._lease
+        result = self._encoded(key, value, codec)
+        reach("effected")
+        fact = e.fact(
+            "effect_done", lease.run, by=self._by, task=lease.task, attempt=lease.attempt, token=lease.token,
+            node=lease.node, effect=key, result=e.wrap(result), cached=1 if cached else None,
+        )  # fmt: skip
+        if not self._insist(lambda: self._moves.part(lease, [fact])):
+            self.fenced = True
+            raise Fenced
+        reach("recorded")
+        return codec.decode(result, f"the effect {key!r}")
+
+    def _encoded(self, key: str, value: Any, codec: Codec) -> bytes:
+        try:
+            return codec.encode(value, f"the value of the effect {key!r}")
+        except UnknownType as error:
+            error.node = self._lease.node
+            error.fix = f"{error.fix.rstrip('.')}. The effect is done, and not recorded".lstrip(". ")
+            raise
+
+    def _insist(self, action: Callable[[], T]) -> T:
+        """What is done outlives a short absence of Redis. A fact that is sent twice says the same twice."""
+        end = time.monotonic() + PATIENCE_S
+
+        def tried() -> T:
+            with translated():
+                return action()
+
+        return patiently(tried, lambda: self.fenced or time.monotonic() > end)
+
+    def _read(self) -> dict[str, bytes]:
+        """The step's facts from this task's first effect on, a page at a time; the first record of a key counts."""
+        lease, found = self._lease, dict[str, bytes]()
+        for fact in self._log.pages(lease.thread, lease.effects, str(lease.n)):
+            if fact.kind == "effect_done" and fact.text("task") == lease.task:
+                found.setdefault(fact.text("effect"), fact.value("result") or b"\xc0")
+        return found
