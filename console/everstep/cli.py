@@ -47,6 +47,7 @@ WORDS = {
 OK, FAILURE, USAGE, NOT_FOUND, CONFLICT, WAITING, UNREACHABLE, INTEGRITY = range(8)
 INTERRUPTED = 130
 EXITS: tuple[tuple[tuple[type[EverstepError], ...], int], ...] = (
+    ((x.RunFailed,), FAILURE),  # first: it is what the node raised, too
     ((x.NotFound,), NOT_FOUND),
     ((x.Conflict, x.ThreadBusy, x.RunConflict, x.Superseded), CONFLICT),
     ((x.LogError,), INTEGRITY),

@@ -169,10 +169,10 @@ def _come_to(site: Site, run: Run, wait: bool, timeout: float | None, as_json: b
         return None
     try:
         output = run.result(timeout)
+    except RunError as error:  # first: a node's own TimeoutError is both
+        return _failed(said | {"status": run.status()}, error, as_json, trace)
     except TimeoutError as error:
         return _waiting(site, said | {"status": run.status()}, str(error), as_json)
-    except RunError as error:
-        return _failed(said | {"status": run.status()}, error, as_json, trace)
     status = run.status()
     show.emit({**said, "status": status, "output": output} if as_json else output)
     if status == "interrupted":

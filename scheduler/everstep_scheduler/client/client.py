@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,6 +40,7 @@ from ..moves.connection import connect as connected
 from ..moves.contract import MOVE_MAX, Start
 from ..moves.record import Config, Mode, On, check_run_id, commands, start_of, start_with
 from ..moves.redismoves import RedisMoves, Scripts
+from ..reading.carried import Errors
 from ..reading.children import children
 from ..reading.questions import gone_on, resume_of
 from ..reading.shapes import Reading, check_modes, live_modes
@@ -78,20 +79,28 @@ class ThreadInfo(NamedTuple):
     since_ms: int
 
 
-def connect(url: str | None = None, *, namespace: str = "everstep", partition: str = "0") -> Client:
+def connect(
+    url: str | None = None,
+    *,
+    namespace: str = "everstep",
+    partition: str = "0",
+    errors: Iterable[type[Exception]] = (),
+) -> Client:
     """A client of the fleet at `url` (default: the environment's EVERSTEP_URL or REDIS_URL, else redis://127.0.0.1:6379/0).
 
-    Nothing is sent before the first use; that raises ServerUnavailable if nobody answers.
+    `errors`: exception classes of your own, as for `Client.register_errors`. Nothing is sent before the first use; that
+    raises ServerUnavailable if nobody answers.
     """
     where = url or os.environ.get("EVERSTEP_URL") or os.environ.get("REDIS_URL") or DEFAULT_URL
-    return Client(where, Keys(namespace, partition, rq_prefix(partition)))
+    return Client(where, Keys(namespace, partition, rq_prefix(partition)), errors=errors)
 
 
 class Client(Travelling):
     """One connection pool, and what one can ask a fleet. Use it as a context manager, or `close()` it."""
 
-    def __init__(self, url: str, keys: Keys, redis: Any = None) -> None:
+    def __init__(self, url: str, keys: Keys, redis: Any = None, errors: Iterable[type[Exception]] = ()) -> None:
         self.url = url
+        self.errors = Errors(errors)
         self.keys = keys
         self._own = redis is None
         self.redis: Any = connected(url, block_s=BLOCK_MS / 1000) if redis is None else redis
@@ -110,6 +119,14 @@ class Client(Travelling):
         """Give the connections back."""
         if self._own:
             self.redis.close()
+
+    def register_errors(self, *classes: type[Exception]) -> None:
+        """What nodes raise of these classes is raised here as these, too.
+
+        They are told by module and name, and made from the message alone: what their constructor takes beside it is
+        not there. Raises InvalidInput for what can't be made so.
+        """
+        self.errors.register(*classes)
 
     # graphs
 

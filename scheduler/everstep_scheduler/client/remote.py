@@ -82,7 +82,8 @@ class RemoteGraph(StateFace):
         an input is applied to that state; ThreadBusy if a run is under way. Without a thread_id the thread's id is the
         run's. `timeout`: seconds.
 
-        Raises RunFailed, NodeTimeoutError, GraphRecursionError, RunCancelled, InvalidInput, TimeoutError.
+        Raises RunFailed, which is also what the node raised where that is known (`Client.register_errors`);
+        NodeTimeoutError, GraphRecursionError, RunCancelled, InvalidInput, TimeoutError.
         """
         modes = check_modes(stream_mode, subgraphs)
         said = Config.of(

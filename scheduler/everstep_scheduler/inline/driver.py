@@ -23,7 +23,6 @@ from everstep_checkpoint.errors import (
     InvalidUpdateError,
     RunCancelled,
     RunConflict,
-    RunFailed,
     ServerError,
     ThreadBusy,
     UnknownNode,
@@ -36,6 +35,7 @@ from ..graph.spec import GraphSpec
 from ..moves.connection import patiently, translated
 from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Start, Started
 from ..moves.record import Config, commands, start_of
+from ..reading.carried import Errors
 from ..reading.ending import Ending, ending
 from ..reading.questions import gone_on, interrupts, open_step, resume_of
 from ..reading.shapes import INTERRUPT, Chunk, Told
@@ -404,13 +404,7 @@ class Inline:
             )
         if isinstance(self.raised, Exception):
             raise self.raised
-        raise RunFailed(
-            ended.error.words,
-            error_type=ended.error_type,
-            traceback=ended.error.traceback,
-            thread=self.thread,
-            node=ended.node,
-        ) from self.raised
+        raise Errors().failed(ended, self.thread) from self.raised
 
     def _close(self) -> None:
         """Also when the caller leaves a stream early: leases go back, so that nobody waits for them."""
