@@ -22,6 +22,7 @@ from everstep_checkpoint.errors import (
     GraphRecursionError,
     InvalidInput,
     InvalidThreadId,
+    InvalidUpdateError,
     NotFound,
     RunCancelled,
     RunConflict,
@@ -152,7 +153,7 @@ def test_a_second_input_waits_or_is_rejected_as_asked(idle: Client) -> None:
     second = idle.submit("counter", ZERO, thread_id="t")
     assert second.status() == "queued"
     with pytest.raises(ThreadBusy):
-        idle.submit("counter", ZERO, thread_id="t", mode="reject")
+        idle.submit("counter", ZERO, thread_id="t", multitask_strategy="reject")
 
 
 def test_an_input_is_checked_before_anything_is_written(idle: Client, client: Any) -> None:

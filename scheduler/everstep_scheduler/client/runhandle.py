@@ -185,11 +185,9 @@ class Run:
     def _raise(self, ended: Ending) -> NoReturn:
         thread = self.thread_id
         if ended.status == "cancelled":
-            raise RunCancelled(
-                f"the run {self.run_id!r} was cancelled",
-                thread=thread,
-                fix=f"`everstep retry {quote(thread)}` lets it go on",
-            )
+            by = f" by {ended.actor}" if ended.actor else ""
+            fix = f"`everstep retry {quote(thread)}` lets it go on, unless another run has begun"
+            raise RunCancelled(f"the run {self.run_id!r} was cancelled{by}", thread=thread, fix=fix)
         if ended.error_type.removeprefix(OWN_ERRORS) == "GraphRecursionError":
             raise GraphRecursionError(
                 ended.text, thread=thread, fix="raise config['recursion_limit'], or retry to go on"

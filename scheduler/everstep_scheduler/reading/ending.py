@@ -32,7 +32,8 @@ NO_ERROR = Said()
 
 @dataclass(frozen=True)
 class Ending:
-    """done, failed, interrupted or cancelled, at checkpoint n; for a failed run the first error, as text."""
+    """done, failed, interrupted or cancelled, at checkpoint n; for a failed run the first error, as text. `actor`: who
+    cancelled it, where somebody said so."""
 
     status: str
     n: int
@@ -41,6 +42,7 @@ class Ending:
     error: Said = NO_ERROR
     digest: str = ""
     task: str = ""
+    actor: str = ""
 
     @property
     def error_type(self) -> str:
@@ -74,7 +76,7 @@ class EndingFinder:
             return None
         own = error_of(entry)
         node, task, error = ("", "", own) if own.error_type else (self._node, self._task, self._error)
-        return Ending(entry.text("status"), entry.n, entry.id, node, error, task=task)
+        return Ending(entry.text("status"), entry.n, entry.id, node, error, task=task, actor=entry.text("actor"))
 
 
 def error_of(entry: e.Entry) -> Said:
