@@ -111,4 +111,5 @@ def working(url: str, *graphs: tuple[str, Made]) -> Iterator[None]:
 def _work(client: Any, made: Made, name: str, stop: threading.Event) -> None:
     hand = Hand(client, made, f"hand of {name}", name)
     while not stop.wait(0.005):
-        hand.drive()
+        while hand.held or hand.claim(8):
+            hand.do()  # fenced, if somebody stopped the run meanwhile

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import operator
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from everstep_checkpoint.errors import (
     GraphRecursionError,
     InvalidInput,
     InvalidThreadId,
+    InvalidUpdateError,
     NotFound,
     RunCancelled,
     RunConflict,
@@ -38,6 +41,8 @@ from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START, Send
 from everstep_scheduler.inline.savers import InMemorySaver
 from everstep_scheduler.moves.record import Config, RunRecord, looks_secret
+from everstep_scheduler.reading.carried import BUILTINS, Errors
+from everstep_scheduler.reading.ending import Ending, Said
 from hand import KEYS, Hand, working
 from servers import wait_for
 
@@ -148,7 +153,7 @@ def test_a_second_input_waits_or_is_rejected_as_asked(idle: Client) -> None:
     second = idle.submit("counter", ZERO, thread_id="t")
     assert second.status() == "queued"
     with pytest.raises(ThreadBusy):
-        idle.submit("counter", ZERO, thread_id="t", mode="reject")
+        idle.submit("counter", ZERO, thread_id="t", multitask_strategy="reject")
 
 
 def test_an_input_is_checked_before_anything_is_written(idle: Client, client: Any) -> None:
@@ -266,6 +271,108 @@ def test_a_failed_run_says_node_type_and_text(fleet: Client) -> None:
     assert run.status() == "failed"
     snap = fleet.state("t")
     assert snap.next == ("check",) and snap.tasks[0].error == "ValueError('boom')"
+
+
+class Refused(Exception):
+    """One of the user's own, made from more than its message."""
+
+    def __init__(self, said: str, code: int = 0) -> None:
+        super().__init__(said)
+        self.code = code
+
+
+class Odd(Exception):
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code + 0}")
+
+
+def raises(error: Exception) -> StateGraph:
+    def node(state: State) -> State:
+        raise error
+
+    made = StateGraph(State)
+    made.add_node("node", node)
+    made.add_edge(START, "node")
+    return made
+
+
+def came_back(url: str, error: Exception, *known: type[Exception]) -> RunFailed:
+    """What a caller elsewhere is told of an error that a node raises, from both doors, and after pickling."""
+    with working(url, ("raises", raises(error))), connect(url, errors=known) as made:
+        run = made.submit("raises", {"count": 0})
+        with pytest.raises(RunFailed) as caught:
+            run.result(10)
+        with pytest.raises(type(caught.value)):
+            made.graph("raises").invoke({"count": 0}, timeout=10)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (
+        type(again) is type(caught.value)
+        and again.__dict__ == caught.value.__dict__
+        and again.args == caught.value.args
+    )
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("boom"),
+        KeyError("boom"),
+        FileNotFoundError(2, "boom"),
+        ZeroDivisionError("boom"),
+        TimeoutError("boom"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_builtin_exception_comes_back_as_itself(redis_url: str, error: Exception) -> None:
+    found = came_back(redis_url, error)
+    assert isinstance(found, type(error)) and isinstance(found, RunFailed)
+    assert "boom" in found.message and found.args == (found.message,)
+    assert (found.error_type, found.node, found.task) == (type(error).__name__, "node", "p0")
+    assert "raise error" in found.traceback and found.traceback.rstrip().endswith(found.message)
+
+
+def test_an_exception_of_a_class_that_nobody_registered_is_a_run_failed_that_says_all(redis_url: str) -> None:
+    found = came_back(redis_url, Refused("no", 7))
+    assert type(found) is RunFailed
+    assert found.error_type.endswith("test_client.Refused") and found.message == "no" and found.node == "node"
+
+
+def test_a_registered_exception_comes_back_as_its_class_made_from_its_message_alone(redis_url: str) -> None:
+    found = came_back(redis_url, Refused("no", 7), Refused)
+    assert isinstance(found, Refused) and isinstance(found, RunFailed)
+    assert (found.message, found.args, found.code) == ("no", ("no",), 0)
+    odd = came_back(redis_url, Odd(7), Odd)
+    assert isinstance(odd, Odd) and odd.message == "code 7"  # its constructor takes no message: it is passed by
+
+
+def test_a_registered_base_class_takes_nothing_below_it(redis_url: str) -> None:
+    assert not isinstance(came_back(redis_url, json.JSONDecodeError("no", "x", 0), ValueError), json.JSONDecodeError)
+
+
+def test_an_error_of_ours_about_a_value_comes_back_as_itself(redis_url: str) -> None:
+    found = came_back(redis_url, InvalidUpdateError("not so"))
+    assert isinstance(found, InvalidUpdateError) and found.message == "not so"
+
+
+class Strange(Exception):
+    def __new__(cls, first: int, second: int) -> Strange:
+        return super().__new__(cls)
+
+
+@pytest.mark.parametrize("cls", [KeyboardInterrupt, ExceptionGroup, StopIteration, MemoryError, Strange, "ValueError"])
+def test_what_can_t_be_raised_anew_can_t_be_registered(idle: Client, cls: Any) -> None:
+    with pytest.raises(InvalidInput, match="can't be carried"):
+        idle.register_errors(cls)
+
+
+def test_every_builtin_in_the_table_can_be_made_and_pickled() -> None:
+    assert {"ValueError", "OSError", "KeyError", "UnicodeDecodeError"} <= BUILTINS.keys()
+    for name, cls in BUILTINS.items():
+        ended = Ending("failed", 1, "1-1", "node", Said(name, "boom", "tb"), task="p0")
+        found = pickle.loads(pickle.dumps(Errors().failed(ended, "t", "mend it")))
+        assert isinstance(found, cls) and isinstance(found, RunFailed)
+        assert (str(found), found.traceback) == (f"{name}: boom (thread 't', node 'node'). mend it", "tb")
 
 
 def test_a_retry_goes_on_from_what_failed(fleet: Client) -> None:

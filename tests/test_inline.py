@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, TypedDict
@@ -799,7 +799,7 @@ def test_the_keeper_outlives_an_unexpected_error() -> None:
     rounds: list[tuple[str, ...]] = []
 
     class Moves(LogMoves):
-        def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:
+        def renew(self, offer: Offer, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
             rounds.append(offer.tokens)
             if len(rounds) == 1:
                 raise KeyError("unexpected")

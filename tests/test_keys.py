@@ -40,6 +40,7 @@ def spelled() -> set[str]:
     whole = [
         KEYS.leases,
         KEYS.lease,
+        KEYS.callers,
         KEYS.wakes,
         KEYS.parked,
         KEYS.counts,

@@ -22,6 +22,7 @@ from everstep_scheduler.inline.logmoves import LogMoves
 from everstep_scheduler.moves.contract import (
     Answered,
     Branch,
+    Caller,
     Commanded,
     Commit,
     Lease,
@@ -62,6 +63,8 @@ class Stage:
         at: tuple[int, str] | None = None,
         thread: str = THREAD,
         command: Commanded | None = None,
+        over: str = "",
+        caller: Caller | None = None,
     ) -> Started:
         fields: e.Fields = {
             "run": run,
@@ -87,9 +90,11 @@ class Stage:
                 mode=mode,
                 at=at,
                 command=command,
+                over=over,
                 answers=tuple(Answered(name, question, e.wrap(b"\x01")) for name, question in answers),
             ),
             self.offer(tokens),
+            caller,
         )
         self.held.extend(started.leases)
         return started
@@ -328,6 +333,99 @@ def test_an_input_on_a_busy_thread_waits_and_starts_at_the_rest(stage: Stage) ->
     assert stage.claim() == ["start"] or [x.task for x in stage.held] == ["start"]
     lease = stage.take("start")
     assert (lease.run, lease.rec) == ("r2", "0-2")
+
+
+def test_an_interrupting_input_stops_the_run_under_way_and_begins_at_once(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a", "b", count=2)
+    stage.done(stage.take("p0"))
+    zombie = stage.take("p1")
+    assert stage.start("r2", sum="s2", mode="interrupt").status == "started"
+    assert [(x[1], x[2], x[3:]) for x in stage.told()[-3:]] == [
+        ("kind=run_cancel_asked", "run=r1", ("actor=run r2",)),
+        ("kind=run_rested", "run=r1", ("status=cancelled", "actor=run r2")),
+        ("kind=run_started", "run=r2", ("task=start", "step=0", "node=__start__", "queue=g")),
+    ]
+    assert stage.done(zombie, count=0)[0] == "fenced"
+    assert stage.claim(5) == []  # nothing of the step that was given up comes back
+    assert stage.close(stage.take("start"), step=1) == ("ok", [])
+    assert [stage.start(run, sum=sum).run_status for run, sum in (("r1", "s"), ("r2", "s2"))] == ["cancelled", "done"]
+
+
+def test_inputs_that_wait_keep_their_order_behind_one_that_interrupts(stage: Stage) -> None:
+    stage.start()
+    for run in ("r2", "r3"):
+        assert stage.start(run, sum=run).status == "queued"
+    assert stage.start("now", sum="now", mode="interrupt").status == "started"
+    began: list[str] = []
+    stage.take("start")  # of the run that was stopped
+    while stage.held or stage.claim():
+        lease = stage.take("start")
+        began.append(lease.run)
+        stage.close(lease, step=1)
+    assert began == ["now", "r2", "r3"]
+
+
+def test_an_interrupting_input_sent_twice_attaches_and_stops_nothing_more(stage: Stage) -> None:
+    stage.start()
+    assert stage.start("r2", sum="s2", mode="interrupt").status == "started"
+    assert stage.start("r2", sum="s2", mode="interrupt").status == "attached"
+    assert stage.start("r1", mode="interrupt").status == "attached"
+    assert [x[1] for x in stage.told()].count("kind=run_rested") == 1
+
+
+def test_a_run_whose_caller_left_is_taken_up_by_who_brings_its_input(stage: Stage) -> None:
+    stage.start(caller=Caller("c1"))
+    stage.moves.release(stage.owner, [stage.take("start").token], "job")
+    stage.moves.leave("c1", ended=False)
+    taken = stage.start("r2", caller=Caller("c2"))
+    assert (taken.status, taken.run, taken.entry) == ("resumed", "r1", "0-1")
+    assert stage.start("r2", caller=Caller("c2")).status == "resumed", "the same again"
+    assert stage.start("r3", caller=Caller("c3", here=("c2",))).status == "queued", "now somebody drives it"
+    assert stage.claim() == ["start"]
+
+
+def test_another_input_or_a_client_s_takes_no_run_up(stage: Stage) -> None:
+    stage.start(caller=Caller("c1"))
+    stage.moves.leave("c1", ended=False)
+    assert stage.start("r2", sum="other", caller=Caller("c2")).status == "queued"
+    assert stage.start("r3").status == "queued"
+    assert stage.start("r4", "continue", sum="c", caller=Caller("c4")).run == "r1"
+
+
+def test_a_run_that_no_caller_began_is_never_taken_up(stage: Stage) -> None:
+    stage.start()
+    assert stage.start("r2", caller=Caller("c2")).status == "queued"
+    assert stage.start("r3", "continue", caller=Caller("c3")).status == "busy"
+
+
+def test_only_to_take_up_begins_nothing(stage: Stage) -> None:
+    assert stage.start(caller=Caller("c1", only=True)).status == "nothing"
+    assert stage.told() == []
+
+
+def test_a_rollback_stops_the_run_that_was_looked_at_and_no_other(stage: Stage) -> None:
+    assert stage.start("r1", mode="rollback", over="another").status == "moved"
+    assert stage.start("r1", mode="rollback").status == "started"
+    stage.close(stage.take("start"), "a")
+    moved = stage.start("r2", sum="s2", mode="rollback")
+    assert (moved.status, moved.run) == ("moved", "r1")
+    assert stage.start("r2", sum="s2", mode="rollback", over="r1", at=(0, "")).status == "moved"
+    before = stage.told()
+    assert stage.start("r2", sum="s2", mode="rollback", over="r1").status == "started"
+    assert [x[1] for x in stage.told()[len(before) :]] == [
+        "kind=run_cancel_asked",
+        "kind=run_rested",
+        "kind=run_started",
+    ]
+    assert stage.start("r2", sum="s2", mode="rollback", over="r1").status == "attached"
+
+
+def test_an_interrupting_input_on_a_thread_at_rest_is_an_input(stage: Stage) -> None:
+    assert stage.start("r1", mode="interrupt").status == "started"
+    stage.close(stage.take("start"))
+    assert stage.start("r2", sum="s2", mode="interrupt").status == "started"
+    assert not {"kind=run_cancel_asked", "kind=run_rested"} & {x[1] for x in stage.told()}
 
 
 def test_the_same_run_id_attaches_and_another_input_conflicts(stage: Stage) -> None:

@@ -56,6 +56,8 @@ def fails(state: State) -> Any:
             return {"no_such_key": 1}
         case "type":
             return 5
+        case "late":
+            raise TimeoutError("the bank does not answer")
         case "fine":
             return {"at": Point(x=1), "tags": [Tag("a", Point(x=2))]}
         case _:
@@ -141,6 +143,11 @@ def test_a_client_gets_it_with_the_error(cli: Cli, redis_url: str) -> None:
     with connect(redis_url) as client, pytest.raises(RunFailed) as caught:
         client.submit("g", {"why": "python"}).result(10)
     assert 'return json.loads("{")' in caught.value.traceback
+
+
+def test_a_node_s_own_timeout_is_a_failure_and_no_wait_that_went_on(cli: Cli) -> None:
+    code, _, err = cli.run("late")
+    assert code == 1 and err.startswith("error: TimeoutError: the bank does not answer")
 
 
 @pytest.mark.parametrize("why", ["key", "type"])

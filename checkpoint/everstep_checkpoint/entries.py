@@ -28,7 +28,8 @@ CHECKPOINT = "checkpoint"
 FACTS = frozenset(
     {
         "run_started", "run_queued", "run_rested", "run_cancel_asked", "part", "task_added", "task_called",
-        "task_done", "task_failed", "task_paused", "task_lost", "task_parked", "task_answered", "effect_done", "note",
+        "task_done", "task_failed", "task_paused", "task_lost", "task_parked", "task_answered", "task_moved",
+        "effect_done", "note",
     }
 )  # fmt: skip
 VALUES = frozenset(

@@ -19,7 +19,7 @@ EverstepError
 │   ├── Trimmed                what was asked for is older than the trim mark
 │   └── Rewound                what was being read has lost its end, or is another log
 ├── RunError               how a run ended, or why it could not begin
-│   ├── RunFailed              a node raised; carries the error's type name and text
+│   ├── RunFailed              a node raised; carries the error as text, and is it too where its type is known
 │   │   └── NodeTimeoutError       a node was over its timeout
 │   ├── RunCancelled           somebody cancelled it
 │   ├── GraphRecursionError    the recursion limit was reached; the last checkpoint is saved
@@ -69,6 +69,11 @@ class EverstepError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.what, dict(self.__dict__)))
+
+
+def type_name(cls: type[BaseException]) -> str:
+    """The name under which the log has a class: `module.Name`, or `Name` for a builtin."""
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _rebuild(cls: type[EverstepError], what: str, state: dict[str, Any]) -> EverstepError:
@@ -156,13 +161,20 @@ class RunError(EverstepError):
 
 
 class RunFailed(RunError):
-    """A node raised. `error_type` is the name of its type, as text; it is never rebuilt from stored data. `traceback`
-    is its end as the worker wrote it, at most 16,000 characters; empty where there was none."""
+    """A node raised. `error_type` is the full name of its type, `message` what it said, `task` the task's name.
+    `traceback` is its end as the worker wrote it, at most 16,000 characters; empty where there was none.
 
-    def __init__(self, what: str, *, error_type: str = "", traceback: str = "", **where: str) -> None:
+    Of a builtin type, or one that the client registered, the error is that type, too: `except ValueError` catches it.
+    """
+
+    def __init__(
+        self, what: str, *, error_type: str = "", message: str = "", traceback: str = "", task: str = "", **where: str
+    ) -> None:
         super().__init__(what, **where)
         self.error_type = error_type
+        self.message = message
         self.traceback = traceback
+        self.task = task
 
 
 class NodeTimeoutError(RunFailed):

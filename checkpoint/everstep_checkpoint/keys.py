@@ -109,6 +109,11 @@ class Keys:
         return f"{self.stem}held:{owner}"
 
     @property
+    def callers(self) -> str:
+        """Zset: inline callers that drive a run -> until when they say so; negative: since when they don't."""
+        return f"{self.stem}callers"
+
+    @property
     def wakes(self) -> str:
         """Sorted set: `<n> <task> <thread>` by due time, ms."""
         return f"{self.stem}wakes"

@@ -40,6 +40,7 @@ WORDS = {
     "fork": ("travelling", "A new thread with the state of another, as it was then or is now."),
     "rollback": ("travelling", "Go back to an earlier checkpoint; what came after stays in the history."),
     "diff": ("travelling", "What is different between two checkpoints."),
+    "migrate": ("migrating", "Let runs go on whose nodes were renamed or taken away."),
     "recover": ("mending", "Rebuild every index and job from the logs; or mend one log."),
     "doctor": ("serving", "Is all well? Each line says what to do if not."),
 }
@@ -47,6 +48,7 @@ WORDS = {
 OK, FAILURE, USAGE, NOT_FOUND, CONFLICT, WAITING, UNREACHABLE, INTEGRITY = range(8)
 INTERRUPTED = 130
 EXITS: tuple[tuple[tuple[type[EverstepError], ...], int], ...] = (
+    ((x.RunFailed,), FAILURE),  # first: it is what the node raised, too
     ((x.NotFound,), NOT_FOUND),
     ((x.Conflict, x.ThreadBusy, x.RunConflict, x.Superseded), CONFLICT),
     ((x.LogError,), INTEGRITY),

@@ -27,6 +27,8 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
+from everstep_scheduler.client.client import Client, publish
+from everstep_scheduler.client.migrating import Change, Plan, apply
 from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.effects import once
@@ -63,7 +65,8 @@ class Hand:
         client.set(keys.rq_alive, "1")
         self.spec = spec
         self.log = RedisLog(client, keys)
-        self.moves = RedisMoves(Scripts(client, keys))
+        self.scripts = Scripts(client, keys)
+        self.moves = RedisMoves(self.scripts)
         self.performer = Performer(self.moves, self.log, {spec.name: spec}, by=WORKER)
 
     def start(self, data: object, kind: RunKind = "input", **config: Any) -> str:
@@ -486,6 +489,25 @@ def commands() -> tuple[Log, str]:
     return saver.log, THREAD
 
 
+def migrated() -> tuple[Log, str]:
+    """A node that was renamed: its parked task goes on as another one, and its sibling's is done without a word."""
+    built = StateGraph(Work)
+    built.add_node("steady", _node("steady")).add_node("other", _node("other"))
+    built.add_edge(START, "steady").add_edge(START, "other")
+    with _hand(built.spec("migrated")) as hand:
+        run = hand.start({"seen": []})
+        hand.do(*hand.claim())
+        other, steady = sorted(hand.claim(2), key=lambda lease: lease.node)
+        hand.moves.release(WORKER, [other.token, steady.token], "parked", "graph 'migrated' is not registered here")
+        says = {"steady": "other", "other": END}
+        changes = tuple(Change(THREAD, lease.task, lease.node, says[lease.node]) for lease in (other, steady))
+        with Client("", Keys(rq="rq"), hand.scripts.client) as client:
+            publish(client.redis, client.keys, [hand.spec])
+            assert apply(client, Plan(THREAD, other.n, other.digest, run, "migrated", changes), "kim") == ["p1", "p0"]
+        hand.drain()
+        return _copied(hand.log), THREAD
+
+
 def _even(n: int) -> int:
     if n % 2:
         raise ValueError("an even number, please")
@@ -551,5 +573,5 @@ def effects() -> tuple[Log, str]:
 
 STORIES: tuple[Story, ...] = (
     chain, payload, wide, sends, fork, branch, snapshot, trimmed, types, faults, queue_cancel, unplanned, update,
-    questions, options, calls, called, commands, effects,
+    questions, options, calls, called, commands, effects, migrated,
 )  # fmt: skip

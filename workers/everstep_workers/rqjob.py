@@ -171,7 +171,7 @@ class Turn:
         kept = RedisLog(self._client, self._keys)
         hears = through(self._live)
         self._performer = Performer(
-            self._moves, kept, graphs(), by=self._owner, listening=hears, cache=cache, slotted=True
+            self._moves, kept, graphs(), by=self._owner, listening=hears, cache=cache, slotted=True, parks=True
         )
 
     def run(self) -> None:

@@ -106,7 +106,7 @@ class Work:
         cache, kept = RedisCache(shared, keys=setup.keys), RedisLog(shared, setup.keys)
         hears = through(self.live)
         self.performer = Performer(
-            self.moves, kept, self.graphs, by=setup.name, listening=hears, cache=cache, slotted=True
+            self.moves, kept, self.graphs, by=setup.name, listening=hears, cache=cache, slotted=True, parks=True
         )
 
     def _gives_up(self) -> bool:

@@ -16,6 +16,7 @@ from ..site import Site
 if TYPE_CHECKING:
     from everstep_checkpoint.errors import RunError
     from everstep_scheduler.client.client import Run
+    from everstep_scheduler.moves.contract import Mode
 
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="For programs: one JSON document with thread, run, status, output, error."
@@ -31,6 +32,10 @@ timeout_s = click.option(
 @click.argument("given", metavar="INPUT")
 @click.option("--thread", "-t", metavar="T", help="On this thread (a new one, named after the run).")
 @click.option("--run", "-r", metavar="R", help="Its id: the same again attaches to it, and starts nothing twice.")
+@click.option(
+    "--if-busy", type=click.Choice(["enqueue", "reject", "interrupt", "rollback"]), default="enqueue",
+    help="If a run is under way: wait behind it, exit with code 4, stop it and begin, or undo it and begin (enqueue).",
+)  # fmt: skip
 @waits
 @timeout_s
 @as_json
@@ -41,6 +46,7 @@ def submit(
     given: str,
     thread: str | None,
     run: str | None,
+    if_busy: Mode,
     wait: bool,
     timeout: float | None,
     as_json: bool,
@@ -52,7 +58,7 @@ def submit(
     """
     data = _data(given)
     with site.open():
-        made = site.client.submit(graph, data, thread_id=thread, run_id=run)
+        made = site.client.submit(graph, data, thread_id=thread, run_id=run, multitask_strategy=if_busy, actor="cli")
         return _come_to(site, made, wait or timeout is not None, timeout, as_json)
 
 
@@ -169,10 +175,10 @@ def _come_to(site: Site, run: Run, wait: bool, timeout: float | None, as_json: b
         return None
     try:
         output = run.result(timeout)
+    except RunError as error:  # first: a node's own TimeoutError is both
+        return _failed(said | {"status": run.status()}, error, as_json, trace)
     except TimeoutError as error:
         return _waiting(site, said | {"status": run.status()}, str(error), as_json)
-    except RunError as error:
-        return _failed(said | {"status": run.status()}, error, as_json, trace)
     status = run.status()
     show.emit({**said, "status": status, "output": output} if as_json else output)
     if status == "interrupted":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,9 +37,10 @@ from everstep_checkpoint.replay import state_at
 from ..graph.runtime import Command, Send
 from ..moves.connection import DEFAULT_URL, translated
 from ..moves.connection import connect as connected
-from ..moves.contract import MOVE_MAX, Start
-from ..moves.record import Config, Mode, On, check_run_id, commands, start_of, start_with
+from ..moves.contract import MOVE_MAX, Mode, Start
+from ..moves.record import Config, On, check_run_id, commands, start_of, start_with
 from ..moves.redismoves import RedisMoves, Scripts
+from ..reading.carried import Errors
 from ..reading.children import children
 from ..reading.questions import gone_on, resume_of
 from ..reading.shapes import Reading, check_modes, live_modes
@@ -47,6 +48,7 @@ from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from ..recovery.rebuild import STATUSES
 from ..recovery.recovery import Recovery
 from ..steps.commanding import Lore, command_of
+from ..steps.replacing import begun
 from . import manifest as manifests
 from .intake import ManifestLore, take
 from .manifest import Manifest, publish
@@ -78,20 +80,28 @@ class ThreadInfo(NamedTuple):
     since_ms: int
 
 
-def connect(url: str | None = None, *, namespace: str = "everstep", partition: str = "0") -> Client:
+def connect(
+    url: str | None = None,
+    *,
+    namespace: str = "everstep",
+    partition: str = "0",
+    errors: Iterable[type[Exception]] = (),
+) -> Client:
     """A client of the fleet at `url` (default: the environment's EVERSTEP_URL or REDIS_URL, else redis://127.0.0.1:6379/0).
 
-    Nothing is sent before the first use; that raises ServerUnavailable if nobody answers.
+    `errors`: exception classes of your own, as for `Client.register_errors`. Nothing is sent before the first use; that
+    raises ServerUnavailable if nobody answers.
     """
     where = url or os.environ.get("EVERSTEP_URL") or os.environ.get("REDIS_URL") or DEFAULT_URL
-    return Client(where, Keys(namespace, partition, rq_prefix(partition)))
+    return Client(where, Keys(namespace, partition, rq_prefix(partition)), errors=errors)
 
 
 class Client(Travelling):
     """One connection pool, and what one can ask a fleet. Use it as a context manager, or `close()` it."""
 
-    def __init__(self, url: str, keys: Keys, redis: Any = None) -> None:
+    def __init__(self, url: str, keys: Keys, redis: Any = None, errors: Iterable[type[Exception]] = ()) -> None:
         self.url = url
+        self.errors = Errors(errors)
         self.keys = keys
         self._own = redis is None
         self.redis: Any = connected(url, block_s=BLOCK_MS / 1000) if redis is None else redis
@@ -110,6 +120,14 @@ class Client(Travelling):
         """Give the connections back."""
         if self._own:
             self.redis.close()
+
+    def register_errors(self, *classes: type[Exception]) -> None:
+        """What nodes raise of these classes is raised here as these, too.
+
+        They are told by module and name, and made from the message alone: what their constructor takes beside it is
+        not there. Raises InvalidInput for what can't be made so.
+        """
+        self.errors.register(*classes)
 
     # graphs
 
@@ -147,22 +165,26 @@ class Client(Travelling):
         metadata: Mapping[str, Any] | None = None,
         context: Any = None,
         tags: Sequence[str] = (),
-        mode: Mode = "enqueue",
+        multitask_strategy: Mode = "enqueue",
         actor: str = "",
         stream_mode: str | Sequence[str] = (),
     ) -> Run:
         """Record a run, for the workers to do. When this returns, no death of any process loses it.
 
         `input`: a dict that fits the graph's input schema. `thread_id`: str, int or UUID; without one the thread's id
-        is the run's. `run_id`: makes it idempotent: the same input attaches to the known run. `mode` says what happens
-        on a busy thread: "enqueue" (after the run under way) or "reject" (ThreadBusy). `stream_mode`: "custom" and
+        is the run's. `run_id`: makes it idempotent: the same input attaches to the known run. `multitask_strategy` says
+        what happens on a busy thread: "enqueue" (it waits behind the run under way and those that wait already),
+        "reject" (ThreadBusy), "interrupt" (the run under way is stopped, what it finished stays, and this one begins),
+        "rollback" (the same, but the thread is set back to where it was before that run). `stream_mode`: "custom" and
         "messages", if somebody is to hear what nodes say while they run; all other modes need no asking.
 
         Raises UnknownGraph, InvalidInput, EmptyInputError, InvalidThreadId, RunConflict, ThreadBusy, TooLarge.
         """
-        live = live_modes(check_modes(stream_mode))
-        said = Config.of(config, context=context, metadata=metadata, tags=tags, actor=actor, live=live)
-        return self.begin(graph, input, said, thread_id=thread_id, run_id=run_id, mode=mode)
+        said = Config.of(
+            config, context=context, metadata=metadata, tags=tags, actor=actor, multitask_strategy=multitask_strategy,
+            live=live_modes(check_modes(stream_mode)),
+        )  # fmt: skip
+        return self.begin(graph, input, said, thread_id=thread_id, run_id=run_id)
 
     def begin(
         self,
@@ -172,7 +194,6 @@ class Client(Travelling):
         *,
         thread_id: object = None,
         run_id: str | None = None,
-        mode: Mode = "enqueue",
         spec: GraphSpec | None = None,
         on: On | None = None,
     ) -> Run:
@@ -186,12 +207,12 @@ class Client(Travelling):
         if spec is not None:
             if missing := self._lacking(thread, spec.lacking(input), on):
                 raise spec.lacks(missing)
-            return self.started(start_of(spec, thread, run, input, said, "input", mode=mode, on=on), Reading(spec))
+            return self.started(start_of(spec, thread, run, input, said, "input", on=on), Reading(spec))
         known = self.manifest(graph)
         form, writes = take(known, known.keyed(input), lambda names: self._lacking(thread, names, on))
         start = start_with(
-            said.record("input", form), writes, thread=thread, run=run, graph=known.name, queue=known.queue, mode=mode,
-            on=on,
+            said.record("input", form), writes, thread=thread, run=run, graph=known.name, queue=known.queue,
+            mode=said.multitask_strategy, on=on,
         )  # fmt: skip
         return self.started(start, known.reading)
 
@@ -211,7 +232,7 @@ class Client(Travelling):
         """Record a run that is made already. Raises RunConflict, ThreadBusy, EmptyInputError, LogError."""
         thread = start.thread
         try:
-            answer = self.moves.start(start)
+            answer = begun(self.log_store, start, self.moves.start)
         except CorruptEntry as error:
             raise self._unreadable(thread, error) from error
         match answer.status:

@@ -1,6 +1,6 @@
 """The inbox: runs submitted by XADD, from redis-cli or any program, without our code.
 
-    XADD everstep:{0}:inbox * graph counter thread demo input '{"count": 0}' [run R] [actor A]
+    XADD everstep:{0}:inbox * graph counter thread demo input '{"count": 0}' [run R] [actor A] [if_busy interrupt]
 
     inbox ──one reader at a time──► submit ──► XDEL           a crash between the two submits the same run id again
                                       └─bad──► inbox:rejected (bounded), with the reason
@@ -20,6 +20,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
 from ..moves.connection import connect, is_hopeless, patiently, translated
+from ..moves.record import strategy
 from .client import Client
 
 READER_MS = 5000
@@ -136,6 +137,7 @@ class InboxReader:
                 thread_id=said["thread"],
                 run_id=said.get("run") or f"inbox-{entry_id.decode()}",
                 actor=said.get("actor", ""),
+                multitask_strategy=strategy(said.get("if_busy", "enqueue")),
             )
 
     def _reject(self, client: Client, entry_id: bytes, fields: Message, reason: str) -> None:

@@ -21,7 +21,7 @@ from everstep_checkpoint.log import Log, new_id
 from ..graph.drawing.picture import Graph, graph_of
 from ..graph.runtime import END, START
 from ..moves.connection import translated
-from ..moves.contract import Start
+from ..moves.contract import Mode, Start
 from ..moves.record import Config, Form, Nodes, Writes, check_run_id, commands, kind_of
 from ..reading.chunks import LogStream
 from ..reading.shapes import Chunk, Reading, check_modes, live_modes
@@ -71,6 +71,7 @@ class RemoteGraph(StateFace):
         run_id: str | None = None,
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
+        multitask_strategy: Mode = "enqueue",
         timeout: float | None = None,
         subgraphs: bool = False,
     ) -> Any:
@@ -80,14 +81,15 @@ class RemoteGraph(StateFace):
         changes the state there and adds nodes to run; a run that rests with questions gives its values with
         `__interrupt__`. With a `checkpoint_id` the run begins there, as a branch: None replays,
         an input is applied to that state; ThreadBusy if a run is under way. Without a thread_id the thread's id is the
-        run's. `timeout`: seconds.
+        run's. `timeout`: seconds. `multitask_strategy`: what an input does on a busy thread, as in `Client.submit`.
 
-        Raises RunFailed, NodeTimeoutError, GraphRecursionError, RunCancelled, InvalidInput, TimeoutError.
+        Raises RunFailed, which is also what the node raised where that is known (`Client.register_errors`);
+        NodeTimeoutError, GraphRecursionError, RunCancelled, InvalidInput, TimeoutError.
         """
         modes = check_modes(stream_mode, subgraphs)
         said = Config.of(
             config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after,
-            live=live_modes(modes),
+            live=live_modes(modes), multitask_strategy=multitask_strategy,
         )  # fmt: skip
         if stream_mode != "values":
             return list(self._chunks(input, config, said, stream_mode, run_id, timeout, self._reading().outputs))
@@ -104,6 +106,7 @@ class RemoteGraph(StateFace):
         run_id: str | None = None,
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
+        multitask_strategy: Mode = "enqueue",
         timeout: float | None = None,
         subgraphs: bool = False,
     ) -> Iterator[Chunk]:
@@ -117,7 +120,7 @@ class RemoteGraph(StateFace):
         """
         said = Config.of(
             config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after,
-            live=live_modes(check_modes(stream_mode, subgraphs)),
+            live=live_modes(check_modes(stream_mode, subgraphs)), multitask_strategy=multitask_strategy,
         )  # fmt: skip
         yield from self._chunks(input, config, said, stream_mode, run_id, timeout, None)
 

@@ -18,16 +18,14 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import (
     GraphRecursionError,
     LogError,
-    NodeTimeoutError,
     Rewound,
     RunCancelled,
-    RunFailed,
     Trimmed,
     UnknownRun,
 )
 from everstep_checkpoint.replay import state_at
 
-from ..reading.ending import Ending, EndingFinder
+from ..reading.ending import OWN_ERRORS, Ending, EndingFinder
 from ..reading.shapes import Chunk, Reading, check_modes
 from ..reading.standing import standing
 from .events import REWOUND, TRIMMED, Event, EventStream, before
@@ -61,7 +59,8 @@ class Run:
 
         Without a timeout (seconds) it waits for as long as it takes. A node that runs on a worker may not wait.
 
-        Raises RunFailed, NodeTimeoutError, GraphRecursionError, RunCancelled; TimeoutError saying what it waits for;
+        Raises RunFailed, which is also what the node raised where that is a builtin or registered class;
+        NodeTimeoutError, GraphRecursionError, RunCancelled; TimeoutError saying what it waits for.
         InvalidInput in such a node.
         """
         ended = self.ending(timeout)
@@ -187,24 +186,11 @@ class Run:
     def _raise(self, ended: Ending) -> NoReturn:
         thread = self.thread_id
         if ended.status == "cancelled":
-            raise RunCancelled(
-                f"the run {self.run_id!r} was cancelled",
-                thread=thread,
-                fix=f"`everstep retry {quote(thread)}` lets it go on",
-            )
-        kind = ended.error_type.rpartition(".")[2]
-        if kind == "GraphRecursionError":
+            by = f" by {ended.actor}" if ended.actor else ""
+            fix = f"`everstep retry {quote(thread)}` lets it go on, unless another run has begun"
+            raise RunCancelled(f"the run {self.run_id!r} was cancelled{by}", thread=thread, fix=fix)
+        if ended.error_type.removeprefix(OWN_ERRORS) == "GraphRecursionError":
             raise GraphRecursionError(
                 ended.text, thread=thread, fix="raise config['recursion_limit'], or retry to go on"
             )
-        what = ended.error.words or "the run failed"
-        error = NodeTimeoutError if kind == "NodeTimeoutError" else RunFailed
-        fix = f"mend the cause, then `everstep retry {quote(thread)}`"
-        raise error(
-            what,
-            error_type=ended.error_type,
-            traceback=ended.error.traceback,
-            thread=thread,
-            node=ended.node,
-            fix=fix,
-        )
+        raise self._client.errors.failed(ended, thread, f"mend the cause, then `everstep retry {quote(thread)}`")

@@ -19,7 +19,7 @@ from ..graph.options import Cache
 from ..graph.runtime import END, START
 from ..graph.schema import as_dict, updates_of
 from ..graph.spec import GraphSpec
-from ..moves.contract import START_NODE, RunKind, Start
+from ..moves.contract import START_NODE, Mode, RunKind, Start
 from ..moves.record import Config, Form, Nodes, Writes, kind_of, start_of
 from ..reading.shapes import INTERRUPT, Chunk, check_modes, live_modes
 from ..steps.branching import Wish, branch, forking, on, replaying, travel
@@ -66,6 +66,7 @@ class CompiledGraph(StateFace):
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
         subgraphs: bool = False,
+        multitask_strategy: Mode = "enqueue",
     ) -> Any:
         """Run to the end here; the output values, or all chunks if `stream_mode` is not "values".
 
@@ -74,11 +75,15 @@ class CompiledGraph(StateFace):
         `__interrupt__`. `interrupt_before`, `interrupt_after`: nodes to stop at, "*" for all.
         With a `checkpoint_id` the run begins there, as a branch: None replays, an input is applied to that state;
         ThreadBusy if a run is under way. `config`: {"configurable": {"thread_id": ...}, "recursion_limit": 10007,
-        "max_concurrency": 16, "metadata": {...}, "tags": [...]}. A `run_id` makes it idempotent.
+        "max_concurrency": 16, "metadata": {...}, "tags": [...]}. A `run_id` makes it idempotent. `multitask_strategy`
+        says what an input does on a busy thread: "enqueue" (it waits its turn), "reject" (ThreadBusy), "interrupt" (the
+        run under way is stopped, what it finished stays, and this one begins at once), "rollback" (the same, but the
+        thread is set back to where it was before that run).
 
-        Raises what the node raised; GraphRecursionError, InvalidUpdateError, EmptyInputError, InvalidInput.
+        Raises what the node raised; GraphRecursionError, InvalidUpdateError, EmptyInputError, InvalidInput, ThreadBusy;
+        RunCancelled if somebody stopped the run.
         """
-        stops = interrupt_before, interrupt_after
+        stops = interrupt_before, interrupt_after, multitask_strategy
         run = self._invoked(input, config, context, stream_mode, run_id, stops, subgraphs)
         chunks = list(run.events(None))
         return run.output() if stream_mode == "values" else chunks
@@ -94,9 +99,10 @@ class CompiledGraph(StateFace):
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
         subgraphs: bool = False,
+        multitask_strategy: Mode = "enqueue",
     ) -> Any:
         """`invoke` on an event loop: async nodes run on it, sync ones in threads."""
-        stops = interrupt_before, interrupt_after
+        stops = interrupt_before, interrupt_after, multitask_strategy
         run = self._invoked(input, config, context, stream_mode, run_id, stops, subgraphs)
         chunks = [chunk async for chunk in _on_loop(run)]
         return run.output() if stream_mode == "values" else chunks
@@ -112,6 +118,7 @@ class CompiledGraph(StateFace):
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
         subgraphs: bool = False,
+        multitask_strategy: Mode = "enqueue",
     ) -> Iterator[Any]:
         """Run here, chunk by chunk, in LangGraph's modes; in several at once as (mode, chunk).
 
@@ -120,7 +127,7 @@ class CompiledGraph(StateFace):
         `runtime.stream_writer`. "messages": (message or token, metadata). `subgraphs` can't be kept yet.
         """
         check_modes(stream_mode, subgraphs)
-        stops = interrupt_before, interrupt_after
+        stops = interrupt_before, interrupt_after, multitask_strategy
         yield from self._run(input, config, context, stream_mode, run_id, stops).events(None)
 
     async def astream(
@@ -134,10 +141,11 @@ class CompiledGraph(StateFace):
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
         subgraphs: bool = False,
+        multitask_strategy: Mode = "enqueue",
     ) -> AsyncIterator[Any]:
         """`stream` on an event loop."""
         check_modes(stream_mode, subgraphs)
-        stops = interrupt_before, interrupt_after
+        stops = interrupt_before, interrupt_after, multitask_strategy
         async for chunk in _on_loop(self._run(input, config, context, stream_mode, run_id, stops)):
             yield chunk
 
@@ -230,7 +238,7 @@ class CompiledGraph(StateFace):
         context: Any,
         mode: str | Sequence[str],
         run_id: str | None,
-        stops: tuple[Nodes, Nodes],
+        stops: tuple[Nodes, Nodes, Mode],
         subgraphs: bool,
     ) -> Inline:
         """A run whose output is wanted, or chunks that show the keys of the output, as in LangGraph's `invoke`."""
@@ -245,11 +253,14 @@ class CompiledGraph(StateFace):
         context: Any,
         mode: str | Sequence[str],
         run_id: str | None,
-        stops: tuple[Nodes, Nodes],
+        stops: tuple[Nodes, Nodes, Mode],
         keys: Sequence[str] | None = None,
     ) -> Inline:
         live = live_modes(check_modes(mode))
-        said = Config.of(config, context=context, interrupt_before=stops[0], interrupt_after=stops[1], live=live)
+        said = Config.of(
+            config, context=context, interrupt_before=stops[0], interrupt_after=stops[1], live=live,
+            multitask_strategy=stops[2],
+        )  # fmt: skip
         if self.keeps:
             raise InvalidInput(
                 "a graph with checkpointer=True is kept by the graph that it is a node of",

@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 from everstep_checkpoint.errors import (
     EmptyInputError,
     GraphRecursionError,
+    InvalidResume,
     InvalidUpdateError,
     RunCancelled,
     RunConflict,
-    RunFailed,
     ServerError,
     ThreadBusy,
     UnknownNode,
@@ -36,6 +36,7 @@ from ..graph.spec import GraphSpec
 from ..moves.connection import patiently, translated
 from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Start, Started
 from ..moves.record import Config, commands, start_of
+from ..reading.carried import Errors
 from ..reading.ending import Ending, ending
 from ..reading.questions import gone_on, interrupts, open_step, resume_of
 from ..reading.shapes import Chunk, Told, beside
@@ -45,6 +46,7 @@ from ..steps.calling import ChildFailed
 from ..steps.commanding import SpecLore, command_of
 from ..steps.loading import Loader
 from ..steps.perform import Attempt, Performer, Result, Unserved
+from .beginning import LEFT, begin
 from .following import Follower
 from .savers import Saver
 from .telling import Telling
@@ -97,6 +99,7 @@ class Inline:
         self.data, self.config, self.node = data, config, node
         self.kind: RunKind = kind
         self.owner = saver.owner
+        self.caller = f"{saver.owner}/{new_id()[:8]}"
         self.telling = Telling(spec, saver, thread, run, mode, keys, checkpoints)
         self.performer = Performer(
             saver.moves,
@@ -120,6 +123,7 @@ class Inline:
         self._failures: dict[str, BaseException] = {}  # run on one of these -> the error that failed it
         self._unserved_at = 0.0
         self._left = threading.Event()
+        self._drives = self._owns = False  # do we give our word for a run, and is it the one that counts?
 
     def leave(self) -> None:
         """The caller is gone: cancel what runs on its loop, begin nothing more, give leases back. From any thread."""
@@ -139,6 +143,8 @@ class Inline:
                 self._nothing()
                 yield from self.telling.tagged(self.telling.standing())
                 return
+            if started.status == LEFT:
+                return
             self._ready.extend(started.leases)
             yield from self.telling.tagged(self._drive(started))
         finally:
@@ -146,8 +152,9 @@ class Inline:
         self._raise()
 
     def _start(self) -> Started:
-        started = self.opening(self) if self.opening is not None else self.begin(self._begun())
+        started = self.opening(self) if self.opening is not None else self._opened()
         self._held(started.leases)
+        self._driven(started)
         if started.status == "stale":
             raise gone_on(self.thread)
         if started.status == "conflict":
@@ -158,10 +165,30 @@ class Inline:
             raise ThreadBusy("a run is under way on the thread", thread=self.thread, fix="wait for it, or cancel it")
         return started
 
-    def begin(self, start: Start) -> Started:
-        """Record the run, and lease its first task."""
-        offer = self._offer(1)
-        return self._insist(lambda: self.saver.moves.start(start, offer), START_PATIENCE_S)
+    def _opened(self) -> Started:
+        try:
+            start = self._begun()
+        except InvalidResume:
+            # no such question: its answer may be at work, in a run whose caller is gone
+            started = self.begin(self._begun(again=True), only=True)
+            if started.status == "nothing":
+                raise
+            return started
+        return self.begin(start)
+
+    def begin(self, start: Start, *, only: bool = False) -> Started:
+        """Record the run, and lease its first task; or take up one of the same input whose caller is gone."""
+        return begin(self.saver, start, self._offer(1), self._insist_at_start, self._left, only=only)
+
+    def _driven(self, started: Started) -> None:
+        """Until the end we give our word that somebody drives the run. It may be one that another caller began."""
+        if started.status == "resumed":
+            self.run = started.run
+            self.telling.of(started.run)
+        self._owns = started.status in ("started", "queued", "resumed")
+        self._drives = self._owns or started.status == "attached"
+        if self._drives and self.keeper is not None:
+            self.keeper.drive(self.caller)
 
     def branch(self, wish: Wish) -> Started:
         """Put a checkpoint at the head, and lease its tasks."""
@@ -171,7 +198,7 @@ class Inline:
     def _insist_at_start(self, action: Callable[[], T]) -> T:
         return self._insist(action, START_PATIENCE_S)
 
-    def _begun(self) -> Start:
+    def _begun(self, *, again: bool = False) -> Start:
         if self.kind != "resume":
             return start_of(self.spec, self.thread, self.run, self.data, self.config, self.kind, self.node)
         command: Any = self.data
@@ -180,7 +207,7 @@ class Inline:
             return command_of(self.saver.log, self.thread, self.run, command, self.config, lore, codec=self.spec.codec)
         return resume_of(
             self.saver.log, self.thread, self.run, command.resume, self.config, graph=self.spec.name,
-            queue=self.spec.default_queue, codec=self.spec.codec,
+            queue=self.spec.default_queue, codec=self.spec.codec, again=again,
         )  # fmt: skip
 
     def _nothing(self) -> None:
@@ -253,6 +280,7 @@ class Inline:
             round=self.keeper.round if self.keeper else 0,
             lease_ms=self.saver.lease_ms,
             thread=thread or self.thread,
+            caller=self.caller,
         )
 
     def _held(self, leases: Sequence[Lease]) -> None:
@@ -372,6 +400,7 @@ class Inline:
         ours = job.attempt.lease.run == self.run
         if ours and answer.status == "ok" and answer.run_status not in ("running", ""):
             self.ended = ending(self.saver.log, self.thread, self.run, f"{job.attempt.lease.n}-1")
+            self._drives = self._drives and not (self._owns and self.ended is not None)  # the commit has said so
 
     # the end
 
@@ -396,20 +425,15 @@ class Inline:
         if ended is None or ended.status in ("done", "interrupted"):
             return
         if ended.status == "cancelled":
-            raise RunCancelled("the run was cancelled", thread=self.thread)
+            by = f" by {ended.actor}" if ended.actor else ""
+            raise RunCancelled(f"the run was cancelled{by}", thread=self.thread)
         if ended.error_type == "GraphRecursionError":
             raise GraphRecursionError(
                 ended.text, thread=self.thread, fix="raise config['recursion_limit'], or invoke(None) to go on"
             )
         if isinstance(self.raised, Exception):
             raise self.raised
-        raise RunFailed(
-            ended.error.words,
-            error_type=ended.error_type,
-            traceback=ended.error.traceback,
-            thread=self.thread,
-            node=ended.node,
-        ) from self.raised
+        raise Errors().failed(ended, self.thread) from self.raised
 
     def _close(self) -> None:
         """Also when the caller leaves a stream early: leases go back, so that nobody waits for them."""
@@ -421,12 +445,16 @@ class Inline:
 
     def _release(self) -> None:
         """Give all back. If Redis is away, they expire: nobody renews them any more."""
-        left = tuple(self._mine)
+        left, drives = tuple(self._mine), self._drives
         for token in left:
             self._drop(token)
+        if self.keeper is not None:
+            self.keeper.undrive(self.caller)
         try:
             if left:
                 self.saver.moves.release(self.owner, left, "job")
+            if drives:
+                self.saver.moves.leave(self.caller, ended=self.ended is not None)
         except ServerError as error:
             _log.warning("thread %s: leases were not given back, they will expire: %s", self.thread, error)
 

@@ -25,6 +25,7 @@ from ..moves.contract import (
     Answer,
     Branch,
     Call,
+    Caller,
     Commanded,
     Commit,
     Lease,
@@ -80,10 +81,12 @@ class Thread:
     halted: int = 0
     conf: str = ""
     parent: str = ""
+    own: str = ""  # the inline caller that drives its run
     early: tuple[str, str] = ("", "")  # an answer that came before its question: its task, its fact
     over: tuple[str, ...] = ()
     open: dict[str, Task] = field(default_factory=dict[str, Task])
     queued: deque[tuple[Start, str]] = field(default_factory=deque[tuple[Start, str]])
+    callers: dict[str, str] = field(default_factory=dict[str, str])  # of queued runs
     runs: dict[str, tuple[str, str, str]] = field(default_factory=dict[str, tuple[str, str, str]])
 
     @property
@@ -98,19 +101,67 @@ class LogMoves:
         self.log = log
         self._threads: dict[str, Thread] = {}
         self._handed: list[str] = []  # other threads with a task that a commit opened
+        self._driving: set[str] = set()
         self._lock = threading.RLock()
 
     # start
 
-    def start(self, start: Start, offer: Offer | None = None) -> Started:
+    def start(self, start: Start, offer: Offer | None = None, caller: Caller | None = None) -> Started:
         with self._lock:
             t = self._load(start.thread)
             if t is not None and start.run in t.runs:
                 status, entry, known = t.runs[start.run]
+                mine = caller is not None and known == start.sum and (start.run, status) == (t.run, "running")
+                if mine and caller is not None and t.own and t.own not in self._driving:
+                    t.own = caller.name
+                    self._driving.add(caller.name)
+                    return Started("resumed", entry, status, run=start.run)
                 return Started("attached" if known == start.sum else "conflict", entry, status)
+            busy = t is not None and t.status == "running"
+            if t is not None and busy and caller is not None and (taken := self._take_up(t, start, caller.name)):
+                return taken
+            if caller is not None and caller.only:
+                return Started("nothing")
             if refused := _refused(start, t):
                 return Started(refused)
-            return self._begin_or_queue(start, t, offer)
+            if start.mode == "rollback" and _moved(start, t, busy):
+                return Started("moved", run=t.run if t is not None and busy else "")
+            if t is not None and busy and start.mode in ("interrupt", "rollback"):
+                self._stop(start.thread, t, start.stopper)
+            begun = self._begin_or_queue(start, t, offer)
+            self._word(start, caller.name if caller is not None else "", begun)
+            return begun
+
+    def _take_up(self, t: Thread, start: Start, caller: str) -> Started | None:
+        """A run of this very input whose caller is gone goes on with this one."""
+        if start.kind == "update" or start.mode in ("interrupt", "rollback"):
+            return None
+        own = {t.run: t.own} | (t.callers if start.kind == "input" else {})
+        for run, name in own.items():
+            equal = start.kind == "continue" or t.runs[run][2] == start.sum
+            if name and equal and (name == caller or name not in self._driving):
+                self._driving.add(caller)
+                if run == t.run:
+                    t.own = caller
+                else:
+                    t.callers[run] = caller
+                return Started("resumed", t.runs[run][1], run=run)
+        return None
+
+    def _word(self, start: Start, caller: str, begun: Started) -> None:
+        """A caller drives the run that it began, or that waits."""
+        if not caller:
+            return
+        self._driving.add(caller)
+        t = self._threads[start.thread]
+        if begun.status == "queued":
+            t.callers[start.run] = caller
+        else:
+            t.own = caller
+
+    def leave(self, caller: str, *, ended: bool) -> None:
+        with self._lock:
+            self._driving.discard(caller)
 
     def _begin_or_queue(self, start: Start, t: Thread | None, offer: Offer | None) -> Started:
         busy = t is not None and t.status == "running"
@@ -167,18 +218,31 @@ class LogMoves:
             self._rest(thread, t, "done")
         elif branch.stop:
             self._rest(thread, t, branch.stop)
+        self._word(start, offer.caller if offer is not None else "", Started("started"))
         given = self._give(thread, t, offer) if offer else ()
         return Started("started", entry, "" if t.status == "running" else t.status, given)
 
+    def _stop(self, thread: str, t: Thread, actor: str) -> None:
+        """The run under way gives its place to another; inputs that wait stay behind that."""
+        run, parent, called = t.run, t.parent, self._stop_all(t)
+        rested = e.fact("run_rested", run, status="cancelled", actor=actor)
+        self._append(thread, [e.fact("run_cancel_asked", run, actor=actor), rested], t.after)
+        t.runs[run] = ("cancelled", *t.runs[run][1:])
+        t.status = "cancelled"
+        self._revoke(called, actor)
+        self._handed.clear()
+        self._wake_caller(thread, run, parent)
+
     def _begin(self, t: Thread, start: Start, entry: str) -> None:
         t.run, t.rec, t.conf, t.status = start.run, entry, entry, "running"
+        t.own = t.callers.pop(start.run, "")
         t.base = t.step if start.base is None else start.base
         t.width, t.left, t.failed, t.asked, t.halted, t.early = 1, 1, 0, 0, 0, ("", "")
         t.open = {start.task: Task(start.node, t.queue)}
         t.runs[start.run] = ("running", t.runs[start.run][1], start.sum)
 
     def _reopen(self, t: Thread, start: Start, entry: str) -> None:
-        t.run, t.base, t.conf, t.status = start.run, t.step, entry, "running"
+        t.run, t.base, t.conf, t.status, t.own = start.run, t.step, entry, "running", ""
         t.left, t.failed, t.halted = t.left + t.failed + t.halted, 0, 0
         first = self._add(start.thread, t, start.command, entry) if start.command is not None else ""
         self._answer(t, start, first)
@@ -290,6 +354,8 @@ class LogMoves:
             else:
                 self._pass(lease.thread, t, lease.task, task, commit)
             leases = self._given(lease.thread, t, offer)
+            if t.run != lease.run or t.status != "running":
+                self._driving.discard(offer.caller)
             return Answer("ok", leases, (), t.status if t.run == lease.run else "rested")
 
     def _pass(self, thread: str, t: Thread, name: str, task: Task, commit: Commit) -> None:
@@ -457,13 +523,18 @@ class LogMoves:
                 task.effects = ids[0]
             return ids
 
-    def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:
+    def renew(self, offer: Offer, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
         with self._lock:
             held = {x.token for t in self._threads.values() for x in t.open.values() if x.place == "lease"}
             return [token for token in offer.tokens if token not in held]
 
     def release(
-        self, owner: str, tokens: Sequence[str] | None, to: Literal["job", "parked", "lost"], why: str = ""
+        self,
+        owner: str,
+        tokens: Sequence[str] | None,
+        to: Literal["job", "parked", "lost"],
+        why: str = "",
+        node: str = "",
     ) -> int:
         released = 0
         with self._lock:
@@ -533,6 +604,7 @@ class LogMoves:
         if found is None:
             return "rested" if run in t.runs else "unknown"
         t.queued.remove(found)
+        t.callers.pop(run, None)
         self._append(thread, [e.fact("run_rested", run, status="cancelled", actor=actor)], t.after)
         t.runs[run] = ("cancelled", *t.runs[run][1:])
         self._wake_caller(thread, run, found[0].parent)
@@ -558,6 +630,12 @@ class LogMoves:
         if found is None and (head := self.log.head(thread)) is not None:
             found = self._threads[thread] = _from_log(self.log, thread, head)
         return found
+
+
+def _moved(start: Start, t: Thread | None, busy: bool) -> bool:
+    """Is another run under way than the one whose place is to be taken, or has it gone on?"""
+    under_way = t.run if t is not None and busy else ""
+    return under_way != start.over or (start.at is not None and t is not None and t.n != start.at[0])
 
 
 def _refused(start: Start, t: Thread | None) -> str:
@@ -600,6 +678,7 @@ def _from_log(log: Log, thread: str, head: Head) -> Thread:
     t.width, t.left, t.failed, t.asked, t.conf = told.width, told.left, told.failed, told.asked, told.conf
     t.halted, t.parent = told.halted, told.parent
     t.over = told.over
+    t.own = told.own
     t.open = {x.task: _task(x) for x in told.tasks}
     t.runs = {run: (word, entry, insum) for run, (word, entry, insum) in told.runs.items()}
     for x in told.queued:
@@ -607,6 +686,7 @@ def _from_log(log: Log, thread: str, head: Head) -> Thread:
             thread, x.run, "input", x.graph, x.queue, told.runs[x.run][2], {}, x.task, x.node, parent=x.parent
         )
         t.queued.append((start, x.entry))
+        t.callers |= {x.run: x.own} if x.own else {}
     return t
 
 

@@ -17,7 +17,7 @@ from everstep_checkpoint.keys import Keys, rq_prefix
 from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
 
-from ..moves.connection import DEFAULT_URL, connect
+from ..moves.connection import DEFAULT_URL, connect, server_run_id, translated
 from ..moves.contract import LEASE_MS, Lease, Moves
 from ..moves.keeper import LeaseKeeper
 from ..moves.live import LiveWriter
@@ -93,9 +93,14 @@ class RedisSaver:
         self.log: Log = RedisLog(self.client, self.keys)
         self.owner = owner_name()
         recovery = Recovery(self.client, self.keys, self._held, lease_ms=self.lease_ms, owner=self.owner)
-        self.moves: Moves = RedisMoves(Scripts(self.client, self.keys, recovery, self.url))
-        self.keeper: LeaseKeeper | None = LeaseKeeper(self.moves, self.owner, self.lease_ms)
+        moves = RedisMoves(Scripts(self.client, self.keys, recovery, self.url))
+        self.moves: Moves = moves
+        self.keeper: LeaseKeeper | None = LeaseKeeper(moves, self.owner, self.lease_ms, lambda: self._sweep(moves))
         self.live: LiveWriter | None = LiveWriter(lambda: connect(self.url, connections=2), self.keys)
+
+    def _sweep(self, moves: RedisMoves) -> None:
+        with translated(self.url):
+            moves.sweep(server_run_id(self.client), self.lease_ms)
 
     def _held(self) -> Sequence[Lease]:
         return self.keeper.held if self.keeper is not None else ()

@@ -40,6 +40,12 @@ class Telling:
         self._stream: LogStream | None = None
         self._since = ""
 
+    def of(self, run: str) -> None:
+        """It is another run that is told of: one that its caller takes up."""
+        self._run = run
+        if self._ear is not None:
+            self._ear.run = run
+
     def begin(self, entry: str) -> None:
         """The run began with this entry."""
         self._since = entry

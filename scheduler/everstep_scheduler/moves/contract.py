@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ JOIN_NODE = "__join__"
 LEASE_MS = 10_000
 MOVE_MAX = 250
 
+Mode = Literal["enqueue", "reject", "interrupt", "rollback"]
 RunKind = Literal["input", "update", "continue", "resume", "fork"]
 Outcome = Literal["next", "done", "failed", "retry", "unplanned", "paused", "handled", "called", "left"]
 
@@ -76,7 +77,7 @@ class Lease(NamedTuple):
 class Offer:
     """What a process offers for: one fresh token per free slot, the queues it listens to, how long it leases.
 
-    `thread`: an inline caller, which takes tasks of its own thread only and through no list.
+    `thread`: an inline caller, which takes tasks of its own thread only and through no list. `caller`: its name there.
     """
 
     owner: str
@@ -86,6 +87,22 @@ class Offer:
     round: int = 0
     lease_ms: int = LEASE_MS
     thread: str = ""
+    caller: str = ""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """An inline caller that begins a run, or takes one up whose own caller is gone: where the thread's run has the same
+    input, and nobody drives it any more, it is that one.
+
+    `here`: callers that this process knows to be alive. `seen`: of others, until when they had given their word when
+    this one looked first; whoever has given it anew since is alive. `only`: take up, begin nothing.
+    """
+
+    name: str
+    here: tuple[str, ...] = ()
+    seen: Mapping[str, int] = field(default_factory=dict[str, int])
+    only: bool = False
 
 
 class Answered(NamedTuple):
@@ -117,10 +134,13 @@ class Commanded:
 class Start:
     """A run to begin. `fields` are those of its fact (record, input, actor, trace); `sum` tells inputs apart.
 
-    A run that resumes brings `answers`, for the checkpoint `at` (n, digest) whose questions it has seen.
-    `base`: the step it builds on, where that is not the last checkpoint's (`on` in its fields says which it is).
+    A run that resumes brings `answers`, for the checkpoint `at` (n, digest) whose questions it has seen. `base`: the
+    step it builds on, where that is not the last checkpoint's (`on` in its fields says which it is).
     `parent`: the task that called it, `<n> <task> <thread>`; at its rest that task is opened again.
     A run that brings a `command` updates the state of `at` and adds tasks to those that are open there.
+
+    `mode`: on a busy thread it waits (enqueue), is told busy (reject), or the run under way is stopped and it begins
+    (interrupt). rollback: the same, if that run is `over`, and it builds on what was before that; else told moved.
     """
 
     thread: str
@@ -132,12 +152,18 @@ class Start:
     fields: Fields
     task: str = START_TASK
     node: str = START_NODE
-    mode: Literal["enqueue", "reject"] = "enqueue"
+    mode: Mode = "enqueue"
     answers: tuple[Answered, ...] = ()
     at: tuple[int, str] | None = None
     base: int | None = None
     parent: str = ""
     command: Commanded | None = None
+    over: str = ""
+
+    @property
+    def stopper(self) -> str:
+        """Who stops the run under way, if this one takes its place."""
+        return str(self.fields.get("actor") or f"run {self.run}")
 
     @property
     def goes_on(self) -> bool:
@@ -167,13 +193,20 @@ class Started:
     """started, queued, attached (known run id, same input), conflict, busy, nothing (to continue), asked (all that is
     open waits for answers), stale (a question that is answered is not the one that is asked).
 
-    Of a branch also moved (the head is another one) and ready (to a question).
+    Of a branch also moved (the head is another one) and ready (to a question). Of a run that rolls back moved: `run` is
+    the one under way.
+
+    Of an inline caller also resumed (it has taken up `run`, whose caller is gone) and equal: the run under way has this
+    input, and nobody knows yet whether its `caller` is alive, who gave its word until `till` (ms). Ask again.
     """
 
     status: str
     entry: str = ""
     run_status: str = ""
     leases: tuple[Lease, ...] = ()
+    run: str = ""
+    caller: str = ""
+    till: int = 0
 
 
 class Call(NamedTuple):
@@ -226,8 +259,13 @@ class Answer:
 class Moves(Protocol):
     """What `perform`, the drivers and the client speak to."""
 
-    def start(self, start: Start, offer: Offer | None = None) -> Started:
-        """Record a run and open its first task, in one step. With an inline offer its task is leased at once."""
+    def start(self, start: Start, offer: Offer | None = None, caller: Caller | None = None) -> Started:
+        """Record a run and open its first task, in one step. With an inline offer its task is leased at once; with a
+        caller a run may be taken up instead."""
+        ...
+
+    def leave(self, caller: str, *, ended: bool) -> None:
+        """An inline caller drives its run no more. Not `ended`: whoever brings the same input takes the run up."""
         ...
 
     def branch(self, branch: Branch, offer: Offer | None = None, *, ask: bool = False) -> Started:
@@ -249,14 +287,22 @@ class Moves(Protocol):
         """
         ...
 
-    def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:
-        """Name the tokens that are held; the answer is those that hold nothing any more."""
+    def renew(self, offer: Offer, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
+        """Name the tokens that are held; the answer is those that hold nothing any more. `callers` give their word."""
         ...
 
     def release(
-        self, owner: str, tokens: Sequence[str] | None, to: Literal["job", "parked", "lost"], why: str = ""
+        self,
+        owner: str,
+        tokens: Sequence[str] | None,
+        to: Literal["job", "parked", "lost"],
+        why: str = "",
+        node: str = "",
     ) -> int:
-        """Give leases back: uncounted, parked, or lost with their process. None: all that the owner holds."""
+        """Give leases back: uncounted, parked, or lost with their process. None: all that the owner holds.
+
+        `node`: whose servers may take what is parked, if not those of the task's own.
+        """
         ...
 
     def cancel(self, thread: str, run: str = "", actor: str = "") -> str:

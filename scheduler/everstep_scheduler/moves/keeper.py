@@ -2,6 +2,8 @@
 
 It runs outside the nodes' threads; a node that sleeps, computes or waits never costs a lease. One keeper serves all
 runs of a saver, because whoever renews must name all that its owner holds: what is not named is given to others.
+
+It also gives the word of the callers that drive a run, and sweeps, for there may be no worker that does.
 """
 
 from __future__ import annotations
@@ -9,19 +11,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from everstep_checkpoint.errors import ServerError
 
 from .contract import Lease, Moves, Offer
 
+SWEEP_EVERY_S = 1.0
 REGISTRY_EVERY_S = 1200.0
 _log = logging.getLogger("everstep")
 
 
 class LeaseKeeper:
-    """Renews every third of a lease, while anything is held. Safe to use from several threads."""
+    """Renews every third of a lease, while anything is held or driven. Safe to use from several threads."""
 
-    def __init__(self, moves: Moves, owner: str, lease_ms: int) -> None:
+    def __init__(self, moves: Moves, owner: str, lease_ms: int, sweep: Callable[[], object] = lambda: None) -> None:
         self._moves = moves
+        self._sweep = sweep
+        self._swept = float("-inf")
+        self._callers: set[str] = set()
         self._owner = owner
         self._lease_ms = lease_ms
         self._held: dict[str, Lease] = {}
@@ -34,9 +42,29 @@ class LeaseKeeper:
         """Begin to renew these."""
         with self._lock:
             self._held.update((lease.token, lease) for lease in leases)
-            if self._held and (self._thread is None or not self._thread.is_alive()):
-                self._thread = threading.Thread(target=self._run, name="everstep-leases", daemon=True)
-                self._thread.start()
+            self._wake()
+
+    def drive(self, caller: str) -> None:
+        """Begin to give this caller's word."""
+        with self._lock:
+            self._callers.add(caller)
+            self._wake()
+
+    def undrive(self, caller: str) -> None:
+        """It drives no run any more."""
+        with self._lock:
+            self._callers.discard(caller)
+
+    @property
+    def callers(self) -> tuple[str, ...]:
+        """Who drives a run in this process."""
+        with self._lock:
+            return tuple(self._callers)
+
+    def _wake(self) -> None:
+        if (self._held or self._callers) and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._run, name="everstep-leases", daemon=True)
+            self._thread.start()
 
     def drop(self, token: str) -> None:
         """Its commit is settled, or it was given back."""
@@ -54,19 +82,32 @@ class LeaseKeeper:
         while True:
             pause.wait(self._lease_ms / 3000)
             with self._lock:
-                if not self._held:
+                if not self._held and not self._callers:
                     self._thread = None
                     return
             try:
                 self.renew()
             except Exception as error:  # noqa: BLE001 - whatever it is, the next round names them again
                 _log.warning("leases were not renewed, trying again: %s", error)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Sweep, if this process has not done so a moment ago. Where Redis is away, the next one does it."""
+        with self._lock:
+            if time.monotonic() - self._swept < min(SWEEP_EVERY_S, self._lease_ms / 3000):
+                return
+            self._swept = time.monotonic()
+        try:
+            self._sweep()
+        except ServerError as error:
+            _log.warning("no sweep, trying again: %s", error)
 
     def renew(self) -> None:
         """One round. A lease that is gone is found out by its commit, which is refused."""
         self.round += 1
         registry = time.monotonic() > self._registry_at
         tokens = tuple(lease.token for lease in self.held)
-        self._moves.renew(Offer(self._owner, tokens, round=self.round, lease_ms=self._lease_ms), registry=registry)
+        offer = Offer(self._owner, tokens, round=self.round, lease_ms=self._lease_ms)
+        self._moves.renew(offer, registry=registry, callers=self.callers)
         if registry:
             self._registry_at = time.monotonic() + REGISTRY_EVERY_S

@@ -23,7 +23,7 @@ from everstep_checkpoint.codec import PLAIN, Codec, pack
 from everstep_checkpoint.errors import CorruptEntry, InvalidInput, InvalidUpdateError, TooLarge
 
 from ..graph.runtime import Command
-from .contract import MOVE_MAX, START_NODE, START_TASK, UPDATE_TASK, Answered, RunKind, Start
+from .contract import MOVE_MAX, START_NODE, START_TASK, UPDATE_TASK, Answered, Mode, RunKind, Start
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
@@ -45,7 +45,12 @@ _NAMES = frozenset({"tags", "interrupt_before", "interrupt_after", "parent", "li
 Writes = Sequence[tuple[str, bytes]]
 Nodes = Sequence[str] | Literal["*"] | None
 Form = Literal["json", "typed"]
-Mode = Literal["enqueue", "reject"]
+STRATEGIES: dict[str, Mode] = {
+    "enqueue": "enqueue",
+    "reject": "reject",
+    "interrupt": "interrupt",
+    "rollback": "rollback",
+}
 
 
 def looks_secret(key: str) -> bool:
@@ -154,6 +159,7 @@ class Config:
     interrupt_before: tuple[str, ...] | None = None
     interrupt_after: tuple[str, ...] | None = None
     live: tuple[str, ...] = ()
+    multitask_strategy: Mode = "enqueue"
 
     @property
     def has_thread(self) -> bool:
@@ -178,6 +184,7 @@ class Config:
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
         live: Sequence[str] = (),
+        multitask_strategy: str = "enqueue",
     ) -> Config:
         """From `{"configurable": {"thread_id": ...}, "recursion_limit": ..., "metadata": ..., "tags": ...}`.
 
@@ -204,6 +211,7 @@ class Config:
             interrupt_before=breakpoints(interrupt_before),
             interrupt_after=breakpoints(interrupt_after),
             live=tuple(live),
+            multitask_strategy=strategy(multitask_strategy),
         )
 
     def record(self, kind: RunKind, form: Form = "typed") -> RunRecord:
@@ -222,6 +230,13 @@ class Config:
             interrupt_after=self.interrupt_after,
             live=self.live,
         )
+
+
+def strategy(given: str) -> Mode:
+    """What an input on a busy thread does. Raises InvalidInput for a word that is none."""
+    if given not in STRATEGIES:
+        raise InvalidInput(f"no multitask_strategy {given!r}", fix=f"choose among {', '.join(STRATEGIES)}")
+    return STRATEGIES[given]
 
 
 def breakpoints(given: Nodes) -> tuple[str, ...] | None:
@@ -301,7 +316,7 @@ def start_with(
     said |= {"actor": record.actor} if record.actor else {}
     said |= {"trace": record.trace} if record.trace else {}
     _check_size(thread, said, answers)
-    how: Mode = "reject" if on else mode
+    how: Mode = "reject" if on and mode == "enqueue" else mode
     base = on.step if on else None
     return Start(thread, run, record.kind, graph, queue, insum, said, task, node, how, tuple(answers), at, base)
 
@@ -315,7 +330,6 @@ def start_of(
     kind: RunKind,
     node: str = START_NODE,
     *,
-    mode: Mode = "enqueue",
     on: On | None = None,
 ) -> Start:
     """The run to begin where the graph's code is at hand: the input is checked by its types.
@@ -331,7 +345,7 @@ def start_of(
             task, writes = START_TASK, spec.input_writes(data)
     return start_with(
         config.record(kind), writes, thread=thread, run=run, graph=spec.name, queue=spec.default_queue,
-        task=task, node=node, mode=mode, codec=spec.codec, on=on,
+        task=task, node=node, mode=config.multitask_strategy, codec=spec.codec, on=on,
     )  # fmt: skip
 
 

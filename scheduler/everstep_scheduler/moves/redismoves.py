@@ -22,7 +22,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
 from .connection import Client, server_error, translated
-from .contract import LEASE_MS, MOVE_MAX, Answer, Branch, Call, Commanded, Commit, Lease, Offer, Start, Started
+from .contract import LEASE_MS, MOVE_MAX, Answer, Branch, Call, Caller, Commanded, Commit, Lease, Offer, Start, Started
 
 STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
@@ -158,7 +158,15 @@ def _leases(answer: Header) -> tuple[Lease, ...]:
 
 
 def _started(answer: Header) -> Started:
-    return Started(answer["status"], str(answer.get("entry", "")), str(answer.get("run", "")), _leases(answer))
+    return Started(
+        answer["status"],
+        str(answer.get("entry", "")),
+        str(answer.get("run", "")),
+        _leases(answer),
+        str(answer.get("under_way", "")),
+        str(answer.get("caller", "")),
+        int(answer.get("till", 0)),
+    )
 
 
 def _answer(answer: Header) -> Answer:
@@ -212,12 +220,21 @@ class RedisMoves:
     def __init__(self, scripts: Scripts) -> None:
         self.scripts = scripts
 
-    def start(self, start: Start, offer: Offer | None = None) -> Started:
+    def start(self, start: Start, offer: Offer | None = None, caller: Caller | None = None) -> Started:
         header, flat = _begun(start)
         header["salt"] = salt()
+        if start.mode in ("interrupt", "rollback"):
+            header |= {"actor": start.stopper, "over": start.over}
         if offer is not None:
             header |= {"own": 1, **self._offer(offer)}
+        if caller is not None:
+            header |= {"caller": caller.name, "here": dict.fromkeys(caller.here, 1), "seen": dict(caller.seen)}
+            header |= {"only": 1} if caller.only else {}
         return _started(self.scripts.run("start", header, flat))
+
+    def leave(self, caller: str, *, ended: bool) -> None:
+        said: Header = {"owner": "", "tokens": [], "to": "job", "caller": caller, "salt": salt()}
+        self.scripts.run("release", said | ({"ended": 1} if ended else {}))
 
     def branch(self, branch: Branch, offer: Offer | None = None, *, ask: bool = False) -> Started:
         start, (n, digest) = branch.start, branch.after
@@ -231,7 +248,7 @@ class RedisMoves:
         header |= {"parts": branch.parts} if branch.parts else {}
         header |= {"ask": 1} if ask else {}
         if offer is not None:
-            header |= {"own": 1, **self._offer(offer)}
+            header |= {"own": 1, "caller": offer.caller, **self._offer(offer)}
         return _started(_standing(self.scripts.run("branch", header, flat)))
 
     def _offer(self, offer: Offer) -> Header:
@@ -281,7 +298,7 @@ class RedisMoves:
             header["call"], called = _called(commit.call)
             flat += called
         if offer.thread:
-            header["own"] = 1
+            header |= {"own": 1, "caller": offer.caller}
         elif offer.queues:
             header["spare"] = new_id()
         if not offer.tokens:
@@ -303,7 +320,7 @@ class RedisMoves:
         answers = [_standing(x) for x in self.scripts.run_all(calls)]
         return [str(x["ids"][0]) for x in answers] if all(x["status"] == "ok" for x in answers) else []
 
-    def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:
+    def renew(self, offer: Offer, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
         chunks = [offer.tokens[i : i + MOVE_MAX] for i in range(0, len(offer.tokens), MOVE_MAX)] or [()]
         calls: list[tuple[str, Header, Sequence[Any]]] = []
         for i, tokens in enumerate(chunks):
@@ -312,18 +329,24 @@ class RedisMoves:
                 "salt": salt(),
             }  # fmt: skip
             header |= {"wip": 1} if registry else {}
-            header |= {"last": 1} if i == len(chunks) - 1 else {}
+            header |= {"last": 1, "callers": list(callers)} if i == len(chunks) - 1 else {}
             calls.append(("renew", header, ()))
         return [token for answer in self.scripts.run_all(calls) for token in answer.get("gone", ())]
 
     def release(
-        self, owner: str, tokens: Sequence[str] | None, to: Literal["job", "parked", "lost"], why: str = ""
+        self,
+        owner: str,
+        tokens: Sequence[str] | None,
+        to: Literal["job", "parked", "lost"],
+        why: str = "",
+        node: str = "",
     ) -> int:
         chunks = [None] if tokens is None else [tokens[i : i + MOVE_MAX] for i in range(0, len(tokens), MOVE_MAX)]
         released = 0
         for chunk in chunks:
             header: Header = {"owner": owner, "to": to, "reason": why}
             header |= {} if chunk is None else {"tokens": list(chunk)}
+            header |= {"node": node} if node else {}
             more = True
             while more:
                 answer = _standing(self.scripts.run("release", {**header, "salt": salt()}))

@@ -62,6 +62,7 @@ class Task:
     called: str = ""
     told: bool = False
     effects: str = ""
+    moved: bool = False
 
     @property
     def handles(self) -> bool:
@@ -71,13 +72,14 @@ class Task:
     @property
     def touched(self) -> bool:
         """Does the log say anything of it beyond that it is open?"""
-        said = self.attempt or self.lost or self.answers or self.cause or self.called or self.effects
+        said = self.attempt or self.lost or self.answers or self.cause or self.called or self.effects or self.moved
         return bool(said or self.place not in ("unmade", "stopped"))
 
 
 @dataclass(frozen=True)
 class Queued:
-    """An input that waits for the run under way. `entry`: the fact that holds it."""
+    """An input that waits for the run under way. `entry`: the fact that holds it; `own`: the inline caller that waits
+    for it, if one does."""
 
     run: str
     entry: str
@@ -86,6 +88,7 @@ class Queued:
     task: str
     node: str
     parent: str = ""
+    own: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class Told:
     parent: str = ""
     over: tuple[str, ...] = ()
     begins: bool = False
+    own: str = ""
 
     @property
     def running(self) -> bool:
@@ -143,6 +147,7 @@ class Reader:
     queue: str = ""
     parent: str = ""
     since_ms: int = 0
+    own: str = ""
     runs: dict[str, tuple[str, str, str]] = field(default_factory=dict[str, tuple[str, str, str]])
     queued: dict[str, Queued] = field(default_factory=dict[str, Queued])
     _head: e.Entry | None = None
@@ -175,6 +180,8 @@ class Reader:
                 self._added(entry)
             case "effect_done":
                 self._effect(entry)
+            case "task_moved":
+                self._moved(entry)
             case _:
                 pass
 
@@ -186,6 +193,7 @@ class Reader:
         self.run, self.base, self.rec = run, entry.number("step"), of or entry.id
         self.parent = waiting.parent if waiting is not None and waiting.run == run else entry.text("parent")
         self._status("running", entry)
+        self.own = waiting.own if waiting is not None else entry.text("by")
         if of and (waiting is None or waiting.run != run):
             self.runs[run] = ("running", entry.id, entry.text("insum") or CONTINUE_SUM)
             self.conf = entry.id if "record" in entry.raw else self.conf
@@ -288,6 +296,14 @@ class Reader:
         handler = self._facts.get(HANDLER + ref.task)
         return [self._known(ref), *([handler] if handler is not None else [])]
 
+    def _moved(self, entry: e.Entry) -> None:
+        """An open task goes on as another node than the checkpoint names."""
+        name = entry.text("task")
+        task = self._facts.get(name) or Task(name, "", "")
+        self._facts[name] = replace(
+            task, node=entry.text("node"), queue=entry.text("queue"), timeout_s=timeout_of(entry), moved=True
+        )
+
     # where it stands
 
     def told(self) -> Told:
@@ -308,7 +324,7 @@ class Reader:
         return Told(
             self.birth, self.n, self.digest or self.birth, self.step, self.status, self.run, self.rec, self.base,
             self.graph, queue, len(refs), left, failed, asked, self.conf or self.rec, tuple(tasks), dict(self.runs),
-            tuple(self.queued.values()), self.since_ms, halted, self.parent, self._over, bool(self._begun),
+            tuple(self.queued.values()), self.since_ms, halted, self.parent, self._over, bool(self._begun), self.own,
         )  # fmt: skip
 
     def _refs(self) -> list[TaskRef]:
@@ -322,6 +338,8 @@ class Reader:
 
     def _known(self, ref: TaskRef) -> Task:
         known = self._facts.get(ref.task) or Task(ref.task, ref.node, ref.queue)
+        if known.moved:
+            return known
         return replace(known, node=ref.node, queue=ref.queue, timeout_s=float(ref.timeout_s))
 
 
@@ -329,7 +347,9 @@ def _queued(entry: e.Entry) -> Queued:
     graph = entry.text("graph")
     task, node = entry.text("task") or START_TASK, entry.text("node") or START_NODE
     parent = entry.text("parent")
-    return Queued(entry.text("run"), entry.id, graph, entry.text("queue") or graph, task, node, parent)
+    return Queued(
+        entry.text("run"), entry.id, graph, entry.text("queue") or graph, task, node, parent, entry.text("by")
+    )
 
 
 def _reopened(task: Task, *, asked: bool) -> Task:

@@ -32,7 +32,8 @@ NO_ERROR = Said()
 
 @dataclass(frozen=True)
 class Ending:
-    """done, failed, interrupted or cancelled, at checkpoint n; for a failed run the first error, as text."""
+    """done, failed, interrupted or cancelled, at checkpoint n; for a failed run the first error, as text. `actor`: who
+    cancelled it, where somebody said so."""
 
     status: str
     n: int
@@ -40,6 +41,8 @@ class Ending:
     node: str = ""
     error: Said = NO_ERROR
     digest: str = ""
+    task: str = ""
+    actor: str = ""
 
     @property
     def error_type(self) -> str:
@@ -55,7 +58,7 @@ class EndingFinder:
 
     def __init__(self, run: str) -> None:
         self.run = run
-        self._node, self._error = "", NO_ERROR
+        self._node, self._task, self._error = "", "", NO_ERROR
 
     def feed(self, entry: e.Entry) -> Ending | None:
         if entry.text("run") != self.run:
@@ -68,12 +71,12 @@ class EndingFinder:
             and not {"retry_at", "handler"} & entry.raw.keys()
             and not self._error.error_type
         ):
-            self._node, self._error = entry.text("node"), error_of(entry)
+            self._node, self._task, self._error = entry.text("node"), entry.text("task"), error_of(entry)
         if entry.kind != "run_rested":
             return None
         own = error_of(entry)
-        node, error = ("", own) if own.error_type else (self._node, self._error)
-        return Ending(entry.text("status"), entry.n, entry.id, node, error)
+        node, task, error = ("", "", own) if own.error_type else (self._node, self._task, self._error)
+        return Ending(entry.text("status"), entry.n, entry.id, node, error, task=task, actor=entry.text("actor"))
 
 
 def error_of(entry: e.Entry) -> Said:

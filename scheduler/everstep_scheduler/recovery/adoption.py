@@ -53,7 +53,7 @@ def _fields(told: Told, thread: str) -> Header:
         "birth": told.birth, "n": told.n, "digest": told.digest, "step": told.step, "status": told.status,
         "run": told.run, "rec": told.rec, "base": told.base, "graph": told.graph, "queue": told.queue,
         "width": told.width, "left": told.left, "failed": told.failed, "asked": told.asked, "halted": told.halted,
-        "conf": told.conf, "early": "", "parent": told.parent,
+        "conf": told.conf, "early": "", "parent": told.parent, "own": told.own,
         "jobs": 0, "updated": told.since_ms, "jid": job_prefix(thread, told.birth),
         **({"over": " ".join(told.over)} if told.over else {}),
     }  # fmt: skip
@@ -63,6 +63,7 @@ def _element(each: Queued) -> Header:
     return {
         "run": each.run, "entry": each.entry, "graph": each.graph, "queue": each.queue, "task": each.task,
         "node": each.node, **({"parent": each.parent} if each.parent else {}),
+        **({"own": each.own} if each.own else {}),
     }  # fmt: skip
 
 

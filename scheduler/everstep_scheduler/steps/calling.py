@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.errors import RunFailed
+from everstep_checkpoint.errors import RunFailed, type_name
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.replay import Channels, state_at, step_of
 
@@ -30,7 +30,6 @@ from ..reading.children import ended
 from ..reading.derive import Told
 from ..reading.ending import Ending, Said
 from ..reading.questions import open_step
-from .outcome import type_name
 
 if TYPE_CHECKING:
     from .perform import Attempt
@@ -87,7 +86,7 @@ def _classes(retry_on: Any) -> tuple[Any, ...]:
 
 
 def _is_named(cls: type[Exception], name: str) -> bool:
-    return type_name(cls.__new__(cls)) == name
+    return type_name(cls) == name
 
 
 def look(attempt: Attempt) -> Any:

@@ -76,6 +76,8 @@ class Loader:
         named = self._named(lease) if lease.width == 1 and lease.task in _FIRST else None
         if named is None:
             return self.stand(lease)
+        if named[0] == 0:  # before the first one
+            return Stand({}, FRESH_STEP, on=named)
         return replace(self._read(lease._replace(n=named[0], digest=named[1])), on=named)
 
     def _named(self, lease: Lease) -> tuple[int, str] | None:

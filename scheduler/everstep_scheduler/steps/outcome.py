@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from everstep_checkpoint.errors import EverstepError
+from everstep_checkpoint.errors import EverstepError, type_name
 
 from ..graph.channels import Write
 from ..graph.retry import next_delay
@@ -53,13 +53,7 @@ def raised(node: NodeSpec | None, error: Exception, failures: int, rand: float) 
     """The outcome of an attempt that raised. `failures` counts this one; a node of None is never retried."""
     policies = node.retry if node is not None else ()
     delay = next_delay(policies, error, failures, rand)
-    return Raised(type_name(error), _text(error), _trace(error), delay)
-
-
-def type_name(error: BaseException) -> str:
-    """`module.Name`, or `Name` for a builtin."""
-    cls = type(error)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return Raised(type_name(type(error)), _text(error), _trace(error), delay)
 
 
 def _text(error: BaseException) -> str:
@@ -67,7 +61,7 @@ def _text(error: BaseException) -> str:
     if isinstance(error, EverstepError):
         return (f"{error.what.rstrip('.')}. {error.fix}" if error.fix else error.what)[:TEXT_MAX]
     whole = "".join(traceback.format_exception_only(error)).strip()
-    for prefix in (type_name(error), type(error).__qualname__):
+    for prefix in (type_name(type(error)), type(error).__qualname__):
         whole = whole.removeprefix(prefix).removeprefix(": ")
     return whole[:TEXT_MAX]
 

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.errors import EverstepError, NodeTimeoutError, UnknownNode
+from everstep_checkpoint.errors import EverstepError, LogError, NodeTimeoutError, UnknownNode
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import input_writes
 
@@ -393,7 +393,8 @@ class Attempt:
 
 class Performer:
     """Loads attempts and settles them. One per process; `by` is its name in the log; `listening` says who listens.
-    `slotted`: attempts hold slots of a worker."""
+    `slotted`: attempts hold slots of a worker. `parks`: a worker of
+    another version may be there for what this one lacks."""
 
     def __init__(
         self,
@@ -406,24 +407,26 @@ class Performer:
         listening: Listening | None = None,
         cache: Cache | None = None,
         slotted: bool = False,
+        parks: bool = False,
     ) -> None:
         self.listening = listening
         self.slotted = slotted
         self.graphs = graphs
         self.cache = cache
         self.loader = loader or Loader(log)
-        self._settler = Settler(moves, log, self.loader, by)
+        self._settler = Settler(moves, log, self.loader, by, parks)
 
     def load(self, lease: Lease) -> Attempt:
         """What the lease's task needs. Raises Unserved, and ServerError if Redis is away; bad data fails later."""
         spec = self.graphs.get(lease.graph)
         if spec is None:
             known = ", ".join(sorted(self.graphs)) or "none"
-            raise Unserved(f"graph {lease.graph!r} is not registered here; registered: {known}")
+            raise Unserved(f"graph {self._wanted(lease)!r} is not registered here; registered: {known}")
         try:
             node = None if lease.node in (START_NODE, "__join__") else spec.node(lease.node)
         except UnknownNode as error:
-            raise Unserved(f"graph {spec.version} has no node {lease.node!r}. {error.fix}") from None
+            wanted = self._wanted(lease)
+            raise Unserved(f"{wanted} wants node {lease.node!r}, which {spec.version} lacks. {error.fix}") from None
         node = None if lease.task == UPDATE_TASK else node
         doing = Effects(self._settler.moves, self.loader.log, lease, spec.codec, self._settler.by)
         try:
@@ -451,6 +454,14 @@ class Performer:
         if self.cache is not None and (key := key_of(attempt)):
             attempt.cache_key, attempt.known = key, recall(self.cache, attempt, key)
         return attempt
+
+    def _wanted(self, lease: Lease) -> str:
+        """The graph's `name@fingerprint` that made the step; the name alone where nobody says it."""
+        try:
+            made = self.loader.entry(lease.thread, lease.birth, f"{lease.n}-0").text("graph") if lease.n else ""
+        except LogError:
+            made = ""
+        return made if made.startswith(f"{lease.graph}@") else lease.graph
 
     def _given(self, lease: Lease, stand: Stand) -> Given:
         if lease.task in (START_TASK, UPDATE_TASK):

@@ -39,6 +39,7 @@ from .outcome import Raised, Returned, raised
 from .plan import Done, Planned, armed, plan
 from .sending import named
 from .updating import clears, dones, nodes_of, shown_node
+from .versions import lacks
 
 if TYPE_CHECKING:
     from .perform import Attempt, Result
@@ -57,7 +58,8 @@ Parts = list[tuple[str, str, int, str]]  # entry id, run-length tasks JSON, coun
 class Settler:
     """Makes commits. Holds what a commit's success will put into the cache, until it succeeds."""
 
-    def __init__(self, moves: Moves, log: Log, loader: Loader, by: str) -> None:
+    def __init__(self, moves: Moves, log: Log, loader: Loader, by: str, parks: bool = False) -> None:
+        self.parks = parks
         self.moves = moves
         self.log = log
         self.loader = loader
@@ -280,6 +282,7 @@ class Settler:
         lease, spec = attempt.lease, attempt.spec
         state = state_at(self.log, lease.thread, lease.n) if lease.n else None
         facts = _done_facts(self.log, lease, state)
+        self._leave_to_others(attempt, facts)
         done = [Done(f.text("task"), f.text("node"), _filled(f), tuple(f.json("goto") or ())) for f in facts]
         if lease.width == 1 and done and done[0].task == UPDATE_TASK:
             nodes = nodes_of(self.loader.entry(lease.thread, lease.birth, lease.rec), done[0].node)
@@ -296,6 +299,18 @@ class Settler:
         if lease.width == 1 and done and done[0].task == UPDATE_TASK:
             return self._checkpoint(attempt, planned, parts, "update", max(lease.base, -1) + 1, said, None, facts)
         return self._checkpoint(attempt, planned, parts, "loop", attempt.stand.step + 1, said, None, facts)
+
+    def _leave_to_others(self, attempt: Attempt, facts: Sequence[e.Entry]) -> None:
+        """A sibling that a worker of another version ran leads to what this version lacks: whoever serves that joins.
+        Raises Fenced then."""
+        lease, spec = attempt.lease, attempt.spec
+        if not self.parks or (lacking := lacks(spec, facts)) is None:
+            return
+        node, what = lacking
+        self.moves.release(
+            self.by, [lease.token], "parked", f"a step leads to {what}, which {spec.version} lacks", node
+        )
+        raise Fenced
 
     def _begin(
         self, attempt: Attempt, result: Result | None, planned: Planned, parts: Parts, value: Returned

@@ -32,6 +32,7 @@ call('HSET', S .. 'runs:' .. H.thread, H.run, 'running ' .. entry .. ' ' .. H.su
 out.status, out.entry = 'started', entry
 T.parent = ''
 begin(H.thread, T, H.run, entry, '', H.graph, H.queue)
+gives_word(T, H.caller)
 T.n, T.digest, T.step = H.head[1], H.head[2], H.head[3]
 T.base, T.updated = H.base, NOW
 open_step(H.thread, T, H.next, H.stop == '' and not H.own)

@@ -40,6 +40,7 @@ for _, r in ipairs(H.next or {}) do
 end
 if H.handler then call('LLEN', R .. 'queue:' .. H.handler[2]) end
 
+local own = T.own
 local function sleep(delay_ms)
   rec.p, rec.o, rec.s, rec.k = 'wake', nil, nil, 0
   call('ZADD', S .. 'wakes', NOW + delay_ms, place_of(H.thread, T, H.task))
@@ -151,4 +152,5 @@ elseif H.tokens and not suspended then
   wait_for_work()
 end
 out.run_status = T.run == H.run and T.status or 'rested'
+if own and own == H.caller and out.run_status ~= 'running' then call('ZREM', S .. 'callers', own) end
 return finish()

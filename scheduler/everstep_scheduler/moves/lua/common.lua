@@ -2,6 +2,7 @@
 -- KEYS[1]  the stem of our keys, `everstep:{0}:`. ARGV[1]  a JSON header; `rq` in it is RQ's prefix.
 -- Places of an open task:  unmade (in the list, no record) | job | lease | wake | parked | child | asked | failed | stopped | done
 -- A record: p place, a attempt, l lost, x expiries, k losses while alone, s suspect, t token, o owner, L lease ms,
+--           u unserved node it is parked for, if not its own,
 --           j job id, q queue, n node, w timeout s, r reason, i questions asked, an answers so far (entry ids, spaces),
 --           cl what it called (`<run> <thread>`), ct 1 once it has told how that rested, u length of the thread's `over` when it asked,
 --           e its first effect (entry id)
@@ -15,7 +16,7 @@ local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local LREM_MAX, REFUSED_MAX, PAGES_MAX, NAMED_MAX = 1000, 10, 5, 8192
 local MOVE_MAX, WAKES_MAX, REOPEN_PAGE, REOPEN_PAGES_MAX, LOSSES_ALONE_MAX = 250, 100, 100, 20, 3
 local FUNCTION = 'everstep.run_node'
-local YEAR_S, HOUR_S = 31536000, 3600
+local YEAR_S, HOUR_S, DAY_MS = 31536000, 3600, 86400000
 local threads, stored, fresh, pushed, moved = {}, {}, {}, {}, 0
 local coming, counted = {}, {}
 local out = { leases = {}, refused = {} }
@@ -274,7 +275,8 @@ local function at_place(member)
 end
 
 local function unpark(thread, T, task, rec)
-  local name = T.graph .. ':' .. rec.n
+  local name = T.graph .. ':' .. (rec.u or rec.n)
+  rec.u = nil
   if call('LREM', S .. 'parked:' .. name, 1, place_of(thread, T, task)) > 0 and call('HINCRBY', S .. 'parked', name, -1) <= 0 then
     call('HDEL', S .. 'parked', name)
   end
@@ -298,6 +300,26 @@ local function leave(thread, T, task, rec, listed)
     -- in a long list the id stays: without its task it is dropped when it comes up, and the audit takes it out before
     if listed and call('LLEN', key) <= LREM_MAX then call('LREM', key, 1, rec.j) end
   end
+end
+
+-- An inline caller drives the run that begins, and says so for a lease; '' and nil: nobody does.
+local function gives_word(T, caller)
+  T.own = caller or ''
+  if T.own ~= '' then call('ZADD', S .. 'callers', NOW + H.lease_ms, T.own) end
+end
+
+-- Does an inline caller still drive its run?  alive | gone | unknown, and its word: until when it said so, negative when
+-- it left, nothing if none is known. As with leases: nobody is gone whose word ran out while nobody could give one.
+local function driven(caller)
+  local score = show('ZSCORE', S .. 'callers', caller)
+  local till = type(score) == 'string' and tonumber(score) or nil
+  if H.here[caller] or (till and H.seen[caller] and till > H.seen[caller]) then return 'alive', till end
+  if till and till < 0 then return 'gone', till end
+  if till and till > NOW then return 'unknown', till end
+  local swept = show('HMGET', S .. 'sweep', 'at', 'hold')
+  local at, hold = tonumber(swept[1] or nil), tonumber(swept[2] or nil) or 0
+  if not at or NOW - at > math.max(H.lease_ms / 2, 500) or hold > NOW then return 'unknown', till end
+  return 'gone', till
 end
 
 local function fresh_record(node, queue, timeout_s) return { p = 'unmade', a = 0, n = node, q = queue, w = tonumber(timeout_s) or 0 } end
@@ -403,6 +425,16 @@ local function push_coming()
   coming = {}
 end
 
+-- What a task called is revoked after it: by the canceller, which is told of it, or by the sweep, which finds it here.
+local function disown(rec)
+  local run, called = string.match(rec.cl or '', '^(%S+) (.*)$')
+  rec.ct = 1
+  if not called then return end
+  show('RPUSH', S .. 'revoked', cjson.encode({ run = run, thread = called }))
+  out.children = out.children or {}
+  out.children[#out.children + 1] = { called, run }
+end
+
 -- The tasks of steps that were given up leave their places, a few pages a call. The hash stays whole until its scan is
 -- over, so that the cursor means something; a task that a scan shows twice has lost its job by then.
 local function clean_discards(budget)
@@ -416,6 +448,7 @@ local function clean_discards(budget)
     if not page or page.err then page = { '0', {} } end
     for i = 1, #page[2], 2 do
       local rec = sound(page[2][i + 1])
+      if rec and rec.p == 'child' then disown(rec) end
       if rec and rec.j and call('DEL', R .. 'job:' .. rec.j) == 1 then
         leave(d.thread, { graph = d.graph, n = d.n, jobs = 0 }, page[2][i], rec, true)
         budget = budget - 1
@@ -429,16 +462,6 @@ local function clean_discards(budget)
       call('LSET', S .. 'discards', 0, cjson.encode(d))
     end
   end
-end
-
--- What a task called is revoked after it: by the canceller, which is told of it, or by the sweep, which finds it here.
-local function disown(rec)
-  local run, called = string.match(rec.cl or '', '^(%S+) (.*)$')
-  rec.ct = 1
-  if not called then return end
-  show('RPUSH', S .. 'revoked', cjson.encode({ run = run, thread = called }))
-  out.children = out.children or {}
-  out.children[#out.children + 1] = { called, run }
 end
 
 -- Open tasks of a cancelled run leave their places, about 250 records a call, and wait for a run that continues. The
@@ -484,7 +507,7 @@ end
 -- A run begins: its one task is open. `give` places it (a queue, or a lease for an inline caller).
 local function begin(thread, T, run, rec_id, node, graph, queue)
   discard_step(thread, T)
-  T.graph, T.queue = graph, queue
+  T.graph, T.queue, T.own = graph, queue, ''
   T.run, T.rec, T.conf, T.base = run, rec_id, rec_id, T.step
   T.width, T.left, T.jobs, T.failed, T.asked, T.halted, T.cleaning, T.early = 1, 1, 0, 0, 0, 0, '', ''
   status(thread, T, 'running')
@@ -529,8 +552,19 @@ local function rest(thread, T, to, ...)
     local step = T.step
     fact(thread, T, 'run_started', 'of', q.entry, 'step', step)
     local rec = begin(thread, T, q.run, q.entry, q.node, q.graph, q.queue)
+    T.own = q.own or ''
     push(thread, T, q.task, rec)
   end
+end
+
+-- The run under way is stopped, and another one begins in the same script: inputs that wait stay behind that. Its tasks
+-- are given up as it begins, so no commit of theirs passes any more.
+local function stop_run(thread, T, actor)
+  fact(thread, T, 'run_cancel_asked', 'actor', actor)
+  fact(thread, T, 'run_rested', 'status', 'cancelled', 'actor', actor)
+  run_is(thread, T.run, 'cancelled')
+  status(thread, T, 'cancelled')
+  wake_caller(thread, T)
 end
 
 -- A task of the open step has ended for good and is no longer among those that keep the run going.
@@ -653,7 +687,7 @@ end
 local function continue_run(thread, T, run)
   local id = try_fact(thread, T, run, 'run_started', 'of', T.rec, 'step', T.step)
   if not id then return false end
-  T.run = run
+  T.run, T.own = run, ''
   T.base = T.step
   call('HSET', S .. 'runs:' .. thread, run, 'running ' .. id .. ' continue')
   T.left, T.failed, T.halted, T.jobs, T.parent = T.left + T.failed + T.halted, 0, 0, 0, ''

@@ -1,9 +1,15 @@
 -- release: leases are given back. Begins with a write that a full server allows.
--- H: owner tokens salt to = job (uncounted) | parked (uncounted, reason) | lost (the pool saw the process die)
+-- H: owner tokens salt to = job (uncounted) | parked (uncounted, reason; for whoever serves `node`, its own by default) | lost (the pool saw the process die)
+--    caller: this inline caller drives its run no more; ended=1: for it has ended
 --    without tokens: whatever the owner still holds, at most 250 a call
 -- Answers JSON: status = ok | rebuild; released; more = 1 if something is left
 if not alive() then return '{"status":"rebuild"}' end
 call('DEL', S .. 'nothing')
+if H.caller and H.ended then
+  call('ZREM', S .. 'callers', H.caller)
+elseif H.caller then
+  call('ZADD', S .. 'callers', -NOW, H.caller)
+end
 local tokens, more = H.tokens, nil
 if not tokens then
   tokens = call('HRANDFIELD', S .. 'held:' .. H.owner, MOVE_MAX)
@@ -23,10 +29,11 @@ local function give_back(thread, T, task, rec)
     return true
   end
   rec.p, rec.t = 'parked', nil
+  rec.u = H.node
   show_failed(thread, T, task, rec, H.reason)
   keep(thread, task, rec)
-  call('RPUSH', S .. 'parked:' .. T.graph .. ':' .. rec.n, place_of(thread, T, task))
-  call('HINCRBY', S .. 'parked', T.graph .. ':' .. rec.n, 1)
+  call('RPUSH', S .. 'parked:' .. T.graph .. ':' .. (H.node or rec.n), place_of(thread, T, task))
+  call('HINCRBY', S .. 'parked', T.graph .. ':' .. (H.node or rec.n), 1)
   show('HINCRBY', S .. 'stats', 'parked', 1)
   return true
 end

@@ -1,9 +1,11 @@
 -- renew: an owner names the tokens it holds. Begins with a write that a full server allows.
 -- H: owner lease_ms round tokens (at most 250 a call) last(1 in the last call of a round) wip(1: RQ's registry too) salt
+--    callers = inline callers of this process that drive a run: each gives its word for another lease
 -- A lease of this owner that two rounds running did not name is an orphan: released, uncounted.
 -- Answers JSON: status = ok | rebuild; gone = tokens that hold nothing
 if not alive() then return '{"status":"rebuild"}' end
 call('DEL', S .. 'nothing')
+for _, caller in ipairs(H.callers or {}) do call('ZADD', S .. 'callers', NOW + H.lease_ms, caller) end
 local gone, held = {}, S .. 'held:' .. H.owner
 for _, token in ipairs(H.tokens) do
   if call('ZSCORE', S .. 'leases', token) then

@@ -55,6 +55,7 @@ if type(called) == 'string' then
   if call('EXISTS', S .. 'revoked') == 1 then out.more = 1 end
 end
 
+show('ZREMRANGEBYSCORE', S .. 'callers', DAY_MS - NOW, NOW - DAY_MS) -- gone, and nobody took their runs up
 local thread = show('LPOP', S .. 'cleanings')
 if type(thread) == 'string' then
   pcall(go_on, thread)
