@@ -393,6 +393,35 @@ def test_tasks_that_ask_at_once_are_asked_one_after_the_other(saver: Saver) -> N
     assert flow.invoke(Command(resume="one"), CONFIG) == ["zero", "one"]
 
 
+def as_a_node(s: Story) -> Any:
+    class State(TypedDict, total=False):
+        a: int
+        b: int
+
+    @s.api.task
+    def add(n: int) -> int:
+        s.did("add")
+        return n + 1
+
+    @s.api.entrypoint()
+    def flow(state: State) -> Any:
+        s.did("flow")
+        return {"b": add(state["a"]).result() + s.api.interrupt("how many?")}
+
+    built = s.api.StateGraph(State).add_node("flow", flow).add_edge(START, "flow")
+    return built.compile(checkpointer=s.saver)
+
+
+def test_as_a_node_it_gets_the_state_and_gives_an_update_as_in_langgraph(saver: Saver) -> None:
+    mine, his = Story(OURS, saver), Story(THEIRS, OracleSaver())
+    steps: Steps = [({"a": 1}, None), (None, 10)]
+    ours, theirs = as_a_node(mine), as_a_node(his)
+    came = [[(x[0], x[1]) for x in played(mine, ours, steps, None)]]
+    came.append([(x[0], x[1]) for x in played(his, theirs, steps, None, durability="sync")])
+    assert came[0] == came[1]
+    assert [x[:4] for x in history(ours)] == [x[:4] for x in history(theirs)]
+
+
 # tasks
 
 

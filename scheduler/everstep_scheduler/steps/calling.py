@@ -199,12 +199,14 @@ class _Look:
     # in and out
 
     def _input(self) -> Call:
-        """The node's state, as far as the child's input has its keys."""
+        """The node's state, as far as the child's input has its keys; an entrypoint gets it whole."""
         spec, attempt = self.attempt.spec, self.attempt
         known = self.child.input_schema.fields
-        if attempt.given.arg is None:
+        if self.child.direct:
+            (given,) = attempt.args()
+        elif attempt.given.arg is None:
             fields = self.node.input_schema.fields
-            given: Any = spec.decoded([name for name in fields if name in known], attempt.stand.channels)
+            given = spec.decoded([name for name in fields if name in known], attempt.stand.channels)
         else:
             given = spec.codec.decode(attempt.given.arg, "the Send's argument")
             said = as_dict(given)
@@ -226,11 +228,11 @@ class _Look:
             goto=[each if isinstance(each, str) else Send(each[0], each[1], timeout=each[2]) for each in goto],
         )
 
-    def _output(self, n: int, digest: str) -> dict[str, Any]:
+    def _output(self, n: int, digest: str) -> Any:
         warm = self.attempt.loader.peek(self.thread, digest)
         channels: Channels = warm.channels if warm is not None else state_at(self.log, self.thread, n).channels
-        known = self.attempt.spec.channels
-        return {name: value for name, value in self.child.output(channels).items() if name in known}
+        known, gave = self.attempt.spec.channels, self.child.output(channels)
+        return gave if self.child.direct else {name: value for name, value in gave.items() if name in known}
 
     def _start(
         self,
