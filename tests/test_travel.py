@@ -318,7 +318,7 @@ def test_random_graphs_travel_as_in_langgraph(kind: str, request: pytest.Fixture
                 break  # one node ran, for a join and an edge at once: to LangGraph that is two, and ambiguous
             assert mine == his, f"seed {seed} {went}"
             if went[-1][1] == "clear" and any(each[1] == "update" for each in went) and told(ours) != told(theirs):
-                break  # to LangGraph what an update wrote in a waiting task's name, on a branch of its own, is that task's
+                break  # to LangGraph what an update wrote in a waiting task's name, on another branch, is that task's
             assert told(ours) == told(theirs), f"seed {seed} {went}"
         assert verify(saver.log, THREAD).problems == [], f"seed {seed} {went}"
         if kind == "memory":
