@@ -273,3 +273,16 @@ def module_file(module: str) -> Path:
     package, name = module.split(".")
     (folder,) = [folder for folder, each in PACKAGES.items() if each == package]
     return ROOT / folder / f"{name}.py"
+
+
+def test_nothing_here_pickles_or_executes_text_tests_included() -> None:
+    folders = ("checkpoint", "scheduler", "workers", "console", "tests", "examples", "bench")
+    found: list[str] = []
+    for path in (each for folder in folders for each in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            if {"pickle", "marshal", "shelve", "dill", "cloudpickle"} & set(names) or called in ("eval", "exec"):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}")  # type: ignore[attr-defined]
+    assert found == []
