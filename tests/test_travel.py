@@ -268,6 +268,11 @@ def trip(dice: random.Random) -> tuple[int, str, Any]:
     return dice.randrange(8), dice.choice(["replay", "input", "update", "clear", "copy", "as input"]), dice.random()
 
 
+def as_node(names: list[str], chance: float) -> str | None:
+    """For whom an update speaks; None: whoever ran last."""
+    return [None, *names][int(chance * (len(names) + 1))]
+
+
 def travel(graph: Any, names: list[str], back: int, what: str, chance: float, **more: Any) -> str:
     history = list(graph.get_state_history(ON))
     config = {**history[min(back, len(history) - 1)].config, "recursion_limit": 12}
@@ -277,7 +282,7 @@ def travel(graph: Any, names: list[str], back: int, what: str, chance: float, **
         case "input":
             return outcome(lambda: graph.invoke({"log": ["y"]}, config, **more))
         case "update":
-            node = [None, *names][int(chance * (len(names) + 1))]
+            node = as_node(names, chance)
             return outcome(lambda: graph.update_state(config, {"log": ["u"]}, as_node=node))
         case "clear":
             return outcome(lambda: graph.update_state(config, None, as_node=END))
@@ -310,14 +315,21 @@ def test_random_graphs_travel_as_in_langgraph(kind: str, request: pytest.Fixture
             lambda: theirs.invoke({"log": ["x"]}, start, durability="sync")  # noqa: B023
         )
         went: list[Any] = []
+        spoken: set[tuple[str, str]] = set()  # a checkpoint, and a node that waited there when an update spoke for it
         for _ in range(TRIPS):
             went.append(trip(dice))
             names = sorted(ours.spec.nodes)
+            back, what, chance = went[-1]
+            history = list(ours.get_state_history(ON))
+            there = history[min(back, len(history) - 1)]
+            place = there.config["configurable"]["checkpoint_id"]
             mine, his = travel(ours, names, *went[-1]), travel(theirs, names, *went[-1], durability="sync")
+            if what == "update" and (node := as_node(names, chance)) in there.next:
+                spoken.add((place, str(node)))
             if (mine, his) == ("done", "InvalidUpdateError") and went[-1][1] == "update":
                 break  # one node ran, for a join and an edge at once: to LangGraph that is two, and ambiguous
             assert mine == his, f"seed {seed} {went}"
-            if went[-1][1] == "clear" and any(each[1] == "update" for each in went) and told(ours) != told(theirs):
+            if what == "clear" and any((place, node) in spoken for node in there.next):
                 break  # to LangGraph what an update wrote in a waiting task's name, on another branch, is that task's
             assert told(ours) == told(theirs), f"seed {seed} {went}"
         assert verify(saver.log, THREAD).problems == [], f"seed {seed} {went}"
