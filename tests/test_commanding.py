@@ -30,7 +30,21 @@ from everstep_scheduler.graph.runtime import END, START, Command, Send
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from everstep_scheduler.moves.record import Config
 from servers import run_seed
-from test_interrupts import OURS, THEIRS, Answer, State, asks, call, history, on, says, shown, waiting, working
+from test_interrupts import (
+    OURS,
+    THEIRS,
+    Answer,
+    State,
+    asks,
+    call,
+    go_the_same,
+    history,
+    on,
+    says,
+    shown,
+    waiting,
+    working,
+)
 from test_recovery import wipe
 
 GRAPHS = 60
@@ -313,21 +327,7 @@ def test_an_input_that_is_still_to_be_applied_can_not_be_commanded(saver: Saver)
 
 
 def test_commands_go_the_same_on_workers(redis_url: str) -> None:
-    graphs: dict[str, Any] = {}
-    for story, (build, stops, _) in STORIES.items():
-        graphs[story] = build(OURS).compile(name=f"g{len(graphs)}", **stops)
-    memory = InMemorySaver()
-    with working(redis_url, *graphs.values()) as worker, connect(redis_url) as client:
-        for story, (build, stops, steps) in STORIES.items():
-            remote, config = client.graph(graphs[story].name, graphs[story]), on(story)
-            inline = build(OURS).compile(checkpointer=memory, name=graphs[story].name, **stops)
-            for i, step in enumerate(steps):
-                mine, theirs = do(OURS, remote, config, step, timeout=20), do(OURS, inline, config, step)
-                assert mine == (theirs if isinstance(theirs, tuple) else "RunFailed"), f"{story}: call {i}"
-                assert values(remote, config) == values(inline, config), f"{story}: state after call {i}"
-                assert history(remote, config) == history(inline, config), f"{story}: history after call {i}"
-            assert verify(client.log_store, story).sound
-        assert not worker.work.held
+    go_the_same(redis_url, STORIES, do, values)
 
 
 def test_a_client_without_the_code_commands(redis_url: str) -> None:
