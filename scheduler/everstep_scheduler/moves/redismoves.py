@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +24,7 @@ from everstep_checkpoint.log import new_id
 from .connection import Client, server_error, translated
 from .contract import LEASE_MS, MOVE_MAX, Answer, Branch, Call, Caller, Commanded, Commit, Lease, Offer, Start, Started
 
+PLAIN = "plain"  # the commit that nearly every step is
 STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
 Header = dict[str, Any]
@@ -35,7 +36,8 @@ _read = json.JSONDecoder().decode
 def source(name: str) -> str:
     """The text of a script, what all of them share included."""
     lua = files("everstep_scheduler.moves") / "lua"
-    shared = ("common", "starting") if name in STARTING else ("common",)
+    asked = "plain" if name == "commit" else "header"
+    shared = ("date", asked, "common", *(("starting",) if name in STARTING else ()))
     return "".join((lua / f"{each}.lua").read_text() for each in (*shared, name))
 
 
@@ -80,7 +82,7 @@ class Scripts:
         return answers
 
     def _send(self, calls: Sequence[tuple[str, Header, Sequence[Any]]]) -> list[Header]:
-        packed = [(name, self._packed(header), args) for name, header, args in calls]
+        packed = [(name, (*self._packed(header), *args)) for name, header, args in calls]
         try:
             if len(packed) == 1:
                 return [_answered(self._one(*packed[0]))]
@@ -96,20 +98,22 @@ class Scripts:
             said.of(threads.pop())
         return said
 
-    def _packed(self, header: Header) -> str:
-        return _json({"rq": self.keys.rq, **header})
+    def _packed(self, header: Header) -> tuple[Any, ...]:
+        if PLAIN in header:
+            return (PLAIN, self.keys.rq, header["thread"], *header[PLAIN])
+        return (_json({"rq": self.keys.rq, **header}),)
 
-    def _one(self, name: str, header: str, args: Sequence[Any]) -> Any:
+    def _one(self, name: str, args: Sequence[Any]) -> Any:
         try:
-            return self.client.evalsha(sha(name), 1, self.keys.stem, header, *args)
+            return self.client.evalsha(sha(name), 1, self.keys.stem, *args)
         except NoScriptError:
-            return self.client.eval(source(name), 1, self.keys.stem, header, *args)
+            return self.client.eval(source(name), 1, self.keys.stem, *args)
 
-    def _many(self, packed: Sequence[tuple[str, str, Sequence[Any]]]) -> list[Any]:
+    def _many(self, packed: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         untyped: Any = self.client
         pipe = untyped.pipeline(transaction=False)
-        for name, header, args in packed:
-            pipe.execute_command("EVALSHA", sha(name), 1, self.keys.stem, header, *args)
+        for name, args in packed:
+            pipe.execute_command("EVALSHA", sha(name), 1, self.keys.stem, *args)
         raws = list(pipe.execute(raise_on_error=False))
         for i, raw in enumerate(raws):
             if isinstance(raw, NoScriptError):
@@ -141,7 +145,48 @@ def _flat(fields: Fields) -> list[Any]:
     return flat
 
 
-def _answered(raw: bytes) -> Header:
+def _plain(commit: Commit, offer: Offer, stem: str) -> tuple[Any, ...] | None:
+    """The commit's part of what `plain.lua` takes; None where it has more to say than that."""
+    lease = commit.lease
+    if commit.outcome != "next" or lease.width != 1 or len(commit.entries) != 1 or len(commit.next) != 1:
+        return None
+    if not offer.tokens or not offer.queues or offer.thread or commit.head is None or commit.stop or commit.parts:
+        return None
+    (n, digest, step), row = commit.head, commit.next[0]
+    if len(row) != 4 or not (lease.thread.isascii() and row[1].isascii() and row[2].isascii()):
+        return None
+    named = f'{{"keys":{_json(stem)},"n":{n},"task":"{row[0]}","thread":{_json(lease.thread)}}}'
+    return (
+        lease.n, lease.digest, lease.task, lease.token, offer.owner, salt(), offer.lease_ms, offer.round, offer.process,
+        lease.run, new_id(), n, digest, step, *row, named, _place(*row[1:]), len(offer.tokens), len(offer.queues),
+    )  # fmt: skip
+
+
+@lru_cache(1024)
+def _place(node: str, queue: str, timeout_s: float) -> str:
+    """Where a task's jobs go, as its record says it."""
+    return f'"n":{_json(node)},"q":{_json(queue)},"w":{_json(timeout_s)}'
+
+
+def _plain_answer(commit: Commit, offer: Offer, raw: list[bytes]) -> Answer:
+    """What `plain.lua` answers: the time, the job of the next task if it is leased at once, the leases from queues."""
+    at_ms, job, rows = raw
+    leases = [Lease(*row) for row in _read(rows.decode())] if rows else []
+    if job:
+        (n, digest, _), (task, node, queue, timeout_s) = commit.head or (0, "", 0), commit.next[0]
+        was = commit.lease
+        leases.append(
+            Lease(
+                offer.tokens[len(leases)], was.thread, n, digest, task, node, 1, 0, queue, timeout_s, was.run, was.graph, 1,
+                job.decode(), was.birth, was.rec, was.base, int(at_ms), 0, was.conf,
+            )
+        )  # fmt: skip
+    return Answer("ok", tuple(leases), (), "running", ())
+
+
+def _answered(raw: bytes | list[bytes]) -> Header:
+    if isinstance(raw, list):
+        return {"status": "ok", PLAIN: raw}
     found: Header = _read(raw.decode("utf-8", "surrogatepass"))
     return found
 
@@ -278,10 +323,16 @@ class RedisMoves:
 
     def commit(self, commits: Sequence[tuple[Commit, Offer]]) -> list[Answer]:
         answers = self.scripts.run_all([self._commit(commit, offer) for commit, offer in commits])
-        return [_answer(_standing(x)) for x in answers]
+        return [
+            _plain_answer(commit, offer, answer[PLAIN]) if PLAIN in answer else _answer(_standing(answer))
+            for (commit, offer), answer in zip(commits, answers, strict=True)
+        ]
 
     def _commit(self, commit: Commit, offer: Offer) -> tuple[str, Header, list[Any]]:
         lease = commit.lease
+        if (plain := _plain(commit, offer, self.scripts.keys.stem)) is not None:
+            flat = _flat(commit.entries[0])
+            return "commit", {"thread": lease.thread, PLAIN: (*plain, len(flat), *offer.tokens, *offer.queues)}, flat
         heads, flat = _entries(commit.entries, lease.n)
         header: Header = {
             "thread": lease.thread, "n": lease.n, "digest": lease.digest, "task": lease.task, "token": lease.token,

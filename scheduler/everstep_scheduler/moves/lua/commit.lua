@@ -77,7 +77,7 @@ if H.outcome == 'called' then
   end
 end
 
-local behind = 2 -- the arguments of a call come behind those of the entries
+local behind = AT -- the arguments of a call come behind those of the entries
 for _, entry in ipairs(H.entries or {}) do behind = behind + entry[3] end
 local ids = {}
 if H.outcome ~= 'again' then

@@ -1,12 +1,12 @@
 -- What all scripts share. It is put before each of them; the whole is one script, its version is its hash.
--- KEYS[1]  the stem of our keys, `everstep:{0}:`. ARGV[1]  a JSON header; `rq` in it is RQ's prefix.
+-- KEYS[1]  the stem of our keys, `everstep:{0}:`. H  what `header` or `plain` found in ARGV; `rq` in it is RQ's prefix.
 -- Places of an open task:  unmade (in the list, no record) | job | lease | wake | parked | child | asked | failed | stopped | done
 -- A record: p place, a attempt, l lost, x expiries, k losses while alone, s suspect, t token, o owner, L lease ms,
 --           u unserved node it is parked for, if not its own,
 --           j job id, q queue, n node, w timeout s, r reason, i questions asked, an answers so far (entry ids, spaces),
 --           cl what it called (`<run> <thread>`), ct 1 once it has told how that rested, u length of the thread's `over` when it asked,
 --           e its first effect (entry id)
-local S, H, call = KEYS[1], cjson.decode(ARGV[1]), redis.call
+local S, call = KEYS[1], redis.call
 -- For what only shows how things are, in RQ's registries and in ours for people, and for bells: keys of another type than
 -- we write must not end a move half way.
 local show = redis.pcall
@@ -20,20 +20,6 @@ local YEAR_S, HOUR_S, DAY_MS = 31536000, 3600, 86400000
 local threads, stored, fresh, pushed, moved = {}, {}, {}, {}, 0
 local coming, counted = {}, {}
 local out = { leases = {}, refused = {} }
-
-local function iso(ms)
-  local s = math.floor(ms / 1000)
-  local d = math.floor(s / 86400)
-  local r, z = s - d * 86400, d + 719468
-  local era = math.floor(z / 146097)
-  local doe = z - era * 146097
-  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
-  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
-  local mp = math.floor((5 * doy + 2) / 153)
-  local month = mp < 10 and mp + 3 or mp - 9
-  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03d000Z', yoe + era * 400 + (month <= 2 and 1 or 0), month,
-    doy - math.floor((153 * mp + 2) / 5) + 1, math.floor(r / 3600), math.floor(r / 60) % 60, r % 60, ms % 1000)
-end
 
 local today
 local function now_iso()
@@ -151,7 +137,7 @@ end
 
 -- Entries from the caller: H.entries = { {id, kind, number of arguments}, ... }, their arguments follow ARGV[1].
 local function append(thread)
-  local at, ids = 2, {}
+  local at, ids = AT, {}
   for i, e in ipairs(H.entries or {}) do
     ids[i] = call('XADD', S .. 'log:' .. thread, e[1], 'v', '1', 'kind', e[2], 'at', NOW, unpack(ARGV, at, at + e[3] - 1))
     at = at + e[3]
