@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import fakeredis
@@ -73,7 +72,7 @@ class Two:
         return lease
 
     def claim_child(self, count: int = 1) -> list[str]:
-        answer = self.moves.claim(replace(self.stage.offer(count), thread=CHILD))
+        answer = self.moves.claim(self.stage.offer(count)._replace(thread=CHILD))
         self.stage.held.extend(answer.leases)
         return [x.task for x in answer.leases]
 

@@ -37,6 +37,12 @@ STATE_MAX = 512 * 2**20  # Redis' bound of one value
 WALK_MAX = 50_000  # items of a list, or pairs of a dict, that are compared one by one; beyond it: SET
 NEST_MAX = 16  # dicts in dicts that are merged; a deeper one is set
 PATH_MAX = 64  # steps of a path, and edits of a value
+# What the encodings of values without items begin with: numbers, texts, bytes, true, false, nil.
+_LEAVES = frozenset(
+    bytes([head])
+    for head in range(256)
+    if not (0x80 <= head <= 0x9F or 0xC7 <= head <= 0xC9 or 0xD4 <= head <= 0xD8 or 0xDC <= head <= 0xDF)
+)
 _REF = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
@@ -49,7 +55,7 @@ def diff(before: bytes | None, after: bytes | None) -> Op | None:
         return None
     if after is None:
         return [DELETE]
-    if before is None:
+    if before is None or after[:1] in _LEAVES or before[:1] in _LEAVES:
         return [SET, after]
     try:
         op = _diff(before, after, 0)

@@ -19,10 +19,10 @@ import redis
 from everstep_checkpoint.errors import ServerError
 
 from .slots import OFFER_MAX
-from .tempo import MOMENT_S
 from .work import Work, log
 
 BLOCK_S = 1
+LOOK_S = 0.01
 CLAIM_EVERY_S = 1.0
 PAUSE_S = 0.1
 BELL_LASTS_MS = 5000
@@ -63,6 +63,7 @@ class Front(threading.Thread):
 
     def _turn(self) -> None:
         work = self._work
+        work.hands.relieve()
         if self._alone in work.held or self._took_suspect():
             work.draining.wait(PAUSE_S)
             return
@@ -70,14 +71,14 @@ class Front(threading.Thread):
             work.hungry = True  # commits take nothing either
             work.draining.wait(PAUSE_S)
             return
-        if not (room := work.tempo.room()):
-            work.hungry = time.monotonic() - self._claimed > CLAIM_EVERY_S
-            work.draining.wait(MOMENT_S)
+        overdue = time.monotonic() - self._claimed > CLAIM_EVERY_S
+        if not (room := work.tempo.room() or overdue):
+            work.draining.wait(LOOK_S)
             return
         wanting = work.patience.troubled or work.resting  # Redis, or a thread
         tokens = () if wanting else work.slots.take(min(OFFER_MAX, room))
         if not tokens:
-            work.hungry = time.monotonic() - self._claimed > CLAIM_EVERY_S
+            work.hungry = overdue
             work.draining.wait(PAUSE_S) if wanting else work.slots.wait(CLAIM_EVERY_S / 4)
             return
         if self._claim(tokens) < len(tokens):

@@ -3,22 +3,35 @@
 Each thread drives itself: it runs an attempt, commits it over its own connection, and goes on with the lease that the
 same reply brought. So a chain of steps costs one round trip a step and no hand-over between threads. Threads begin when
 they are first needed; there are never more than slots.
+
+    backlog ──► run ──► post ──► posted ──collect──► the next leases ──► backlog
+                          ▲                 │
+                          └── while nodes are quick, the next one runs before the answer is awaited
+
+One that is stuck in a node is relieved of what waits behind it: other threads go on with that.
 """
 
 from __future__ import annotations
 
 import threading
-from functools import cached_property
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import cached_property, partial
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from everstep_checkpoint.errors import LogError, ServerError
-from everstep_scheduler.moves.redismoves import RedisMoves
+from everstep_scheduler.moves.contract import Commit, Offer
 from everstep_scheduler.steps.failpoints import reach
 from everstep_scheduler.steps.perform import Attempt, Result
 
-from .patience import Hopeless
+from .line import Line
 from .slots import Done, Held
+from .tempo import MOMENT_S
 from .work import Work, log
+
+UNDER_WAY_MAX = 2
 
 
 class Hands:
@@ -26,9 +39,9 @@ class Hands:
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._all: list[Hand] = []
         self._idle: list[Hand] = []
         self._lock = threading.Lock()
-        self._count = 0
         self._ended = False
 
     def start(self, held: Held) -> None:
@@ -38,9 +51,9 @@ class Hands:
         hand.inbox.put(held)
 
     def _begun(self) -> Hand:
-        hand = Hand(self._work, self, f"everstep-hand-{self._count + 1}")
+        hand = Hand(self._work, self, f"everstep-hand-{len(self._all) + 1}")
         hand.start()
-        self._count += 1
+        self._all.append(hand)
         return hand
 
     def idle(self, hand: Hand) -> bool:
@@ -49,6 +62,12 @@ class Hands:
             if not self._ended:
                 self._idle.append(hand)
             return not self._ended
+
+    def relieve(self) -> None:
+        """Let other threads have what waits behind a node that takes its time."""
+        for hand in list(self._all):
+            if hand.stuck and hand.coming:
+                hand.relieve()
 
     def end(self) -> None:
         """Idle threads end now, busy ones when their node returns."""
@@ -59,6 +78,15 @@ class Hands:
             hand.inbox.put(None)
 
 
+class Posted(NamedTuple):
+    """A commit under way."""
+
+    done: Done
+    commit: Commit
+    offer: Offer
+    at: int
+
+
 class Hand(threading.Thread):
     """One thread for sync nodes."""
 
@@ -67,22 +95,69 @@ class Hand(threading.Thread):
         self.inbox: SimpleQueue[Held | None] = SimpleQueue()
         self._work = work
         self._hands = hands
+        self._backlog: deque[Held] = deque()
+        self._posted: deque[Posted] = deque()
+        self._wire = threading.Lock()  # the connection, and the order of what is posted
+        self._began = 0.0  # when the node that runs now was called
 
     @cached_property
-    def _moves(self) -> RedisMoves:
-        return self._work.line()
+    def _line(self) -> Line:
+        return self._work.own_line()
+
+    @property
+    def coming(self) -> int:
+        return len(self._backlog) + sum(len(each.offer.tokens) for each in list(self._posted))
+
+    @property
+    def stuck(self) -> bool:
+        began = self._began
+        return began > 0 and time.monotonic() - began > MOMENT_S
 
     def run(self) -> None:
         while (held := self.inbox.get()) is not None:
-            while held is not None:
-                held = self._guarded(held)
+            self._backlog.append(held)
+            while self._backlog or self._posted:
+                self._turn()
+            tempo = self._work.tempo
+            if tempo.leader is self:
+                tempo.leader = None
             if not self._hands.idle(self):
                 return
 
-    def _guarded(self, held: Held) -> Held | None:
+    def _turn(self) -> None:
+        """Run the next attempt, if there is one, and await an answer, unless something quick can be run meanwhile."""
+        held = _popped(self._backlog)
+        if held is not None:
+            self._guarded(held, partial(self._step, held))
+            if self._backlog and len(self._posted) < UNDER_WAY_MAX and self._work.tempo.quick:
+                return
+        with self._wire:
+            fresh = self._collected()
+        self._take(fresh)
+
+    def _take(self, fresh: list[Held]) -> None:
+        """Leases that came: quick ones stay with this thread, else it has one, and other threads have the others."""
+        if fresh:
+            keep = len(fresh) if self._work.tempo.quick else 1 - len(self._backlog)
+            self._backlog.extend(self._work.spread(fresh, keep))
+
+    def relieve(self) -> None:
+        """By another thread: what waits here goes to others, also what came in answers that nobody reads now."""
+        fresh: list[Held] = []
+        if self._wire.acquire(blocking=False):
+            try:
+                while self._posted and self._line.has_reply():
+                    fresh += self._collected()
+            finally:
+                self._wire.release()
+        while (held := _popped(self._backlog)) is not None:
+            fresh.append(held)
+        self._work.pass_on(fresh)
+
+    def _guarded(self, held: Held, action: Callable[[], None]) -> None:
         """The loop's door: nothing that is raised ends the thread."""
         try:
-            return self._step(held)
+            action()
         except ServerError as error:
             log.warning("%s: its outcome is dropped, the process ends: %s", held, error.what)
         except LogError as error:
@@ -91,37 +166,55 @@ class Hand(threading.Thread):
         except BaseException as error:  # noqa: BLE001
             self._work.stumbled(held, error)
             self._work.slots.give_new()
-        return None
 
-    def _step(self, held: Held) -> Held | None:
-        """Run one attempt to its commit. Returns what this thread runs next."""
+    def _step(self, held: Held) -> None:
+        """Run one attempt to its commit, and post that."""
         work = self._work
         if not work.load(held):
-            return None
+            return
         attempt = held.attempt
         assert attempt is not None
         if attempt.is_async:
             work.loop.start(held)
-            return None
+            return
         if attempt.pace.limited:
             work.watch(held)
         work.tempo.begins(held)
+        computed_s, self._began = time.thread_time(), held.began
         result = _called(attempt)
-        work.tempo.ended(result.ms / 1000)
+        self._began = 0.0
+        work.tempo.ended(time.monotonic() - held.began, time.thread_time() - computed_s)
         reach("called")
         if not held.take_right():
             work.slots.give_new()
-            return None
-        return work.spread(self._commit(held, result), keep=True)
+            return
+        done = Done(held, result)
+        commit = work.settle(done)
+        work.tempo.take_lead(self)
+        offer = work.refill(True, work.tempo.room(self))
+        reach("settled")
+        with self._wire:
+            at = self._line.post(work.moves.command(commit, offer))
+            self._posted.append(Posted(done, commit, offer, at))
 
-    def _commit(self, held: Held, result: Result) -> list[Held]:
-        try:
-            return self._work.commit(self._moves, [Done(held, result)])
-        except Hopeless as error:
-            assert held.attempt is not None
-            log.error("%s: Redis refuses its outcome: %s", held, error)
-            refused = Result.stopped(held.attempt, f"Redis refuses its outcome: {error}")
-            return self._work.commit(self._moves, [Done(held, refused)])
+    def _collected(self) -> list[Held]:
+        """The leases that the answer to the oldest commit under way brought. One whose answer is lost is sent again."""
+        if not self._posted:
+            return []
+        fresh: list[Held] = []
+        posted = self._posted.popleft()
+        self._guarded(posted.done.held, lambda: fresh.extend(self._came(posted)))
+        return fresh
+
+    def _came(self, posted: Posted) -> list[Held]:
+        return self._work.came(posted.done, posted.commit, posted.offer, self._line.collect(posted.at))
+
+
+def _popped(backlog: deque[Held]) -> Held | None:
+    try:
+        return backlog.popleft()
+    except IndexError:
+        return None
 
 
 def _called(attempt: Attempt) -> Result:

@@ -1,7 +1,8 @@
 """A client with one connection, for one thread: it connects when first used, and a broken connection is always seen.
 
 redis-py's client spends a third of a command's time on its pool, retries and telemetry; a thread that does nothing but
-run steps needs none of them. Replies are as they come; that is all that scripts need.
+run steps needs none of them. Replies are as they come; that is all that scripts need. A command may be posted, and its
+reply collected later, while the thread does something else.
 """
 
 from __future__ import annotations
@@ -12,6 +13,13 @@ import redis
 
 from everstep_scheduler.moves.connection import connect
 
+try:  # the extra `fast`: redis-py would look at each argument before it calls this
+    import hiredis
+except ImportError:
+    hiredis = None  # type: ignore[assignment]
+
+LOST = -1
+
 
 class Line(redis.Redis):
     """Not for sharing. Use it for scripts, and for commands whose reply needs no making up."""
@@ -20,18 +28,59 @@ class Line(redis.Redis):
         pool: Any = connect(url, connections=2).connection_pool
         super().__init__(connection_pool=pool)  # pyright: ignore[reportUnknownMemberType]
         self._one: Any = pool.make_connection()
+        self._epoch = 0  # of the connection: replies that were to come over an older one are lost
+
+    def _send(self, args: tuple[Any, ...]) -> None:
+        packed = [hiredis.pack_command(args)] if hiredis is not None else self._one.pack_command(*args)
+        self._one.send_packed_command(packed, False)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send, and wait for the reply. Whatever goes wrong but an error reply ends the connection."""
         try:
-            self._one.send_command(*args)
+            self._send(args)
             return self._one.read_response()
         except redis.ResponseError:
             raise
         except BaseException:
-            self._one.disconnect()
+            self._end()
             raise
 
-    def close(self) -> None:
+    def post(self, args: tuple[Any, ...]) -> int:
+        """Send a command. The answer is for `collect`; LOST if it could not be sent."""
+        try:
+            self._send(args)
+        except redis.RedisError:
+            self._end()
+            return LOST
+        return self._epoch
+
+    def collect(self, posted: int) -> Any:
+        """The reply to the oldest command posted and not collected. None if its connection has ended since; an error
+        reply is returned, not raised."""
+        if posted != self._epoch:
+            return None
+        try:
+            return self._one.read_response()
+        except redis.ResponseError as error:
+            return error
+        except redis.RedisError:
+            self._end()
+            return None
+        except BaseException:
+            self._end()
+            raise
+
+    def has_reply(self) -> bool:
+        """Can `collect` go on without waiting?"""
+        try:
+            return bool(self._one.can_read(0))
+        except redis.RedisError:
+            return True
+
+    def _end(self) -> None:
+        self._epoch += 1
         self._one.disconnect()
+
+    def close(self) -> None:
+        self._end()
         self.connection_pool.disconnect()

@@ -1,20 +1,37 @@
-"""How many sync attempts a process should have in their first moments.
+"""How many sync attempts a process should have at once.
 
-Threads whose nodes wait for something cost nothing; threads whose nodes are over at once fight for the interpreter, and
-ten of them do less than two. So while nodes are quick, only a few are begun at a time, and a thread that finds enough
-others at work rests. An attempt that has run for longer than a moment waits for something, and counts no more.
+Threads whose nodes wait for something cost nothing; threads whose nodes only compute fight for the interpreter, and ten
+of them do less than one. So while nodes are quick, one thread, the leader, runs them one behind the other and has its
+commits on the way meanwhile; the others rest. An attempt that has run for longer than a moment counts no more: then a
+claim brings others, for other threads.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from typing import Protocol
 
 from .slots import OFFER_MAX, Held
 
 MOMENT_S = 0.002
-KEEN = 2
+WAITS_S = 0.0005
+KEEN = 3
 SMOOTH = 0.1
+
+
+class Leader(Protocol):
+    """The thread that runs quick nodes."""
+
+    @property
+    def coming(self) -> int:
+        """What it has to do after the attempt that it runs: leases it holds, and tokens it has offered."""
+        ...
+
+    @property
+    def stuck(self) -> bool:
+        """Does its attempt take longer than a moment?"""
+        ...
 
 
 class Tempo:
@@ -23,19 +40,38 @@ class Tempo:
     def __init__(self) -> None:
         self._begun: deque[Held] = deque(maxlen=4 * KEEN)
         self._pace_s = MOMENT_S
+        self._waits_s = 0.0
+        self.leader: Leader | None = None
 
     def begins(self, held: Held) -> None:
         """A thread begins an attempt."""
+        held.began = time.monotonic()
         self._begun.append(held)
 
-    def ended(self, seconds: float) -> None:
-        """Its node has returned."""
+    def ended(self, seconds: float, computed_s: float) -> None:
+        """Its node has returned after so long, so much of it spent computing."""
         self._pace_s += SMOOTH * (seconds - self._pace_s)
+        self._waits_s += SMOOTH * (max(seconds - computed_s, 0.0) - self._waits_s)
 
-    def room(self) -> int:
-        """For how many more attempts to offer now: all the slots there are, or the few that quick nodes can use."""
-        if self._pace_s >= MOMENT_S:
+    @property
+    def quick(self) -> bool:
+        """Are nodes over at once, on average, without waiting for anything?"""
+        return self._pace_s < MOMENT_S and self._waits_s < WAITS_S
+
+    def take_lead(self, hand: Leader) -> None:
+        """This thread is the one to take more work while nodes are quick, if no other one is at it."""
+        if self.leader is None or self.leader.stuck:
+            self.leader = hand
+
+    def room(self, hand: Leader | None = None) -> int:
+        """For how many more attempts to offer now: all the slots there are, or the few that quick nodes can use.
+
+        While a leader is at it, these are for its commits, not for claims.
+        """
+        if not self.quick:
             return OFFER_MAX
-        now = time.monotonic()
+        leader, now = self.leader, time.monotonic()
+        if leader is not None and leader is not hand and not leader.stuck:
+            return 0
         young = sum(not held.settled and now - held.began < MOMENT_S for held in list(self._begun))
-        return max(KEEN - young, 0)
+        return max(KEEN - young - (leader.coming if leader is not None else 0), 0)

@@ -69,6 +69,10 @@ class Runner(Protocol):
     def start(self, held: Held) -> None: ...
 
 
+class Threads(Runner, Protocol):
+    def relieve(self) -> None: ...
+
+
 class Stopper(Runner, Protocol):
     def cancel(self, held: Held) -> None: ...
 
@@ -76,7 +80,7 @@ class Stopper(Runner, Protocol):
 class Work:
     """The shared record of one worker process."""
 
-    hands: Runner
+    hands: Threads
     loop: Stopper
     committer: Callable[[Done], None]
     watch: Callable[[Held], None]
@@ -121,11 +125,15 @@ class Work:
         self._clients.append(made)
         return made
 
-    def line(self) -> RedisMoves:
-        """The moves over a thread's own connection."""
+    def own_line(self) -> Line:
+        """A thread's own connection."""
         made = Line(self.setup.url)
         self._clients.append(made)
-        return self._moves(made)
+        return made
+
+    def line(self) -> RedisMoves:
+        """The moves over a thread's own connection."""
+        return self._moves(self.own_line())
 
     def _moves(self, client: Client) -> RedisMoves:
         return RedisMoves(Scripts(client, self.setup.keys, self.recovery, self.setup.url))
@@ -221,15 +229,22 @@ class Work:
             self.insist(lambda: self.moves.release(self.setup.name, [held.lease.token], "parked", reason))
             self.drop(held)
 
-    def spread(self, fresh: Sequence[Held], keep: bool = False) -> Held | None:
-        """Start attempts where they belong. With `keep` the first sync one is left to the calling thread."""
-        kept: Held | None = None
+    def pass_on(self, held: list[Held]) -> None:
+        """Attempts that wait behind a node which takes its time: other threads run them, or they go back."""
+        if self.draining.is_set():
+            self._hand_back(held)
+        else:
+            self.spread(held)
+
+    def spread(self, fresh: Sequence[Held], keep: int = 0) -> list[Held]:
+        """Start attempts where they belong. So many of the sync ones are left to the calling thread."""
+        kept: list[Held] = []
         for i, held in enumerate(fresh):
             try:
                 if self._needs_loop(held.lease):
                     self._start_async(held)
-                elif keep and kept is None:
-                    kept = held
+                elif len(kept) < keep:
+                    kept.append(held)
                 else:
                     self.hands.start(held)
             except Exception as error:  # noqa: BLE001 - no thread for it, most likely; others may have one
@@ -264,38 +279,69 @@ class Work:
 
     def commit(self, moves: RedisMoves, done: Sequence[Done]) -> list[Held]:
         """Commit outcomes in one pipeline and refill from each one's offer. Returns what there is to run next."""
-        commits = [self._settle(each) for each in done]
-        pairs = [(commit, self._refill(done[i].own, first=i == 0)) for i, commit in enumerate(commits)]
+        commits = [self.settle(each) for each in done]
+        rooms = (self.tempo.room() if i == 0 else 1 for i in range(len(done)))
+        pairs = [(commit, self.refill(each.own, room)) for commit, each, room in zip(commits, done, rooms, strict=True)]
         try:
             reach("settled")
             answers = self.insist(lambda: moves.commit(pairs))
         except BaseException:
             for each, (_, offer) in zip(done, pairs, strict=True):
-                self.slots.give_new(max(len(offer.tokens) - each.own, 0))
+                self._keeps(each, offer)
             raise
-        reach("committed")
         fresh: list[Held] = []
         for each, (commit, offer), answer in zip(done, pairs, answers, strict=True):
-            self._settled(each, commit, answer)
-            fresh += self.admit(offer, answer.leases)
-            if each.own and not offer.tokens:
-                self.slots.give_new()
+            fresh += self._passed(each, commit, offer, answer)
         return fresh
 
-    def _settle(self, done: Done) -> Commit:
+    def came(self, done: Done, commit: Commit, offer: Offer, raw: object) -> list[Held]:
+        """The reply to a commit that was posted. Returns what there is to run next. Where it settles nothing, or never
+        came, the commit is sent again until it does; one that Redis refuses becomes a failure."""
+        answer = self.moves.answer_to(commit, offer, raw)
+        if answer is None:
+            try:
+                (answer,) = self.insist(lambda: self.moves.commit([(commit, offer)]))
+            except Hopeless as error:
+                self._keeps(done, offer)
+                return self._refused(done, error)
+            except BaseException:
+                self._keeps(done, offer)
+                raise
+        return self._passed(done, commit, offer, answer)
+
+    def _refused(self, done: Done, error: Hopeless) -> list[Held]:
+        attempt = done.held.attempt
+        assert attempt is not None
+        log.error("%s: Redis refuses its outcome: %s", done.held, error)
+        stopped = Result.stopped(attempt, f"Redis refuses its outcome: {error}")
+        return self.commit(self.moves, [Done(done.held, stopped, done.own)])
+
+    def _keeps(self, done: Done, offer: Offer) -> None:
+        """Nothing came of an offer: its idle slots are free again."""
+        self.slots.give_new(max(len(offer.tokens) - done.own, 0))
+
+    def _passed(self, done: Done, commit: Commit, offer: Offer, answer: Answer) -> list[Held]:
+        reach("committed")
+        self._settled(done, commit, answer)
+        fresh = self.admit(offer, answer.leases)
+        if done.own and not offer.tokens:
+            self.slots.give_new()
+        return fresh
+
+    def settle(self, done: Done) -> Commit:
+        """The commit that tells an outcome. It is planned here, and may read or write the log for that."""
         attempt = done.held.attempt
         assert attempt is not None
         return self.insist(lambda: self.performer.settle(attempt, done.result))
 
-    def _refill(self, own: bool, first: bool) -> Offer:
+    def refill(self, own: bool, room: int) -> Offer:
         """One token for the slot that becomes free, and one for each idle one, as far as there is room.
 
         A hungry front gets the slot instead.
         """
-        room = self.tempo.room()
         if self.draining.is_set() or self.hungry or not room:
             return self.offer()
-        idle = self.slots.take(min(OFFER_MAX, room) - own) if first and not self.resting else ()
+        idle = self.slots.take(min(OFFER_MAX, room) - own) if not self.resting else ()
         return self.offer((new_id(), *idle) if own else idle)
 
     def _settled(self, done: Done, commit: Commit, answer: Answer) -> None:

@@ -206,7 +206,8 @@ class Worker:
     # while it works
 
     def _look(self) -> None:
-        """One look of the main thread: deadlines, the parent, idleness."""
+        """One look of the main thread: deadlines, what waits behind a slow node, the parent, idleness."""
+        self._hands.relieve()
         for held in self._deadlines.passed():
             if self.work.overrule(held, Result.timeout):
                 log.warning("%s: %s", held, held.attempt.pace.why() if held.attempt is not None else "over its time")

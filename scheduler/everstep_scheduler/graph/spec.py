@@ -31,7 +31,7 @@ from .kinds import stored
 from .managed import NO_STEPS, Steps
 from .options import CachePolicy, TimeoutPolicy
 from .retry import RetryPolicy
-from .runtime import START, seconds
+from .runtime import END, START, seconds
 from .schema import Schema, as_dict, classes_in, did_you_mean, updates_of
 from .subgraphs import nested_in
 
@@ -157,7 +157,7 @@ class GraphSpec:
             shape["graphs"] = inner
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:8]
 
-    @property
+    @cached_property
     def version(self) -> str:
         """`name@fingerprint`, stamped on each checkpoint."""
         return f"{self.name}@{self.fingerprint}"
@@ -214,7 +214,37 @@ class GraphSpec:
 
     def branches_of(self, source: str) -> tuple[Branch, ...]:
         """The routers after a node, in the order they were added."""
-        return tuple(each for each in self.branches if each.source == source)
+        return self._after[source][0] if source in self._after else ()
+
+    def led_to(self, source: str) -> tuple[str, ...]:
+        """The nodes that edges lead to from a node, END left out, in the order they were added."""
+        return self._after[source][1] if source in self._after else ()
+
+    @cached_property
+    def _after(self) -> dict[str, tuple[tuple[Branch, ...], tuple[str, ...]]]:
+        """source -> its routers, the ends of its edges."""
+        sources = {*(each.source for each in self.branches), *(start for start, _ in self.edges)}
+        return {
+            source: (
+                tuple(each for each in self.branches if each.source == source),
+                tuple(end for start, end in self.edges if start == source and end != END),
+            )
+            for source in sources
+        }
+
+    @cached_property
+    def has_hidden(self) -> bool:
+        """Has it channels of joins or of deferred nodes, or such that hold a value for one step?"""
+        return bool(self.joins or self.ephemeral) or any(each.defer for each in self.nodes.values())
+
+    @cached_property
+    def asked(self) -> dict[str, frozenset[str]]:
+        """What each node, and the routers after it, ask to be told: config, runtime ..."""
+        nodes = {**self.nodes, **self.handlers}
+        return {
+            name: frozenset([*node.form, *(each for branch in self.branches_of(name) for each in branch.form)])
+            for name, node in nodes.items()
+        }
 
     def needs_loop(self, node: str) -> bool:
         """Whether an attempt at the node, or a router after it, must run on an event loop."""
@@ -225,10 +255,10 @@ class GraphSpec:
 
     def initial(self) -> dict[str, bytes]:
         """The channels of a new thread: with a reducer their empty value, others absent."""
-        return dict(self._initial)
+        return dict(self.empty)
 
     @cached_property
-    def _initial(self) -> dict[str, bytes]:
+    def empty(self) -> dict[str, bytes]:
         found = {name: self._empty(channel) for name, channel in self.channels.items()}
         return {name: value for name, value in found.items() if value is not None}
 

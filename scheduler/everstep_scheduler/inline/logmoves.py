@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from everstep_checkpoint import entries as e
@@ -370,7 +370,7 @@ class LogMoves:
         handed, self._handed = self._handed, []
         found: list[Lease] = []
         for name, each in [*((x, self._threads[x]) for x in handed), (thread, t)]:
-            found += self._give(name, each, replace(offer, tokens=offer.tokens[len(found) :]))
+            found += self._give(name, each, offer._replace(tokens=offer.tokens[len(found) :]))
         return tuple(found)
 
     def _can_call(self, call: Call) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from everstep_checkpoint.entries import Fields
@@ -73,8 +74,7 @@ class Lease(NamedTuple):
         return self.width == 1 or self.task == JOIN_TASK
 
 
-@dataclass(frozen=True)
-class Offer:
+class Offer(NamedTuple):
     """What a process offers for: one fresh token per free slot, the queues it listens to, how long it leases.
 
     `thread`: an inline caller, which takes tasks of its own thread only and through no list. `caller`: its name there.
@@ -217,8 +217,7 @@ class Call(NamedTuple):
     start: Start | None
 
 
-@dataclass(frozen=True)
-class Commit:
+class Commit(NamedTuple):
     """An attempt's outcome, hashed by the caller. `head` is (n, digest, step) of the last checkpoint among `entries`.
 
     `question`: what a paused task asks, several with spaces between, none at a breakpoint of what it called; `kept`:
@@ -232,7 +231,7 @@ class Commit:
     entries: tuple[Fields, ...] = ()
     head: tuple[int, str, int] | None = None
     next: tuple[tuple[Any, ...], ...] = ()
-    parts: dict[str, str] = field(default_factory=dict[str, str])
+    parts: Mapping[str, str] = MappingProxyType({})
     stop: Literal["", "failed", "interrupted"] = ""
     why: str = ""
     reason: str = ""
@@ -244,8 +243,7 @@ class Commit:
     wrote: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """ok; already and fenced settle a commit too; suspended. `run_status`: the run's, `rested` if another began.
     `children`: threads that open tasks of this one called, in the answer to a claim for one thread."""
 

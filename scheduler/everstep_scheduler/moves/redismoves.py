@@ -103,6 +103,10 @@ class Scripts:
             return (PLAIN, self.keys.rq, header["thread"], *header[PLAIN])
         return (_json({"rq": self.keys.rq, **header}),)
 
+    def command(self, name: str, header: Header, args: Sequence[Any]) -> tuple[Any, ...]:
+        """The command that runs a script."""
+        return ("EVALSHA", sha(name), 1, self.keys.stem, *self._packed(header), *args)
+
     def _one(self, name: str, args: Sequence[Any]) -> Any:
         try:
             return self.client.evalsha(sha(name), 1, self.keys.stem, *args)
@@ -327,6 +331,20 @@ class RedisMoves:
             _plain_answer(commit, offer, answer[PLAIN]) if PLAIN in answer else _answer(_standing(answer))
             for (commit, offer), answer in zip(commits, answers, strict=True)
         ]
+
+    def command(self, commit: Commit, offer: Offer) -> tuple[Any, ...]:
+        """The command that commits, for a caller that sends it over a connection of its own."""
+        return self.scripts.command(*self._commit(commit, offer))
+
+    def answer_to(self, commit: Commit, offer: Offer, raw: object) -> Answer | None:
+        """What a reply to such a command means. None if it settles nothing: no reply came, an error did, or a rebuild
+        is due; then `commit` is to be called, which sends it again and sees to that."""
+        if not isinstance(raw, bytes | list):
+            return None
+        answer = _answered(raw)  # pyright: ignore[reportUnknownArgumentType]
+        if PLAIN in answer:
+            return _plain_answer(commit, offer, answer[PLAIN])
+        return _answer(answer) if answer.get("status") != "rebuild" else None
 
     def _commit(self, commit: Commit, offer: Offer) -> tuple[str, Header, list[Any]]:
         lease = commit.lease

@@ -38,14 +38,14 @@ Task = TaskFunction[Any, Any]
 class Calls:
     """The calls of one attempt."""
 
-    def __init__(self, doing: Effects, registry: Registry, node: str) -> None:
+    def __init__(self, doing: Effects, registry: Registry, node: str, cache: CallCache | None = None) -> None:
         self._doing = doing
         self._registry = registry
         self._node = node
         self._made = Counter[str]()
         self._crews: dict[str, Crew] = {}
         self._pending: list[concurrent.futures.Future[Any] | asyncio.Future[Any]] = []
-        self.cache: CallCache | None = None
+        self.cache = cache
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
@@ -27,8 +26,7 @@ FRESH_STEP = -2
 _FIRST = (START_TASK, UPDATE_TASK, JOIN_TASK)  # tasks a run may begin with
 
 
-@dataclass(frozen=True)
-class Stand:
+class Stand(NamedTuple):
     """A thread at one checkpoint, as a planner needs it. `run`: whose checkpoint it is. `on`: (n, digest) of it where a
     run builds on an earlier checkpoint than the last one, so that what comes next is a branch. `stored`: the channels
     as the log has them, where Commands updated them since."""
@@ -78,7 +76,7 @@ class Loader:
             return self.stand(lease)
         if named[0] == 0:  # before the first one
             return Stand({}, FRESH_STEP, on=named)
-        return replace(self._read(lease._replace(n=named[0], digest=named[1])), on=named)
+        return self._read(lease._replace(n=named[0], digest=named[1]))._replace(on=named)
 
     def _named(self, lease: Lease) -> tuple[int, str] | None:
         """(n, digest) that a run's fact names in `on`, until the run has a checkpoint of its own."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from everstep_checkpoint.errors import EverstepError, type_name
 
@@ -24,8 +25,7 @@ CHAIN_MAX = 20
 HERE = __file__.rpartition("steps")[0]  # the package's folder: what calls the user's code is in it
 
 
-@dataclass(frozen=True)
-class Returned:
+class Returned(NamedTuple):
     """The attempt came to its end. `goto` and `sends` are what edges and routers answered."""
 
     writes: tuple[Write, ...]

@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import EverstepError, LogError, NodeTimeoutError, UnknownNode
@@ -66,8 +66,7 @@ class Stopped(EverstepError):
     """An operator stopped the attempt."""
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What an attempt came to: `returned`, or the error it raised. Times in milliseconds. `cached`: nothing ran."""
 
     returned: Returned | None
@@ -107,8 +106,7 @@ def _late(attempt: Attempt) -> NodeTimeoutError:
     )
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(NamedTuple):
     """What a task brings along besides the state: a Send's encoded argument, a run's input, answers to questions, the
     failure that it handles.
 
@@ -120,6 +118,9 @@ class Given:
     answers: Sequence[tuple[str, bytes]] = ()
     nodes: tuple[tuple[str, int], ...] = ()
     error: NodeError | None = None
+
+
+NOTHING_GIVEN = Given()
 
 
 @dataclass
@@ -135,19 +136,24 @@ class Attempt:
     record: RunRecord
     loader: Loader
     doing: Effects
-    given: Given = Given()
+    given: Given = NOTHING_GIVEN
     broken: Exception | None = None
     voice: Voice | None = None
     cache_key: str = ""
     known: Returned | None = None
     slotted: bool = False
+    cache: Cache | None = None
     pace: Pace = field(init=False)
-    calls: Calls = field(init=False)
 
     def __post_init__(self) -> None:
         idle, policy = (self.node.idle_s, self.node.timeout) if self.node is not None else (None, None)
         self.pace = Pace(self.lease.timeout_s, idle or 0.0, policy is None or policy.refresh_on == "auto")
-        self.calls = Calls(self.doing, self.spec.registry, self.lease.node)
+
+    @cached_property
+    def calls(self) -> Calls:
+        """The `@task` calls that it makes; most make none."""
+        cache = CallCache(self.cache, self.spec.name) if self.cache is not None else None
+        return Calls(self.doing, self.spec.registry, self.lease.node, cache)
 
     @property
     def elapsed_ms(self) -> int:
@@ -179,7 +185,8 @@ class Attempt:
     def call(self) -> Result:
         """Run a sync node and its routers. Raises nothing: what the user's code raises is the result."""
         result = self._call()
-        self.calls.end(failed=_is_failure(result))
+        if "calls" in self.__dict__:
+            self.calls.end(failed=_is_failure(result))
         return result if not self.doing.fenced else Result(None, Fenced(), result.ms)
 
     def _call(self) -> Result:
@@ -350,7 +357,9 @@ class Attempt:
         that a context which does not fit its schema fails the run at once."""
         if self.node is None:
             return self.config(), self.runtime()
-        asked = {*self.node.form, *(name for each in self.spec.branches_of(self.source) for name in each.form)}
+        asked = self.spec.asked[self.node.name]
+        if not asked:
+            return None, None
         told = asked & {"runtime", "previous"}
         return self.config() if "config" in asked else None, self.runtime() if told else None
 
@@ -432,12 +441,12 @@ class Performer:
         try:
             stand, record = self.loader.ground(lease), self.loader.record(lease, spec.codec)
             given = self._given(lease, stand)
-            given = replace(given, answers=self.loader.answers(lease)) if lease.answers else given
-            missing = {name: value for name, value in spec.initial().items() if name not in stand.channels}
-            stand = replace(stand, channels={**missing, **stand.channels}) if missing else stand
+            given = given._replace(answers=self.loader.answers(lease)) if lease.answers else given
+            missing = {name: value for name, value in spec.empty.items() if name not in stand.channels}
+            stand = stand._replace(channels={**missing, **stand.channels}) if missing else stand
             commands = self.loader.commands(lease, stand) if lease.over or stand.on else ()
             seen = overlaid(spec, stand.channels, commands) if commands else stand.channels
-            stand = replace(stand, channels=seen, stored=stand.channels) if commands else stand
+            stand = stand._replace(channels=seen, stored=stand.channels) if commands else stand
         except EverstepError as error:
             if not _is_data(error):
                 raise
@@ -449,9 +458,10 @@ class Performer:
 
     def _recalled(self, attempt: Attempt) -> Attempt:
         """With what the cache knows of it."""
-        if self.cache is not None:
-            attempt.calls.cache = CallCache(self.cache, attempt.spec.name)
-        if self.cache is not None and (key := key_of(attempt)):
+        if self.cache is None:
+            return attempt
+        attempt.cache = self.cache
+        if key := key_of(attempt):
             attempt.cache_key, attempt.known = key, recall(self.cache, attempt, key)
         return attempt
 
@@ -469,6 +479,8 @@ class Performer:
             writes = tuple(input_writes(began))
             return Given(input=writes, nodes=nodes_of(began, lease.node) if lease.task == UPDATE_TASK else ())
         error = _failure(self.loader.entry(lease.thread, lease.birth, lease.cause)) if lease.cause else None
+        if lease.task.startswith("p") and error is None:
+            return NOTHING_GIVEN
         lease = lease._replace(task=lease.task.removeprefix(HANDLER))
         return Given(self.loader.send(lease, stand) if lease.task.startswith("s") else None, error=error)
 

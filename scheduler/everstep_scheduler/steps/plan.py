@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from everstep_checkpoint.errors import InvalidUpdateError
 
@@ -31,8 +30,7 @@ Asking = Generator[Callable[[], Any], Any, Destinations]
 _WAITS, _NEXT = b"\xc2", b"\xc3"  # what a hidden channel of a deferral holds: false, true
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """A task that is done: what it wrote, and the nodes that its edges and routers lead to.
 
     `node` is START for the task of an input, whose `writes` are the input's.
@@ -44,8 +42,7 @@ class Done:
     goto: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Planned:
+class Planned(NamedTuple):
     """All channels after the superstep, hidden ones too; the next step's nodes by name, each once; those that ran."""
 
     channels: dict[str, bytes]
@@ -59,6 +56,8 @@ def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done], *
     `edits`: it is an update, in which no task ran. What led to a node before then still leads to it.
     Raises InvalidUpdateError for writes that exclude each other, or a reducer that raises.
     """
+    if not spec.has_hidden and channels.keys() <= spec.channels.keys():
+        return _planned_plainly(spec, channels, done)
     led = _over(spec, channels) if edits else frozenset[str]()
     writes = [write for each in done for write in each.writes]
     after = apply(spec, channels if edits else armed(spec, channels), writes)
@@ -73,6 +72,15 @@ def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done], *
     for node in pulls:
         _known(spec, node, "An edge")
     return Planned(after, tuple(sorted(pulls)), frozenset(ran))
+
+
+def _planned_plainly(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done]) -> Planned:
+    """The same for a graph without joins, deferred nodes and channels of one step: what most are."""
+    after = apply(spec, channels, [write for each in done for write in each.writes])
+    pulls = {node for each in done for node in each.goto if node != END}
+    for node in pulls:
+        _known(spec, node, "An edge")
+    return Planned(after, tuple(sorted(pulls)), frozenset([each.node for each in done]))
 
 
 def _now(spec: GraphSpec, leads: Mapping[str, str], after: dict[str, bytes]) -> set[str]:
@@ -142,6 +150,8 @@ def destinations(
     `channels` are those at the start of the step, `gave` is the attempt's own. `node` may be START. What a
     router raises passes through. For routers that are async (`GraphSpec.needs_loop`) use `adestinations`.
     """
+    if not spec.branches_of(node):
+        return [*spec.led_to(node), *gave.goto], list(gave.sends)
     asking = _ask(spec, node, channels, gave, config, runtime, steps)
     try:
         call = next(asking)
@@ -182,7 +192,7 @@ def _ask(
 ) -> Asking:
     """Yields each router's call, takes its answer, returns the destinations. Drivers only make the calls."""
     own = gave.writes
-    names = [*(end for start, end in spec.edges if start == node and end != END), *gave.goto]
+    names = [*spec.led_to(node), *gave.goto]
     sends = list(gave.sends)
     branches = spec.branches_of(node)
     view = apply(spec, channels, own) if branches else {}

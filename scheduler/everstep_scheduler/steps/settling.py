@@ -15,6 +15,7 @@ import json
 import random
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
@@ -27,14 +28,14 @@ from ..graph.asking import GraphInterrupt, Question
 from ..graph.results import ForParent
 from ..graph.retry import next_delay
 from ..graph.runtime import END, START, Send
-from ..graph.spec import NodeSpec
+from ..graph.spec import GraphSpec, NodeSpec
 from ..moves.contract import HANDLER, JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Commit, Lease, Moves
 from ..moves.record import stops_at
 from ..reading.questions import interrupts
 from .calling import Called, ChildAsked, ChildFailed
 from .clearing import cleared
 from .effects import Fenced
-from .loading import FRESH_STEP, Loader, Stand, rows_of
+from .loading import FRESH_STEP, Loader, Stand
 from .outcome import Raised, Returned, raised
 from .plan import Done, Planned, armed, plan
 from .sending import named
@@ -405,15 +406,20 @@ class Settler:
         if delta is None:
             before = {} if lease.n == 0 and first is None else stand.logged
             delta = _delta(before, planned.channels)
-            _take(delta, stand.logged, planned.channels, facts)
+            if facts:
+                _take(delta, stand.logged, planned.channels, facts)
         size = sum(len(k) + len(v) for k, v in planned.channels.items())
         _check_size(attempt, size)
-        rows = self._rows(attempt, planned, parts)
+        pulls, rows, said_next = _placed(attempt.spec, planned.pulls)
+        sent = tuple((ref, count) for ref, _, count, _ in parts)
+        if sent:
+            rows = (*rows, *sent)
+            said_next = _json(rows)
         body = encode_delta(delta)
-        sums = [*taken, *_sums(delta, facts, taken), *(s for *_, s in parts)]
+        sums = [*taken, *(_sums(delta, facts, taken) if facts else ()), *(s for *_, s in parts)]
         fields: e.Fields = {
             "source": source, "step": step, "graph": attempt.spec.version, "run": lease.run, "by": self.by, **said,
-            "next": _json(rows),
+            "next": said_next,
         }  # fmt: skip
         count, grown = since or (stand.since_snapshot, stand.delta_bytes)
         count, grown = count + 1, grown + len(body)
@@ -429,22 +435,14 @@ class Settler:
                 fields["writes"] = e.pack_writes(_referred(writes, delta))
         made = e.checkpoint(on, n + 1, sums, **fields)
         stop, why = self._stop(attempt, step, rows, planned, parts)
-        pulls, sent = rows_of(rows)
         new = Stand(planned.channels, step, sent, pulls, count, grown, lease.run)
         with self._lock:
             self._coming[lease.token] = (n + 1, str(made["digest"]), new)
         return Commit(
             lease, "next", (made,) if first is None else (first, made), head=(n + 1, str(made["digest"]), step),
-            next=tuple(rows), parts={ref: tasks for ref, tasks, *_ in parts}, stop=stop, why=why,
+            next=rows, parts={ref: tasks for ref, tasks, *_ in parts}, stop=stop, why=why,
             wrote=_wrote(writes, facts),
         )  # fmt: skip
-
-    def _rows(self, attempt: Attempt, planned: Planned, parts: Parts) -> list[Row]:
-        spec = attempt.spec
-        pulls: list[Row] = [
-            (f"p{i}", node, spec.queue_of(node), spec.node(node).timeout_s or 0) for i, node in enumerate(planned.pulls)
-        ]
-        return [*pulls, *((ref, count) for ref, _, count, _ in parts)]
 
     def _stop(
         self, attempt: Attempt, step: int, rows: Sequence[Row], planned: Planned, parts: Parts
@@ -492,6 +490,13 @@ class Settler:
         if not ids:
             raise Fenced
         return {**fields, "parts": json.dumps(ids)}, [str(piece["sum"]) for piece in pieces]
+
+
+@lru_cache(4096)
+def _placed(spec: GraphSpec, nodes: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[Row, ...], str]:
+    """The PULL tasks of a step: their names, the rows of `next`, and these as JSON."""
+    rows = tuple((f"p{i}", node, spec.queue_of(node), spec.node(node).timeout_s or 0) for i, node in enumerate(nodes))
+    return tuple(row[0] for row in rows), rows, _json(rows)
 
 
 def _breakpoints(attempt: Attempt) -> tuple[tuple[str, ...], tuple[str, ...]]:
