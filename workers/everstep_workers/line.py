@@ -15,8 +15,10 @@ from everstep_scheduler.moves.connection import connect
 
 try:  # the extra `fast`: redis-py would look at each argument before it calls this
     import hiredis
+
+    _pack: Any = getattr(hiredis, "pack_command")  # noqa: B009 - it has no types
 except ImportError:
-    hiredis = None  # type: ignore[assignment]
+    _pack = None
 
 LOST = -1
 
@@ -31,7 +33,7 @@ class Line(redis.Redis):
         self._epoch = 0  # of the connection: replies that were to come over an older one are lost
 
     def _send(self, args: tuple[Any, ...]) -> None:
-        packed = [hiredis.pack_command(args)] if hiredis is not None else self._one.pack_command(*args)
+        packed: list[bytes] = [_pack(args)] if _pack is not None else self._one.pack_command(*args)
         self._one.send_packed_command(packed, False)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:

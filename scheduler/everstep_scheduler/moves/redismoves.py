@@ -172,19 +172,19 @@ def _place(node: str, queue: str, timeout_s: float) -> str:
     return f'"n":{_json(node)},"q":{_json(queue)},"w":{_json(timeout_s)}'
 
 
-def _plain_answer(commit: Commit, offer: Offer, raw: list[bytes]) -> Answer:
-    """What `plain.lua` answers: the time, the job of the next task if it is leased at once, the leases from queues."""
-    at_ms, job, rows = raw
+def _plain_answer(commit: Commit, offer: Offer, raw: list[Any]) -> Answer:
+    """What `plain.lua` answers: the time, the job of the next task if it is leased at once and as which one, the other
+    leases."""
+    at_ms, job, place, rows = raw
     leases = [Lease(*row) for row in _read(rows.decode())] if rows else []
     if job:
         (n, digest, _), (task, node, queue, timeout_s) = commit.head or (0, "", 0), commit.next[0]
         was = commit.lease
-        leases.append(
-            Lease(
-                offer.tokens[len(leases)], was.thread, n, digest, task, node, 1, 0, queue, timeout_s, was.run, was.graph, 1,
-                job.decode(), was.birth, was.rec, was.base, int(at_ms), 0, was.conf,
-            )
+        own = Lease(
+            offer.tokens[place - 1], was.thread, n, digest, task, node, 1, 0, queue, timeout_s, was.run, was.graph, 1,
+            job.decode(), was.birth, was.rec, was.base, int(at_ms), 0, was.conf,
         )  # fmt: skip
+        leases.insert(place - 1, own)
     return Answer("ok", tuple(leases), (), "running", ())
 
 

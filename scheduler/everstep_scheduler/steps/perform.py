@@ -144,16 +144,19 @@ class Attempt:
     slotted: bool = False
     cache: Cache | None = None
     pace: Pace = field(init=False)
+    _calls: Calls | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         idle, policy = (self.node.idle_s, self.node.timeout) if self.node is not None else (None, None)
         self.pace = Pace(self.lease.timeout_s, idle or 0.0, policy is None or policy.refresh_on == "auto")
 
-    @cached_property
+    @property
     def calls(self) -> Calls:
         """The `@task` calls that it makes; most make none."""
-        cache = CallCache(self.cache, self.spec.name) if self.cache is not None else None
-        return Calls(self.doing, self.spec.registry, self.lease.node, cache)
+        if self._calls is None:
+            cache = CallCache(self.cache, self.spec.name) if self.cache is not None else None
+            self._calls = Calls(self.doing, self.spec.registry, self.lease.node, cache)
+        return self._calls
 
     @property
     def elapsed_ms(self) -> int:
@@ -185,8 +188,8 @@ class Attempt:
     def call(self) -> Result:
         """Run a sync node and its routers. Raises nothing: what the user's code raises is the result."""
         result = self._call()
-        if "calls" in self.__dict__:
-            self.calls.end(failed=_is_failure(result))
+        if self._calls is not None:
+            self._calls.end(failed=_is_failure(result))
         return result if not self.doing.fenced else Result(None, Fenced(), result.ms)
 
     def _call(self) -> Result:

@@ -1,6 +1,7 @@
 -- plain: nearly every commit, without what only the others need: a task that was alone in its step, one checkpoint, one
 -- task next, for a worker. It stands here a second time for speed; docs/decisions says what that is worth.
 -- It reads all it needs first. Where anything is out of the ordinary it has written nothing, and `commit` behind it decides.
+-- `jobs` of the thread, which paces wide steps, is left as it is.
 -- ARGV: 'plain', the values below, the tokens, the queues, the arguments of the entry. Or a JSON header, as for any script.
 local AT, H = 2, nil
 if ARGV[1] ~= 'plain' then
@@ -12,7 +13,7 @@ else
   AT = Q + queues + 1
   local S, R, call, show = KEYS[1], rq .. ':', redis.call, redis.pcall
   local FIELDS = { 'n', 'digest', 'status', 'left', 'width', 'run', 'graph', 'jid', 'birth', 'rec', 'base', 'conf', 'own',
-    'early', 'over', 'jobs', 'queue' }
+    'early', 'over', 'queue' }
   local clock = call('TIME')
   local ms = string.format('%d%03d', clock[1], math.floor(clock[2] / 1000))
   local T, rec, free, looked, taken, seen = nil, nil, 0 + tokens, {}, {}, { [thread] = true }
@@ -28,13 +29,13 @@ else
     for i = 1, 11 do
       if not O[i] then return end
     end
-    local plainly = O[3] == 'running' and O[4] == '1' and O[5] == '1' and (O[14] or '') == '' and O[16] and O[17]
+    local plainly = O[3] == 'running' and O[4] == '1' and O[5] == '1' and (O[14] or '') == '' and O[16]
       and its.p == 'job' and its.j == id and its.q == q and not its.s and type(its.n) == 'string'
     if not plainly then return end
     seen[other] = true
     local mine = ARGV[Q - free + 1]
     its.p, its.a, its.t, its.o, its.L = 'lease', its.a + 1, mine, owner, 0 + lease_ms
-    return { thread = other, task = named.task, token = mine, job = id, queue = q, jobs = O[16], record = cjson.encode(its),
+    return { thread = other, task = named.task, token = mine, job = id, queue = q, record = cjson.encode(its),
       row = { mine, other, 0 + O[1], O[2], named.task, its.n, its.a, its.l or 0, q, its.w, O[6], O[7], 1, id, O[9], O[10], 0 + O[11],
         0 + ms, 0, O[12] or O[10], its.an or '', its.c or '', its.cl or '', its.ct or 0, O[15] or '', its.e or '' } }
   end
@@ -49,7 +50,8 @@ else
       and (T[13] or '') == '' and (T[14] or '') == '' and not T[15]
       and rec.p == 'lease' and rec.t == token and rec.j and not rec.s
     if not mine then return end
-    local i = 1
+    local own, i = { thread = thread, task = next_task, queue = next_queue }, 1
+    own.job = T[8] .. '-' .. head_n .. '-' .. next_task .. '-1-' .. salt
     while i <= 0 + queues and free > 0 do
       local q = ARGV[Q + i]
       local ids = call('LRANGE', R .. 'queue:' .. q, 0, free - 1)
@@ -60,23 +62,24 @@ else
         taken[#taken + 1] = lease
         free = free - 1
       end
+      if free > 0 and q == next_queue then -- nothing waits ahead of it
+        own.token, own.place = ARGV[Q - free + 1], #taken + 1
+        free = free - 1
+      end
       i = i + 1
     end
     -- what must ring a bell is not for here: a next task in a queue from which nothing was taken
     local from = looked[next_queue]
-    if not from or (free == 0 and from == 0) then return end
-    local own = { thread = thread, task = next_task, queue = next_queue, jobs = T[16] }
-    own.job = T[8] .. '-' .. head_n .. '-' .. next_task .. '-1-' .. salt
-    if free > 0 then
-      own.token = ARGV[Q - free + 1]
-      own.record = '{"p":"lease","a":1,' .. place .. ',"o":' .. cjson.encode(owner) .. ',"t":"' .. own.token .. '","L":' .. lease_ms .. ',"j":"' .. own.job .. '"}'
-      free = free - 1
+    if not own.token and (from or 0) == 0 then return end
+    if own.token then
+      own.record = '{"p":"lease","a":1,' .. place .. ',"o":' .. cjson.encode(owner) .. ',"t":"' .. own.token .. '","L":' .. lease_ms
+        .. ',"j":"' .. own.job .. '"}'
     else
       own.record = '{"p":"job","a":0,' .. place .. ',"j":"' .. own.job .. '"}'
     end
     local rows = {}
     for k, it in ipairs(taken) do rows[k] = it.row end
-    return own, { ms, own.token and own.job or '', #rows > 0 and cjson.encode(rows) or '' }
+    return own, { ms, own.token and own.job or '', own.place or 0, #rows > 0 and cjson.encode(rows) or '' }
   end
 
   local good, own, answer = pcall(prepared)
@@ -100,7 +103,6 @@ else
     for _, it in ipairs(taken) do
       lease(it)
       call('HSET', R .. 'job:' .. it.job, 'status', 'started', 'worker_name', owner, 'started_at', date)
-      if it.jobs ~= '0' then call('HSET', S .. 'thread:' .. it.thread, 'jobs', '0') end
     end
     for q, count in pairs(looked) do
       if count > 0 then call('LPOP', R .. 'queue:' .. q, count) end
@@ -113,11 +115,9 @@ else
       'created_at', date, 'enqueued_at', date, 'description', T[7] .. '/' .. thread .. '#' .. head_n .. ' ' .. next_node, 'result_ttl', '0',
       unpack(own.token and { 'worker_name', owner, 'started_at', date } or {}))
     if own.token then lease(own) else call('HSET', S .. 'open:' .. thread, next_task, own.record) end
-    local first = own.token and next_queue ~= T[17] or not own.token and call('RPUSH', R .. 'queue:' .. next_queue, own.job) == 1
+    local first = own.token and next_queue ~= T[16] or not own.token and call('RPUSH', R .. 'queue:' .. next_queue, own.job) == 1
     if first then show('SADD', R .. 'queues', R .. 'queue:' .. next_queue) end
-    local jobs = own.token and '0' or '1'
-    call('HSET', S .. 'thread:' .. thread, 'n', head_n, 'digest', head_digest, 'step', head_step, 'updated', ms,
-      unpack(T[16] ~= jobs and { 'jobs', jobs } or {}))
+    call('HSET', S .. 'thread:' .. thread, 'n', head_n, 'digest', head_digest, 'step', head_step, 'updated', ms)
     if free > 0 and proc ~= '' then
       for i = 1, queues do show('ZADD', S .. 'waiting:' .. ARGV[Q + i], 'NX', ms, proc) end
     end
