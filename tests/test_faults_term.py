@@ -28,7 +28,7 @@ def terminated(fleet: Fleet, threads: list[str], processes: int = 0) -> None:
     made = fleet.worker(*GRAPHS, concurrency=10, processes=processes)
     wait_for(lambda: len(fleet.lines()) > done + CHAINS // 2, 20, "work under way")
     made.signal(signal.SIGTERM)
-    assert made.popen.wait(10) == 0, made.said
+    assert made.popen.wait(30) == 0, made.said
     assert fleet.redis.zcard(KEYS.leases) == 0
     assert any(fleet.status(thread) == "running" for thread in threads), "there was more to do"
 

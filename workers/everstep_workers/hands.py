@@ -126,6 +126,8 @@ class Hand(threading.Thread):
 
     def _turn(self) -> None:
         """Run the next attempt, if there is one, and await an answer, unless something quick can be run meanwhile."""
+        if self._work.draining.is_set():
+            self._work.pass_on(_emptied(self._backlog))
         held = _popped(self._backlog)
         if held is not None:
             self._guarded(held, partial(self._step, held))
@@ -150,9 +152,7 @@ class Hand(threading.Thread):
                     fresh += self._collected()
             finally:
                 self._wire.release()
-        while (held := _popped(self._backlog)) is not None:
-            fresh.append(held)
-        self._work.pass_on(fresh)
+        self._work.pass_on([*_emptied(self._backlog), *fresh])
 
     def _guarded(self, held: Held, action: Callable[[], None]) -> None:
         """The loop's door: nothing that is raised ends the thread."""
@@ -215,6 +215,13 @@ def _popped(backlog: deque[Held]) -> Held | None:
         return backlog.popleft()
     except IndexError:
         return None
+
+
+def _emptied(backlog: deque[Held]) -> list[Held]:
+    found: list[Held] = []
+    while (held := _popped(backlog)) is not None:
+        found.append(held)
+    return found
 
 
 def _called(attempt: Attempt) -> Result:

@@ -230,7 +230,7 @@ class Work:
             self.drop(held)
 
     def pass_on(self, held: list[Held]) -> None:
-        """Attempts that wait behind a node which takes its time: other threads run them, or they go back."""
+        """Attempts that wait in a thread: other threads run them, or they go back while draining, uncounted."""
         if self.draining.is_set():
             self._hand_back(held)
         else:

@@ -1,0 +1,165 @@
+"""Quick nodes: one thread runs them one behind the other, with its commits under way meanwhile. Nobody waits for a slow
+one among them, and whatever breaks under way, each node runs once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import pytest
+import redis
+
+from everstep_scheduler.graph.spec import GraphSpec
+from everstep_workers.hands import Hand
+from everstep_workers.slots import Held
+from everstep_workers.tempo import KEEN, MOMENT_S, Tempo
+from proxy import FaultProxy
+from servers import wait_for
+from test_worker import KEYS, Client, State, graph, running
+
+STEPS = 5
+
+
+@pytest.fixture
+def at(redis_url: str, client: redis.Redis) -> Client:
+    return Client(redis_url, client)
+
+
+class Counting:
+    """Quick nodes that count their runs by thread; those of runs named `gate` stay until they are let go."""
+
+    def __init__(self) -> None:
+        self.runs: Counter[tuple[str, str]] = Counter()
+        self.threads: Counter[str] = Counter()
+        self.gate = threading.Event()
+
+    def node(self, word: str) -> object:
+        def run(state: State) -> State:
+            name = state.get("name", "")
+            self.runs[name, word] += 1
+            self.threads[threading.current_thread().name] += 1
+            if name.startswith("gate") and word == "n2":
+                assert self.gate.wait(30)
+            return {"seen": [word]}
+
+        return run
+
+    def spec(self) -> GraphSpec:
+        return graph("quick", **{f"n{i}": self.node(f"n{i}") for i in range(STEPS)})  # type: ignore[arg-type]
+
+
+def finished(at: Client) -> int:
+    return int(at.redis.zcard(KEYS.threads("done")))
+
+
+def test_quick_nodes_are_run_by_one_thread_which_has_its_commits_under_way(
+    at: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting, most = Counting(), 0
+    spec = counting.spec()
+    collected = Hand._collected  # pyright: ignore[reportPrivateUsage]
+
+    def looked(hand: Hand) -> list[Held]:
+        nonlocal most
+        most = max(most, len(hand._posted))  # pyright: ignore[reportPrivateUsage]
+        return collected(hand)
+
+    monkeypatch.setattr(Hand, "_collected", looked)
+    for i in range(150):
+        at.submit(spec, name=f"run{i}")
+    with running(at.url, spec):
+        wait_for(lambda: finished(at) == 150, 60, "all runs to end")
+    most_busy = sum(count for _, count in counting.threads.most_common(3))  # one leads; it gives way where it is held up
+    assert most_busy > 0.6 * sum(counting.threads.values())
+    assert most == 2
+    assert set(counting.runs.values()) == {1}
+
+
+def test_what_waits_behind_a_slow_node_goes_to_other_threads(at: Client) -> None:
+    counting = Counting()
+    spec = counting.spec()
+    for i in range(60):
+        at.submit(spec, name=f"gate{i}" if i % 20 == 7 else f"run{i}")
+    with running(at.url, spec):
+        wait_for(lambda: finished(at) == 57, 60, "all runs but the three that wait to end")
+        counting.gate.set()
+        wait_for(lambda: finished(at) == 60, 20, "the others to end")
+    assert set(counting.runs.values()) == {1}
+
+
+def test_commits_under_way_when_the_connection_breaks_are_sent_again_and_no_node_is(
+    at: Client, proxy: FaultProxy
+) -> None:
+    counting = Counting()
+    spec = counting.spec()
+    for i in range(120):
+        at.submit(spec, name=f"run{i}")
+    with running(proxy.url, spec):
+        cuts = 0
+        while finished(at) < 120:
+            before = sum(counting.runs.values())
+            wait_for(lambda: sum(counting.runs.values()) > before + 20 or finished(at) == 120, 30, "steps to pass")
+            proxy.cut()
+            cuts += 1
+    assert cuts > 5
+    assert set(counting.runs.values()) == {1}
+
+
+def test_what_a_draining_thread_has_not_begun_goes_back(at: Client) -> None:
+    counting = Counting()
+    spec = counting.spec()
+    for i in range(40):
+        at.submit(spec, name=f"gate{i}" if i == 20 else f"run{i}")
+    with running(at.url, spec, concurrency=3) as worker:
+        wait_for(lambda: counting.runs["gate20", "n2"], 30, "the node that waits to begin")
+        worker.drain()
+        wait_for(lambda: at.redis.hlen(KEYS.held(worker.name)) == 1, 20, "all but the one that runs to be given back")
+        counting.gate.set()
+    assert max(counting.runs.values()) == 1
+    with running(at.url, spec):
+        wait_for(lambda: finished(at) == 40, 60, "another worker to go on")
+    assert set(counting.runs.values()) == {1}
+
+
+class Busy:
+    """A thread that may lead."""
+
+    def __init__(self, coming: int = 0, stuck: bool = False) -> None:
+        self.coming = coming
+        self.stuck = stuck
+
+
+def quick() -> Tempo:
+    tempo = Tempo()
+    for _ in range(50):
+        tempo.ended(0.0001, 0.0001)
+    assert tempo.quick
+    return tempo
+
+
+def test_only_the_leader_takes_more_and_no_more_than_it_can_use() -> None:
+    tempo, first, other = quick(), Busy(), Busy()
+    assert tempo.room() == KEEN, "nobody leads: a claim may bring some"
+    tempo.take_lead(first)
+    tempo.take_lead(other)
+    assert (tempo.leader, tempo.room(first), tempo.room(other), tempo.room()) == (first, KEEN, 0, 0)
+    first.coming = KEEN - 1
+    assert tempo.room(first) == 1
+
+
+def test_a_leader_that_is_stuck_gives_way() -> None:
+    tempo, first, other = quick(), Busy(), Busy()
+    tempo.take_lead(first)
+    first.stuck = True
+    assert tempo.room() > 0
+    tempo.take_lead(other)
+    assert tempo.leader is other
+
+
+@pytest.mark.parametrize("took", [(2 * MOMENT_S, 2 * MOMENT_S), (MOMENT_S / 2, 0.0)], ids=["computes", "waits"])
+def test_nodes_that_take_their_time_or_wait_are_not_quick(took: tuple[float, float]) -> None:
+    tempo = quick()
+    for _ in range(100):
+        tempo.ended(*took)
+    assert not tempo.quick
