@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -78,6 +79,7 @@ def _run(order: Order, report_fd: int) -> None:
         pooled=True,
         on_change=lambda change: _report(report_fd, change),
     )
+    gc.freeze()  # what is there now stays: modules and graphs, which no collection need look at
     worker.run()
 
 

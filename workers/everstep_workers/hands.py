@@ -31,7 +31,7 @@ from .slots import Done, Held
 from .tempo import MOMENT_S
 from .work import Work, log
 
-UNDER_WAY_MAX = 2
+UNDER_WAY_MAX = 3
 
 
 class Hands:

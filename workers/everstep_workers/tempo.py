@@ -16,7 +16,7 @@ from .slots import OFFER_MAX, Held
 
 MOMENT_S = 0.002
 WAITS_S = 0.0005
-KEEN = 3
+KEEN = 4
 SMOOTH = 0.1
 
 
