@@ -5,6 +5,7 @@ python -m bench.worker URL JOURNAL CONCURRENCY GRAPH...
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from .graphs import GRAPHS, JOURNAL
 
 
 def main(url: str, journal: str, concurrency: str, *names: str) -> None:
+    gc.freeze()  # as each process of `everstep worker` does
     Worker(url, [GRAPHS[name]() for name in names], concurrency=int(concurrency), grace_s=1.0).run()
     Path(journal).write_text(json.dumps(JOURNAL))
 
