@@ -37,7 +37,7 @@ def source(name: str) -> str:
     """The text of a script, what all of them share included."""
     lua = files("everstep_scheduler.moves") / "lua"
     asked = "plain" if name == "commit" else "header"
-    shared = ("date", asked, "common", *(("starting",) if name in STARTING else ()))
+    shared = ("date", asked, "common", "opening", "resting", "taking", *(("starting",) if name in STARTING else ()))
     return "".join((lua / f"{each}.lua").read_text() for each in (*shared, name))
 
 
