@@ -168,6 +168,7 @@ class Client(Travelling):
         multitask_strategy: Mode = "enqueue",
         actor: str = "",
         stream_mode: str | Sequence[str] = (),
+        subgraphs: bool = False,
     ) -> Run:
         """Record a run, for the workers to do. When this returns, no death of any process loses it.
 
@@ -176,13 +177,14 @@ class Client(Travelling):
         what happens on a busy thread: "enqueue" (it waits behind the run under way and those that wait already),
         "reject" (ThreadBusy), "interrupt" (the run under way is stopped, what it finished stays, and this one begins),
         "rollback" (the same, but the thread is set back to where it was before that run). `stream_mode`: "custom" and
-        "messages", if somebody is to hear what nodes say while they run; all other modes need no asking.
+        "messages", if somebody is to hear what nodes say while they run, and with `subgraphs` also the nodes of graphs
+        that are nodes; all other modes need no asking.
 
         Raises UnknownGraph, InvalidInput, EmptyInputError, InvalidThreadId, RunConflict, ThreadBusy, TooLarge.
         """
         said = Config.of(
             config, context=context, metadata=metadata, tags=tags, actor=actor, multitask_strategy=multitask_strategy,
-            live=live_modes(check_modes(stream_mode)),
+            live=live_modes(check_modes(stream_mode)), subgraphs=subgraphs,
         )  # fmt: skip
         return self.begin(graph, input, said, thread_id=thread_id, run_id=run_id)
 
