@@ -50,6 +50,7 @@ class Inner(BaseModel):
     """A graph that is a node, as far as its runs are read and drawn. `logged`: do they have a log of their own?"""
 
     logged: bool
+    version: str = ""
     outputs: list[str]
     joins: list[str] = []
     nodes: list[str] = []
@@ -94,16 +95,21 @@ class Manifest(BaseModel):
 
     def get_graph(self) -> Graph:
         """Its nodes and edges, to be drawn. Raises CorruptEntry if it says no edges, or odd ones."""
-        known = {START, END, *self.nodes}
-        if not self.edges or not all(end in known and end.isprintable() for each in self.edges for end in each[:2]):
-            what = f"the graph {self.name!r} was published {'with odd' if self.edges else 'without its'} edges"
-            raise CorruptEntry(what, fix="start a worker of this version: it publishes the graph anew")
-        return graph_from(self.name, self.version, self.nodes, self.edges)
+        return _drawn(self.name, self.version, self)
 
     @property
     def reading(self) -> Reading:
         """How the graph's values are read without its code."""
         return Reading(None, self.outputs, self.joins, _readings(self.graphs))
+
+
+def _drawn(name: str, version: str, said: Manifest | Inner) -> Graph:
+    known = {START, END, *said.nodes}
+    if not said.edges or not all(end in known and end.isprintable() for each in said.edges for end in each[:2]):
+        what = f"the graph {name!r} was published {'with odd' if said.edges else 'without its'} edges"
+        raise CorruptEntry(what, fix="start a worker of this version: it publishes the graph anew")
+    inner = {node: _drawn(f"{name}.{node}", each.version, each) for node, each in said.graphs.items() if each.logged}
+    return graph_from(name, version, said.nodes, said.edges, inner)
 
 
 def _readings(graphs: dict[str, Inner]) -> dict[str, Reading]:
@@ -115,6 +121,7 @@ def _inner(spec: GraphSpec) -> dict[str, Inner]:
     return {
         node: Inner(
             logged=spec.node(node).calls,
+            version=inner.version,
             outputs=list(inner.output_schema.fields),
             joins=[join.channel for join in inner.joins],
             nodes=list(inner.nodes),

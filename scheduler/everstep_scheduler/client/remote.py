@@ -58,7 +58,16 @@ class RemoteGraph(StateFace):
         return self.client.manifest(self.name)
 
     def get_graph(self, config: Given = None, *, xray: int | bool = False) -> Graph:
-        """Its nodes and edges, to be looked at or drawn. Raises UnknownGraph."""
+        """Its nodes and edges, to be looked at or drawn; with `xray` those of graphs that are nodes in their places, so
+        many levels deep (True: all). `config` is taken as LangGraph's is, and changes nothing. Raises UnknownGraph."""
+        return self._graph.xray(xray)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows: the SVG, drawn here."""
+        return self.get_graph()._repr_mimebundle_()  # pyright: ignore[reportPrivateUsage]
+
+    @property
+    def _graph(self) -> Graph:
         return graph_of(self.spec) if self.spec is not None else self.manifest.get_graph()
 
     # running

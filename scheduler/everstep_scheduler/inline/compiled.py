@@ -202,8 +202,12 @@ class CompiledGraph(StateFace):
     # drawing
 
     def get_graph(self, config: Mapping[str, Any] | None = None, *, xray: int | bool = False) -> Graph:
-        """Its nodes and edges, to be looked at or drawn. `config` and `xray` are taken as LangGraph's are, and change
-        nothing: a graph here has no subgraphs."""
+        """Its nodes and edges, to be looked at or drawn; with `xray` those of graphs that are nodes in their places, so
+        many levels deep (True: all). `config` is taken as LangGraph's is, and changes nothing."""
+        return self._graph.xray(xray)
+
+    @property
+    def _graph(self) -> Graph:
         return graph_of(self.spec)
 
     def draw_mermaid(self) -> str:
