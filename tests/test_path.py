@@ -19,9 +19,10 @@ from everstep_scheduler.graph.drawing.picture import Graph
 from everstep_scheduler.graph.drawing.trace import Mark, Trace
 from everstep_scheduler.graph.runtime import END, START
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
-from test_interrupts import IN, Answer, call, on, working
+from everstep_scheduler.reading.children import children
+from test_interrupts import IN, OURS, THEIRS, Answer, call, on, working
 from test_streams import counting
-from test_subgraphs import OURS, STORIES, THEIRS, Wide, asking, chain, deep, failing, plain, sent, stopping
+from test_subgraphs import STORIES, Wide, asking, chain, deep, failing, plain, sent, stopping
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -35,7 +36,8 @@ def path_of(build: Any, saver: Saver, *steps: Any, **how: Any) -> Graph:
     graph = build(OURS).compile(checkpointer=saver, name="g")
     for step in steps:
         call(OURS, graph, on("t"), step)
-    return graph.get_path(on("t"), **how)
+    found: Graph = graph.get_path(on("t"), **how)
+    return found
 
 
 def seen(graph: Graph) -> dict[str, tuple[int, tuple[int, ...], str]]:
@@ -254,8 +256,8 @@ def test_the_command_draws_a_thread_s_path_from_what_is_in_redis(
     assert drawn("g", "--xray", "--depth", "1", "--ascii").output == graph.get_graph(xray=1).draw_ascii()
     where = str(tmp_path / "t.svg")
     assert drawn("--thread", "t", "-o", where).exit_code == 0 and ET.parse(where)
-    (child,) = RedisSaver(redis_url).client.keys("*log:t|child*")
-    inner = drawn("--thread", child.decode().partition("log:")[2], "--ascii").output
+    (child,) = children(RedisSaver(redis_url).log, "t")
+    inner = drawn("--thread", child, "--ascii").output
     assert "| q asks |" in inner.replace("  |", " |") and "x #1" in inner
 
 
