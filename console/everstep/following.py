@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from shlex import quote
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -102,7 +102,7 @@ def _token(event: Event) -> tuple[str, str, str] | None:
     """(id, node, text) of a message, or a piece of one; None for what has no text."""
     message, metadata = event.chunk
     said = getattr(message, "fields", message)  # one of a class that is not at hand is plain data
-    found: dict[str, Any] = said if isinstance(said, dict) else vars(message)
+    found = cast("dict[str, Any]", said if isinstance(said, dict) else vars(message))
     text = found.get("content")
     if not isinstance(text, str):
         return None

@@ -294,7 +294,7 @@ class EventStream:
                 yield from self._lost(reader, reader.entry)
             return
         found = self._log.read(reader.thread, reader.at.id, reader.at.id)
-        if not found or mark_of(found[0]) != mark_of(reader.at):
+        if not found or mark_of(found[0]) != reader.mark:
             yield from self._lost(reader, reader.at.id)
 
     def _lost(self, reader: Reader, entry: str) -> Iterator[Event]:

@@ -82,6 +82,7 @@ class Reader:
         self.called: dict[Key, Reader] = {}
         self.ended: Ending | None = None
         self.at: e.Entry | None = None
+        self.mark = ""  # of that entry
         self.next = before(self.entry)  # read behind this id
         self.trimmed = False
         self.gone = False  # nobody reads it any more
@@ -98,8 +99,8 @@ class Reader:
     def position(self) -> Position:
         if self._back is not None:
             return self._back
-        at, mark = ("0-0", "") if self.at is None else (self.at.id, mark_of(self.at))
-        return Position(at, self._chunks + self._skip, mark, self._live_told)
+        at = "0-0" if self.at is None else self.at.id
+        return Position(at, self._chunks + self._skip, self.mark, self._live_told)
 
     @property
     def silent(self) -> bool:
@@ -137,7 +138,7 @@ class Reader:
         if self._listens:
             yield from self._await(entry)
             yield from self._noticed(self._ledger.close(entry))
-        self.at, self.next, self._chunks = entry, entry.id, 0
+        self.at, self.mark, self.next, self._chunks = entry, mark_of(entry), entry.id, 0
         yield from self._tell(self.stream.feed(entry))
         self.ended = self._finder.feed(entry) or self.ended
 
