@@ -220,7 +220,9 @@ class Fleet:
         """Start a run; what the script answered."""
         spec = getattr(graphs_for_faults, graph).spec
         given = {"journal": str(self.journal), "gate": str(self._gate), **state}
-        return self.moves.start(start_of(spec, thread, run, given, Config.of({}, live=live), "input")).status
+        return self.moves.start(
+            start_of(spec, thread, run, given, Config.of({}, live=live, subgraphs=True), "input")
+        ).status
 
     def go_on(self, graph: str, thread: str) -> str:
         """Continue a run that has failed."""

@@ -45,6 +45,28 @@ def test_what_a_killed_worker_said_is_superseded_before_its_heir_speaks(fleet: F
     assert [next(iter(x.chunk)) for x in heard if x.mode == "updates"] == ["a", "b", "c"]
 
 
+def test_a_killed_worker_s_words_from_within_a_subgraph_are_superseded_and_its_heir_s_are_heard(fleet: Fleet) -> None:
+    """The reader follows two logs; it is itself replaced by another one, which goes on behind the last event."""
+    with fleet.sweeping(), connect(fleet.url) as client:
+        worker = fleet.worker("nested", lease_ms=SHORT_MS)
+        thread = fleet.submit("nested", live=["custom"], gated="y/1")
+        modes = ["updates", "custom"]
+        events = client.run(thread).events(modes, timeout=60, subgraphs=True)
+        heard: list[Event] = []
+        while not heard or heard[-1].chunk != "y 1 in":
+            heard.append(next(events))
+        worker.kill()
+        with fleet.heir("nested"):
+            heard += client.run(thread).events(modes, after=heard[-1].cursor, timeout=60, subgraphs=True)
+        late = list(client.run(thread).events(modes, timeout=10, subgraphs=True))
+    assert words(heard) == words(late) == [
+        "a 1 in", "a 1 out", "x 1 in", "x 1 out", "y 1 in", "superseded y 1", "y 2 in", "y 2 out", "z 1 in", "z 1 out",
+    ]  # fmt: skip
+    told = [(len(x.ns), next(iter(x.chunk))) for x in heard if x.mode == "updates"]
+    assert told == [(0, "a"), (1, "x"), (1, "y"), (0, "child"), (0, "z")]
+    assert [(len(x.ns), x.chunk["name"]) for x in heard if x.mode == "superseded"] == [(1, "y")]
+
+
 def test_what_the_children_of_a_pool_say_is_heard_whole(fleet: Fleet) -> None:
     with connect(fleet.url) as client:
         fleet.pool("wide", processes=2, concurrency=4)

@@ -519,8 +519,6 @@ def test_what_can_not_be_streamed_is_refused_at_once() -> None:
     graph = counting(OURS).compile(checkpointer=InMemorySaver(), name="g")
     config = {"configurable": {"thread_id": "t"}}
     for call in (graph.invoke, lambda *args, **more: list(graph.stream(*args, **more))):
-        with pytest.raises(InvalidInput, match="subgraphs"):
-            call({"count": 0}, config, stream_mode="updates", subgraphs=True)
         with pytest.raises(InvalidInput, match="no stream mode 'vlaues'"):
             call({"count": 0}, config, stream_mode=["updates", "vlaues"])
     assert graph.get_state(config).values == {}, "nothing was begun"

@@ -45,10 +45,14 @@ LOOK = 4096  # characters of a file that is there already
 
 
 @click.command()
-@click.argument("graph", metavar="MODULE:GRAPH|GRAPH")
+@click.argument("graph", metavar="[MODULE:GRAPH|GRAPH]", required=False)
 @click.option("--mermaid", "form", flag_value="mermaid", help="As Mermaid text (so by default).")
 @click.option("--svg", "form", flag_value="svg", help="As SVG.")
 @click.option("--ascii", "form", flag_value="ascii", help="As boxes and lines of plain characters.")
+@click.option("--thread", metavar="THREAD", help="With the path that THREAD took: what ran, when, and where it stands.")
+@click.option("--all", "whole", is_flag=True, help="With --thread: since its beginning, not since its last input.")
+@click.option("--xray", is_flag=True, help="With the graphs that are nodes drawn in their places.")
+@click.option("--depth", type=click.IntRange(1, 100), metavar="N", help="With --xray: so many levels deep, not all.")
 @click.option(
     "--output",
     "-o",
@@ -58,21 +62,44 @@ LOOK = 4096  # characters of a file that is there already
     help="Into .svg, .mmd (Mermaid) or .txt; - is stdout.",
 )
 @click.pass_obj
-def draw(site: Site, graph: str, form: str | None, output: str) -> None:
+def draw(
+    site: Site,
+    graph: str | None,
+    form: str | None,
+    thread: str | None,
+    whole: bool,
+    xray: bool,
+    depth: int | None,
+    output: str,
+) -> None:
     """A graph as Mermaid text, SVG or characters: from its code (MODULE:GRAPH), or as a worker published it (GRAPH).
 
     \b
     everstep draw counting --ascii
     everstep draw counting -o counting.svg
+    everstep draw --thread demo --xray -o demo.svg
     """
     wanted = _form(form, output)
-    seen = _graph(site, graph)
+    if (whole and thread is None) or (depth is not None and not xray):
+        raise click.UsageError("--all goes with --thread, --depth with --xray")
+    seen = _graph(site, graph, thread)
+    if thread is not None:
+        with site.open():
+            seen = traced(seen, site, thread, whole)
+    seen = seen.xray(depth or xray)
     text = {"svg": seen.draw_svg, "mermaid": seen.draw_mermaid, "ascii": seen.draw_ascii}[wanted]()
     if output == "-":
         click.echo(text, nl=False)
         return
     _write(Path(output), wanted, text)
     site.say(f"{output}: {wanted}, {len(text):,} characters")
+
+
+def traced(graph: Graph, site: Site, thread: str, whole: bool) -> Graph:
+    """The graph with the path of a thread."""
+    from everstep_scheduler.reading import path
+
+    return path.traced(graph, site.log, thread, whole=whole)
 
 
 def _form(form: str | None, output: str) -> str:
@@ -87,13 +114,41 @@ def _form(form: str | None, output: str) -> str:
     return by_suffix
 
 
-def _graph(site: Site, graph: str) -> Graph:
+def _graph(site: Site, graph: str | None, thread: str | None) -> Graph:
+    """The graph that is named, or that of a thread. Raises UsageError, UnknownThread, UnknownGraph."""
     from everstep_workers.targets import load_target
 
-    if ":" in graph:
+    if graph is not None and ":" in graph:
         return load_target(graph).get_graph()
+    if graph is None and thread is None:
+        raise click.UsageError("name a graph, or a thread: everstep draw GRAPH, everstep draw --thread THREAD")
     with site.open():
-        return site.client.manifest(graph).get_graph()
+        return _published(site, graph or _graph_of(site, str(thread)))
+
+
+def _graph_of(site: Site, thread: str) -> str:
+    """The graph of a thread, as its log names it."""
+    from everstep_checkpoint.log import unknown_thread
+    from everstep_scheduler.reading.questions import open_step
+
+    told = open_step(site.log, thread)
+    if told is None:
+        raise unknown_thread(thread)
+    return told.graph
+
+
+def _published(site: Site, name: str) -> Graph:
+    """A published graph; `shop.pay` is the one that is the node `pay` of `shop`, unless it is published itself."""
+    from everstep_checkpoint.errors import UnknownGraph
+
+    try:
+        return site.client.manifest(name).get_graph()
+    except UnknownGraph:
+        outer, dot, node = name.rpartition(".")
+        inner = _published(site, outer).inner.get(node) if dot else None
+        if inner is None:
+            raise
+        return inner
 
 
 def _write(path: Path, form: str, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import show
+from ..following import Following, follows
 from ..site import Site
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ timeout_s = click.option(
     help="If a run is under way: wait behind it, exit with code 4, stop it and begin, or undo it and begin (enqueue).",
 )  # fmt: skip
 @waits
+@follows
 @timeout_s
 @as_json
 @click.pass_obj
@@ -48,18 +50,26 @@ def submit(
     run: str | None,
     if_busy: Mode,
     wait: bool,
+    follow: bool,
+    mode: str | None,
+    subgraphs: bool,
     timeout: float | None,
     as_json: bool,
 ) -> int | None:
     """Start a run of GRAPH. INPUT is JSON, @FILE, or - for stdin; it is checked before anything is written.
 
+    With --mode custom or messages its nodes are heard by whoever follows, here or later.
+
     \b
     everstep submit counting '{"count": 0, "done": false}' --thread demo --wait
+    everstep submit counting '{"count": 0, "done": false}' --follow --mode updates,custom
     """
-    data = _data(given)
+    data, following = _data(given), Following.of(follow, mode, subgraphs)
     with site.open():
-        made = site.client.submit(graph, data, thread_id=thread, run_id=run, multitask_strategy=if_busy, actor="cli")
-        return _come_to(site, made, wait or timeout is not None, timeout, as_json)
+        made = site.client.submit(
+            graph, data, thread_id=thread, run_id=run, multitask_strategy=if_busy, actor="cli", **following.asked
+        )
+        return _come_to(site, made, wait or timeout is not None, timeout, as_json, following=following)
 
 
 def _data(given: str, what: str = "INPUT") -> Any:
@@ -79,28 +89,61 @@ def _data(given: str, what: str = "INPUT") -> Any:
 @click.command()
 @click.argument("thread")
 @click.option("--run", "-r", metavar="R", help="This run (the last one).")
+@follows
+@click.option("--after", metavar="CURSOR", help="With --follow: behind this event; --json shows the cursors.")
 @timeout_s
 @click.option("--traceback", "trace", is_flag=True, help="If a node failed, show its whole traceback.")
 @as_json
 @click.pass_obj
-def result(site: Site, thread: str, run: str | None, timeout: float | None, trace: bool, as_json: bool) -> int | None:
-    """Wait for the last run on THREAD, and print its output as JSON; or where and why it failed."""
+def result(
+    site: Site,
+    thread: str,
+    run: str | None,
+    follow: bool,
+    mode: str | None,
+    subgraphs: bool,
+    after: str | None,
+    timeout: float | None,
+    trace: bool,
+    as_json: bool,
+) -> int | None:
+    """Wait for the last run on THREAD, and print its output as JSON; or where and why it failed. With --follow also
+    what happens, from the run's beginning on; with --json then one document a line.
+
+    \b
+    everstep result demo --follow --mode updates,custom --subgraphs
+    """
+    if not follow and (mode or subgraphs or after):
+        raise click.UsageError("--mode, --subgraphs and --after go with --follow")
+    following = Following.of(follow, mode, subgraphs, after)
     with site.open():
-        return _come_to(site, site.client.run(thread, run), True, timeout, as_json, trace)
+        return _come_to(site, site.client.run(thread, run), True, timeout, as_json, trace, following)
 
 
 @click.command()
 @click.argument("thread")
 @click.option("--run", "-r", metavar="R", help="Only if this is still the thread's last run.")
 @waits
+@follows
 @timeout_s
 @as_json
 @click.pass_obj
-def retry(site: Site, thread: str, run: str | None, wait: bool, timeout: float | None, as_json: bool) -> int | None:
+def retry(
+    site: Site,
+    thread: str,
+    run: str | None,
+    wait: bool,
+    follow: bool,
+    mode: str | None,
+    subgraphs: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> int | None:
     """Let THREAD go on where its last run failed or was cancelled. What is done is not done again."""
+    following = Following.of(follow, mode, subgraphs)
     with site.open():
-        made = site.client.retry(thread, run)
-        return _come_to(site, made, wait or timeout is not None, timeout, as_json)
+        made = site.client.retry(thread, run, **following.asked)
+        return _come_to(site, made, wait or timeout is not None, timeout, as_json, following=following)
 
 
 @click.command()
@@ -111,6 +154,7 @@ def retry(site: Site, thread: str, run: str | None, wait: bool, timeout: float |
 @click.option("--goto", "-g", metavar="NODE", multiple=True, help="A node to run beside what is open; several times.")
 @click.option("--run", "-r", metavar="R", help="Id of the run that goes on: the same again attaches to it.")
 @waits
+@follows
 @timeout_s
 @as_json
 @click.pass_obj
@@ -123,6 +167,9 @@ def resume(
     goto: tuple[str, ...],
     run: str | None,
     wait: bool,
+    follow: bool,
+    mode: str | None,
+    subgraphs: bool,
     timeout: float | None,
     as_json: bool,
 ) -> int | None:
@@ -137,11 +184,14 @@ def resume(
     if answer is None and (question is not None or not (update or goto)):
         raise click.UsageError("give an ANSWER, or --update or --goto")
     data = _data(answer, "ANSWER") if answer is not None else None
-    changes = _data(update, "--update") if update is not None else None
+    changes, following = (
+        _data(update, "--update") if update is not None else None,
+        Following.of(follow, mode, subgraphs),
+    )
     with site.open():
         said = data if question is None else {question: data}
-        made = site.client.resume(thread, said, update=changes, goto=goto, run_id=run, actor="cli")
-        return _come_to(site, made, wait or timeout is not None, timeout, as_json)
+        made = site.client.resume(thread, said, update=changes, goto=goto, run_id=run, actor="cli", **following.asked)
+        return _come_to(site, made, wait or timeout is not None, timeout, as_json, following=following)
 
 
 @click.command()
@@ -160,20 +210,31 @@ def cancel(site: Site, thread: str, run: str | None, as_json: bool) -> None:
         site.say(f"thread {show.clean(thread)}: {said}")
 
 
-def _come_to(site: Site, run: Run, wait: bool, timeout: float | None, as_json: bool, trace: bool = False) -> int | None:
-    """Say which run it is; wait for it if asked, and print what it came to."""
+def _come_to(
+    site: Site,
+    run: Run,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+    trace: bool = False,
+    following: Following | None = None,
+) -> int | None:
+    """Say which run it is; wait for it, or follow it, if asked, and print what it came to."""
     from everstep_checkpoint.errors import RunError
 
     from ..cli import WAITING
 
     said = {"thread": run.thread_id, "run": run.run_id}
-    if not wait:
+    follows_now = following is not None and following.follow
+    if not wait and not follows_now:
         status = run.status()
         show.emit({**said, "status": status}) if as_json else click.echo(
             f"thread {show.clean(run.thread_id)}  run {run.run_id}  {status}"
         )
         return None
     try:
+        if following is not None and follows_now:
+            following.tell(site, run, timeout, as_json)
         output = run.result(timeout)
     except RunError as error:  # first: a node's own TimeoutError is both
         return _failed(said | {"status": run.status()}, error, as_json, trace)

@@ -168,6 +168,7 @@ class Client(Travelling):
         multitask_strategy: Mode = "enqueue",
         actor: str = "",
         stream_mode: str | Sequence[str] = (),
+        subgraphs: bool = False,
     ) -> Run:
         """Record a run, for the workers to do. When this returns, no death of any process loses it.
 
@@ -176,13 +177,14 @@ class Client(Travelling):
         what happens on a busy thread: "enqueue" (it waits behind the run under way and those that wait already),
         "reject" (ThreadBusy), "interrupt" (the run under way is stopped, what it finished stays, and this one begins),
         "rollback" (the same, but the thread is set back to where it was before that run). `stream_mode`: "custom" and
-        "messages", if somebody is to hear what nodes say while they run; all other modes need no asking.
+        "messages", if somebody is to hear what nodes say while they run, and with `subgraphs` also the nodes of graphs
+        that are nodes; all other modes need no asking.
 
         Raises UnknownGraph, InvalidInput, EmptyInputError, InvalidThreadId, RunConflict, ThreadBusy, TooLarge.
         """
         said = Config.of(
             config, context=context, metadata=metadata, tags=tags, actor=actor, multitask_strategy=multitask_strategy,
-            live=live_modes(check_modes(stream_mode)),
+            live=live_modes(check_modes(stream_mode)), subgraphs=subgraphs,
         )  # fmt: skip
         return self.begin(graph, input, said, thread_id=thread_id, run_id=run_id)
 
@@ -289,10 +291,18 @@ class Client(Travelling):
         known = self.redis.exists(self.keys.graph(graph))
         return self.manifest(graph).reading if known else Reading()
 
-    def retry(self, thread_id: object, run_id: str | None = None) -> Run:
+    def retry(
+        self,
+        thread_id: object,
+        run_id: str | None = None,
+        *,
+        stream_mode: str | Sequence[str] = (),
+        subgraphs: bool = False,
+    ) -> Run:
         """Continue what failed, was cancelled or reached its limit, as a new run; done tasks are not done again.
 
-        `run_id`: the run that is meant; Superseded if the thread has gone on with another one since. Raises
+        `run_id`: the run that is meant; Superseded if the thread has gone on with another one since. `stream_mode`,
+        `subgraphs`: as in `submit`. Raises
         ThreadBusy while a run is under way, EmptyInputError if nothing is left to do, UnknownThread.
         """
         thread = thread_id_text(thread_id)
@@ -304,7 +314,8 @@ class Client(Travelling):
                 raise Superseded(what, thread=thread, fix="submit its input again, or retry without a run id")
             if status == "done":
                 raise EmptyInputError("nothing to retry: the last run is done", thread=thread, fix="submit an input")
-            return self.proceed(thread, graph, queue, Config())
+            heard = Config.of(None, live=live_modes(check_modes(stream_mode)), subgraphs=subgraphs)
+            return self.proceed(thread, graph, queue, heard)
 
     def resume(
         self,
@@ -317,6 +328,8 @@ class Client(Travelling):
         config: Mapping[str, Any] | None = None,
         context: Any = None,
         actor: str = "",
+        stream_mode: str | Sequence[str] = (),
+        subgraphs: bool = False,
     ) -> Run:
         """Answer what a run asked with `interrupt()`, as a new run that goes on there; durable when it returns.
 
@@ -325,6 +338,7 @@ class Client(Travelling):
 
         `update`: keys to write to the state as it stands, through their reducers; `goto`: nodes or Sends to run beside
         what is open. With either the thread may be done, and `answer` None says that nothing is answered.
+        `stream_mode`, `subgraphs`: as in `submit`.
 
         Raises InvalidResume (several questions and no id, an unknown id, an answer that does not fit its schema),
         ThreadBusy, EmptyInputError (the thread is done), UnknownThread, RunConflict; InvalidUpdateError for a key or a
@@ -333,7 +347,8 @@ class Client(Travelling):
         thread = thread_id_text(thread_id)
         with translated(self.url):
             graph, queue = self._thread(thread, "graph", "queue")
-            said = Config.of(config, context=context, actor=actor)
+            live = live_modes(check_modes(stream_mode))
+            said = Config.of(config, context=context, actor=actor, live=live, subgraphs=subgraphs)
             command: Command[Any] = Command(update=update, goto=goto, resume=answer)
             if commands(command):
                 lore = ManifestLore(self.manifest(graph))

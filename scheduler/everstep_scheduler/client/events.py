@@ -1,37 +1,35 @@
 """Events: a run as it goes, from its log and its live stream, resumable from any process by the last cursor seen.
 
-    log  ──┐ in order: what a task says comes before what came of it
-    live ──┴─► Event(cursor, mode, chunk, task, attempt)
+    Reader of the run ──calls──► Reader of what its tasks called     with `subgraphs`
+      └─► Event(cursor, mode, chunk, task, attempt, ns)
 
     superseded   what this attempt at a task has said is void: it failed, was lost, or another one speaks
     gap          something said live was dropped, or kept no longer: how much
     rewound      the log is another one than was read: Redis lost its tail, or the thread was deleted
     trimmed      the beginning is not kept any more
 
-A cursor says which entry was read last, how many of its chunks, and what that entry was; so a reader who comes back to
-another log is told, and one who comes late misses nothing of the log.
+A cursor says of each run which entry was read last, how many of its chunks, and what that entry was; so a reader who
+comes back to another log is told, and one who comes late misses nothing of the log.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.codec import pack
 from everstep_checkpoint.errors import InvalidInput, UnknownRun
 
-from ..moves.live import Said
+from ..reading.branches import below, nesting
 from ..reading.chunks import LogStream
-from ..reading.ending import Ending, EndingFinder
-from ..reading.ledger import GAP, SUPERSEDED, Ledger, Notice
-from ..reading.shapes import MODES, Told, live_modes
+from ..reading.ending import Ending
+from ..reading.ledger import GAP, SUPERSEDED
+from ..reading.nested import Namespace, named_call, spoken_for
+from ..reading.shapes import MODES, live_modes
+from .reader import START, Heard, Position, Reader, before, mark_of
 from .tail import BLOCK_MS, PAGE, Row, Tail, entries
 
 if TYPE_CHECKING:
@@ -41,14 +39,15 @@ if TYPE_CHECKING:
 
 REWOUND = "rewound"
 TRIMMED = "trimmed"
-LIVE_WAIT_S = 2.0  # for words that are still under way when their attempt is committed
-AHEAD_MAX = 4 * PAGE  # words read ahead of the log
+NESTED = "s"  # in a cursor's modes: it knows what tasks called
+OPEN_MAX = 256  # runs that are followed at once; the others are told when one of them, or their task, has ended
 
 
 class Event(NamedTuple):
     """One event of a run. `cursor`: hand it to `Run.events(after=...)` to go on behind it.
 
     `chunk` is LangGraph's for its modes. `task` and `attempt` say who said it, in the modes `custom` and `messages`.
+    `ns`: the graph it is of, with `subgraphs`: () for the run's own, ("child:<task id>",) for that of its node "child".
     """
 
     cursor: str
@@ -56,42 +55,44 @@ class Event(NamedTuple):
     chunk: Any
     task: str = ""
     attempt: int = 0
+    ns: Namespace = ()
 
 
 class Cursor(NamedTuple):
-    """Where a reader is: `entry` was read, and its first `chunks` chunks in `modes`; `mark` is what the entry was."""
+    """Where a reader is: in the run itself, and in each that its tasks called and that is not told to its end; `called`
+    knows those by `Reader.via`. `modes`: those that were read in."""
 
-    entry: str
-    chunks: int
+    at: Position
     modes: str
-    mark: str
-    live: str
+    called: Mapping[str, Position]
 
     def text(self) -> str:
-        return f"{self.entry}/{self.chunks}/{self.modes}/{self.mark}/{self.live}"
+        entry, chunks, mark, live = self.at
+        below = (f";{via}/{x.entry}/{x.chunks}/{x.mark}/{x.live}" for via, x in self.called.items())
+        return f"{entry}/{chunks}/{self.modes}/{mark}/{live}{''.join(below)}"
 
     @classmethod
     def read(cls, text: str) -> Cursor:
         """A cursor from its text. Raises InvalidInput."""
         try:
-            entry, chunks, modes, mark, live = text.split("/")
-            for each in (entry, live):
-                e.entry_id(each)
-            return cls(entry, int(chunks), modes, mark, live)
-        except ValueError:
+            own, *below = text.split(";")
+            entry, chunks, modes, mark, live = own.split("/")
+            rows = [each.split("/") for each in below]
+            called = {via: _position(*row) for via, *row in rows}
+            return cls(_position(entry, chunks, mark, live), modes, called)
+        except (ValueError, TypeError):
             raise InvalidInput(f"{text!r} is no cursor of a run's events", fix="hand over `event.cursor`") from None
 
 
-def mark_of(entry: e.Entry) -> str:
-    """8 characters that tell an entry from another one with its id."""
-    if entry.is_checkpoint:
-        return entry.digest[:8]
-    said = hashlib.sha256(pack(sorted([name, value] for name, value in entry.raw.items()))).digest()
-    return base64.urlsafe_b64encode(said)[:8].decode()
+def _position(entry: str, chunks: str, mark: str, live: str) -> Position:
+    for each in (entry, live):
+        e.entry_id(each)
+    return Position(entry, int(chunks), mark, live)
 
 
 class EventStream:
-    """Reads one run's events. Use `read` once; `ended` says how the run came to its end."""
+    """Reads one run's events; with `nested` those of what its tasks called, too. Use `read` once; `ended` says how the
+    run came to its end."""
 
     def __init__(
         self,
@@ -102,34 +103,35 @@ class EventStream:
         modes: Sequence[str],
         keys: Sequence[str] | None = None,
         timeout: float | None = None,
+        *,
+        nested: bool = False,
     ) -> None:
         self.run, self.entry, self.reading = run, entry, reading
-        self.modes, self.keys = tuple(modes), keys
-        self.ended: Ending | None = None
+        self.modes, self.keys, self.nested = tuple(modes), keys, nested
         self._log, self._client = client.log_store, client
-        self._log_key = client.keys.log(run.thread_id)
-        self._live_key = client.keys.live(run.thread_id, run.run_id)
-        self._listens = bool(live_modes(modes))
         self._tail = Tail(client.redis, client.url)
-        self._letters = "".join(str(MODES.index(mode)) for mode in sorted(self.modes, key=MODES.index))
+        letters = "".join(str(MODES.index(mode)) for mode in sorted(self.modes, key=MODES.index))
+        self._letters = letters + (NESTED if nested else "")
         self._timeout = timeout
         self._end = None if timeout is None else time.monotonic() + timeout
+        self._over: Ending | None = None
         self._begin()
 
     def _begin(self) -> None:
         """Before the run's first entry."""
         run = self.run
-        self._stream = LogStream(
-            self._log, run.thread_id, run.run_id, self.entry, self.reading, self.modes, keys=self.keys
+        self._root = self._reader(
+            LogStream(self._log, run.thread_id, run.run_id, self.entry, self.reading, self.modes, keys=self.keys)
         )
-        self._ledger, self._finder = Ledger(run.run_id), EndingFinder(run.run_id)
-        self._at: e.Entry | None = None
-        self._next = before(self.entry)  # read behind this id
-        self._chunks = self._skip = 0
-        self._ahead: deque[tuple[str, Said]] = deque()
-        self._live_read = self._live_told = "0-0"
-        self._trimmed = False
-        self._silent = False
+        self._back = Cursor(START, "", {})  # where those are to go on that are not open yet
+
+    def _reader(self, stream: LogStream, via: str = "") -> Reader:
+        stream = nesting(stream) if self.nested else stream
+        return Reader(stream, self.modes, self._client.keys, self._tail, self._client.redis, via)
+
+    @property
+    def ended(self) -> Ending | None:
+        return self._root.ended or self._over
 
     # reading
 
@@ -151,185 +153,187 @@ class EventStream:
 
     def _round(self) -> Iterator[Event]:
         """One read of what came, and what it tells."""
-        places = {self._log_key: self._next}
-        if self._listens and len(self._ahead) < AHEAD_MAX:
-            places[self._live_key] = self._live_read
+        readers = [each for each in self._root.family if each.ended is None][:OPEN_MAX]
+        places: dict[str, str] = {}
+        for key, place in (row for each in readers for row in each.places().items()):
+            places[key] = min(place, places.get(key, place), key=e.entry_id)  # two runs may share a log
         rows = self._tail.read(places, BLOCK_MS / 1000 if self._end is None else self._end - time.monotonic())
-        yield from self._verified()
-        if self._next == places[self._log_key]:  # it stands where it stood
-            yield from self._take(rows)
+        for reader in reversed(readers):  # what was called first: it goes on before what came of it
+            if not reader.gone:
+                yield from self._go_on(reader, rows, places[reader.log_key])
         if self._end is not None and time.monotonic() >= self._end and self.ended is None:
             self.run.timed_out(self._timeout or 0.0)
 
-    def _take(self, rows: dict[str, list[Row]]) -> Iterator[Event]:
-        self._hear(rows.get(self._live_key, ()))
-        found = entries(rows.get(self._log_key, ()), self.run.thread_id)
-        for entry in found:
-            yield from self._feed(entry)
-            if self.ended is not None:
+    def _go_on(self, reader: Reader, rows: dict[str, list[Row]], read_from: str) -> Iterator[Event]:
+        """What came of one run."""
+        if reader is self._root or not rows or reader.log_key in rows:
+            yield from self._verified(reader)
+        if not reader.gone and e.entry_id(reader.next) >= e.entry_id(read_from):
+            yield from self._take(reader, rows)
+
+    def _take(self, reader: Reader, rows: dict[str, list[Row]]) -> Iterator[Event]:
+        reader.hear(rows.get(reader.live_key, ()))
+        found = entries(rows.get(reader.log_key, ()), reader.thread)
+        read = e.entry_id(reader.next)
+        for entry in (each for each in found if (each.n, each.k) > read):
+            yield from self._feed(reader, entry)
+            if reader.ended is not None:
                 break
         if len(found) < PAGE:
-            yield from self._tell(self._stream.flush())
-        yield from self._speak()
-        if self._trimmed and not rows and self._is_over():
-            self.ended = Ending("done", 0, "")
+            yield from self._events(reader.rest())
+        if reader is self._root and reader.trimmed and not rows and self._is_over():
+            self._over = Ending("done", 0, "")
 
-    def _feed(self, entry: e.Entry) -> Iterator[Event]:
-        """One entry: what is left of the one before it, what was said until then, its own chunks."""
-        yield from self._tell(self._stream.before(entry))
-        yield from self._speak()
-        if self._listens:
-            yield from self._await(entry)
-            yield from self._noticed(self._ledger.close(entry))
-        self._at, self._next, self._chunks = entry, entry.id, 0
-        yield from self._tell(self._stream.feed(entry))
-        self.ended = self._finder.feed(entry) or self.ended
+    def _feed(self, reader: Reader, entry: e.Entry) -> Iterator[Event]:
+        """One entry: what is left of what stands before it, in this log and in those of tasks it is about; then it."""
+        yield from self._events(reader.before(entry))
+        for key in spoken_for(entry, reader.run, reader.called):
+            yield from self._finish(reader.called[key])
+            reader.called.pop(key).leave()
+        yield from self._events(reader.take(entry))
+        if self.nested and entry.kind == "task_called" and entry.text("run") == reader.run:
+            yield from self._call(reader, entry)
 
-    def _tell(self, told: Iterable[Told]) -> Iterator[Event]:
-        for mode, chunk in told:
-            self._chunks += 1
-            if self._skip:
-                self._skip -= 1
-            elif not self._silent:
-                yield Event(self._cursor(), mode, chunk)
+    def _events(self, heard: Iterable[Heard]) -> Iterator[Event]:
+        for ns, mode, chunk, task, attempt in heard:
+            yield Event(self._cursor(), mode, chunk, task, attempt, ns)
 
     def _cursor(self) -> str:
-        at, mark = ("0-0", "") if self._at is None else (self._at.id, mark_of(self._at))
-        return Cursor(at, self._chunks, self._letters, mark, self._live_told).text()
-
-    # what is said live
+        called = {each.via: each.position for each in self._root.family if each.via}
+        return Cursor(self._root.position, self._letters, {**self._back.called, **called}).text()
 
     def _check_heard(self) -> None:
         """Raises InvalidInput for a live mode that the run's nodes are not listened to in."""
-        wanted = set(live_modes(self.modes)) - set(self._stream.record.live)
-        if wanted and not self._trimmed:
-            raise InvalidInput(
-                f"nobody listens to the run {self.run.run_id!r} in mode {sorted(wanted)[0]!r}",
-                fix=f"say so when it begins: submit(..., stream_mode={sorted(live_modes(self.modes))})",
-            )
+        live, record = live_modes(self.modes), self._root.stream.record
+        wanted = set(live) - set(record.live)
+        if self._root.trimmed or not (wanted or (live and self.nested and not record.subgraphs)):
+            return
+        below, more = (" within subgraphs", ", subgraphs=True") if self.nested else ("", "")
+        raise InvalidInput(
+            f"nobody listens to the run {self.run.run_id!r} in mode {sorted(wanted or live)[0]!r}{below}",
+            fix=f"say so when it begins: submit(..., stream_mode={sorted(live)}{more})",
+        )
 
-    def _hear(self, rows: Iterable[Row]) -> None:
-        for row_id, fields in rows:
-            self._live_read = row_id.decode()
-            self._ahead.append((self._live_read, Said.read(fields)))
+    # what tasks called
 
-    def _speak(self, *, past: bool = False) -> Iterator[Event]:
-        """What was said at checkpoints that were read; with `past` also behind words that have to wait for theirs."""
-        waiting: deque[tuple[str, Said]] = deque()
-        n = self._at.n if self._at is not None else 0
-        while self._ahead and (past or not waiting):
-            row_id, said = self._ahead.popleft()
-            if said.n > n:
-                waiting.append((row_id, said))
-                continue
-            if not waiting:
-                self._live_told = row_id
-            yield from self._noticed(self._ledger.hear(said))
-        self._ahead.extendleft(reversed(waiting))
+    def _call(self, reader: Reader, call: e.Entry) -> Iterator[Event]:
+        """A task called a run: it is read, too, from where the cursor says if that knows it."""
+        key, via = (call.n, call.text("task")), f"{reader.via}.{call.id}".lstrip(".")
+        named, before = named_call(call), reader.called.get(key)
+        if before is not None and named is not None and before.run == named[0]:
+            return  # it is waited for once more
+        position = self._back.called.get(via)
+        if reader.silent and position is None and NESTED in self._back.modes:
+            return  # it was told to its end
+        stream = below(reader.stream, call)
+        if stream is None:
+            return
+        found = reader.called[key] = self._reader(stream, via)
+        yield from self._come_back(found, position or START, NESTED in self._back.modes)
 
-    def _noticed(self, notices: Iterable[Notice]) -> Iterator[Event]:
-        for mode, said, chunk in notices:
-            if self._silent or (chunk is None and mode not in self.modes):
-                continue
-            told = chunk if chunk is not None else self.reading.codec.decode(said.data, f"what {said.node!r} told")
-            yield Event(self._cursor(), mode, told, said.id, said.attempt)
-
-    def _await(self, entry: e.Entry) -> Iterator[Event]:
-        """The words of the attempt behind an entry are all heard, or it is clear that they will not come."""
-        end = 0.0
-        while self._ledger.missing(entry) and not self._silent:
-            if not end:
-                end = time.monotonic() + LIVE_WAIT_S - self._age_s(entry)
-            rows = self._tail.read({self._live_key: self._live_read}, max(end - time.monotonic(), 0.001))
-            self._hear(rows.get(self._live_key, ()))
-            yield from self._speak(past=True)
-            if not rows and time.monotonic() >= end:
-                return
-
-    def _age_s(self, entry: e.Entry) -> float:
-        seconds, micros = self._client.redis.time()
-        return max(float(seconds) + float(micros) / 1e6 - entry.number("at") / 1000, 0.0)
+    def _finish(self, reader: Reader) -> Iterator[Event]:
+        """The rest of a run whose task has come to something: all of it is there."""
+        if reader.silent:
+            return
+        while reader.ended is None:
+            found = self._log.read(reader.thread, f"({reader.next}", "+", PAGE)
+            for entry in found:
+                yield from self._feed(reader, entry)
+                if reader.ended is not None:
+                    break
+            if len(found) < PAGE:
+                break
+        yield from self._events(reader.rest())
+        for each in tuple(reader.called.values()):
+            yield from self._finish(each)
 
     # coming back
 
     def _enter(self, cursor: Cursor | None) -> Iterator[Event]:
         """Stand where the cursor says, knowing what a reader knows who has read up to there."""
-        begun = self._log.read(self.run.thread_id, self.entry, self.entry)
-        if cursor is None or not cursor.mark:
-            if not begun or begun[0].text("run") != self.run.run_id:
-                yield from self._lost(self.entry)
-            return
-        found = self._log.read(self.run.thread_id, cursor.entry, cursor.entry)
-        if not found or mark_of(found[0]) != cursor.mark:
-            yield from self._lost(cursor.entry)
-            return
-        self._silent, self._trimmed = True, not begun
-        self._rehear(cursor.live)
-        for entry in self._log.pages(self.run.thread_id, self._first_to_read(found[0]), cursor.entry):
-            yield from self._tell(self._stream.before(entry))
-            if entry.id == cursor.entry:
-                self._silent, self._skip = False, cursor.chunks if cursor.modes == self._letters else 0
-            yield from self._feed(entry)
+        if cursor is not None:
+            self._back = cursor if self.nested else cursor._replace(called={})
+        same = cursor is not None and cursor.modes == self._letters
+        yield from self._come_back(self._root, cursor.at if cursor is not None else START, same)
+        self._back = Cursor(START, "", {})
 
-    def _first_to_read(self, entry: e.Entry) -> str:
+    def _come_back(self, reader: Reader, position: Position, same: bool) -> Iterator[Event]:
+        """One run's share of that. `same`: was it read in these modes?"""
+        begun = self._log.read(reader.thread, reader.entry, reader.entry)
+        if not position.mark:
+            if not begun or begun[0].text("run") != reader.run:
+                yield from self._lost(reader, reader.entry)
+            return
+        found = self._log.read(reader.thread, position.entry, position.entry)
+        if not found or mark_of(found[0]) != position.mark:
+            yield from self._lost(reader, position.entry)
+            return
+        reader.come_back(position, bool(begun))
+        for entry in self._log.pages(reader.thread, self._first_to_read(reader, found[0]), position.entry):
+            if entry.id == position.entry:
+                yield from self._events(reader.before(entry))
+                reader.arrive(position.chunks if same else 0)
+            yield from self._feed(reader, entry)
+
+    def _first_to_read(self, reader: Reader, entry: e.Entry) -> str:
         """The entry from which on the log must be read to know what there is to know at `entry`."""
         base = entry.n - 1 if entry.is_checkpoint else entry.n
-        found = self._log.read(self.run.thread_id, f"{base}-0", f"{base}-0")
-        if base <= e.entry_id(self.entry)[0] or not found or found[0].text("source") == "input":
-            return self.entry
-        self._stream.enter(base)
+        found = self._log.read(reader.thread, f"{base}-0", f"{base}-0")
+        if base <= e.entry_id(reader.entry)[0] or not found or found[0].text("source") == "input":
+            return reader.entry
+        reader.stream.enter(base)
         return f"({base}-0"
-
-    def _rehear(self, live: str) -> None:
-        """What was told up to the cursor is heard again, silently: who speaks, and how far."""
-        while self._listens and e.entry_id(self._live_read) < e.entry_id(live):
-            rows: Any = self._client.redis.xrange(self._live_key, f"({self._live_read}", live, PAGE)
-            for row_id, fields in rows:
-                self._live_read = self._live_told = row_id.decode()
-                self._ledger.hear(Said.read(fields))
-            if not rows:
-                self._live_read = self._live_told = live
 
     # what is not there any more
 
-    def _verified(self) -> Iterator[Event]:
+    def _verified(self, reader: Reader) -> Iterator[Event]:
         """Is the log still the one that was read? Asked whenever something came of it, and while nothing does."""
-        if self._at is None:
-            found = self._log.read(self.run.thread_id, self.entry, self.entry)
-            if not self._trimmed and (not found or found[0].text("run") != self.run.run_id):
-                yield from self._lost(self.entry)
+        if reader.at is None:
+            found = self._log.read(reader.thread, reader.entry, reader.entry)
+            if not reader.trimmed and (not found or found[0].text("run") != reader.run):
+                yield from self._lost(reader, reader.entry)
             return
-        found = self._log.read(self.run.thread_id, self._at.id, self._at.id)
-        if not found or mark_of(found[0]) != mark_of(self._at):
-            yield from self._lost(self._at.id)
+        found = self._log.read(reader.thread, reader.at.id, reader.at.id)
+        if not found or mark_of(found[0]) != reader.mark:
+            yield from self._lost(reader, reader.at.id)
 
-    def _lost(self, entry: str) -> Iterator[Event]:
+    def _lost(self, reader: Reader, entry: str) -> Iterator[Event]:
         """What stood at `entry` does not: say so, and go on from the beginning that there is."""
-        first = self._log.read(self.run.thread_id, count=1)
-        begun = self._log.read(self.run.thread_id, self.entry, self.entry)
-        if first and not begun and first[0].n > e.entry_id(self.entry)[0]:
+        first = self._log.read(reader.thread, count=1)
+        begun = self._log.read(reader.thread, reader.entry, reader.entry)
+        anew = self._anew(reader)
+        if first and not begun and first[0].n > e.entry_id(reader.entry)[0]:
             at = max(e.entry_id(entry), e.entry_id(before(first[0].id)))
-            self._begin()
-            self._trimmed, self._next = True, f"{at[0]}-{at[1]}" if at[0] else before(first[0].id)
-            yield Event(self._cursor(), TRIMMED, {"below": first[0].id})
+            anew.trimmed, anew.next = True, f"{at[0]}-{at[1]}" if at[0] else before(first[0].id)
+            yield Event(self._cursor(), TRIMMED, {"below": first[0].id}, ns=anew.ns)
             return
-        self._begin()
-        there = bool(begun) and begun[0].text("run") == self.run.run_id
-        yield Event(self._cursor(), REWOUND, {"to": self.entry if there else ""})
-        if not there:
+        there = bool(begun) and begun[0].text("run") == reader.run
+        yield Event(self._cursor(), REWOUND, {"to": reader.entry if there else ""}, ns=anew.ns)
+        if not there and anew is self._root:
             raise self.run.unknown()
+        if not there:
+            anew.ended = Ending("cancelled", 0, "")  # it was deleted: its task will say what comes of that
+
+    def _anew(self, reader: Reader) -> Reader:
+        """One that stands before the first entry, in its place."""
+        reader.leave()
+        if reader is self._root:
+            self._begin()
+            return self._root
+        above = next(each for each in self._root.family if any(x is reader for x in each.called.values()))
+        key = next(key for key, each in above.called.items() if each is reader)
+        old = reader.stream
+        fresh = LogStream(
+            old.log, old.thread, old.run, old.since, old.reading, self.modes, keys=old.reading.outputs, where=old.where
+        )
+        above.called[key] = self._reader(fresh, reader.via)
+        return above.called[key]
 
     def _is_over(self) -> bool:
         try:
             return self.run.status() not in ("running", "queued")
         except UnknownRun:
             return True
-
-
-def before(entry: str) -> str:
-    """The id just below a fact's."""
-    n, k = e.entry_id(entry)
-    return f"{n}-{k - 1}" if k else f"{max(n - 1, 0)}-{2**63 - 1}"
 
 
 __all__ = ["GAP", "REWOUND", "SUPERSEDED", "TRIMMED", "Cursor", "Event", "EventStream", "before"]

@@ -1,6 +1,7 @@
 """The inbox: runs submitted by XADD, from redis-cli or any program, without our code.
 
     XADD everstep:{0}:inbox * graph counter thread demo input '{"count": 0}' [run R] [actor A] [if_busy interrupt]
+                                                                     [stream_mode custom,messages] [subgraphs true]
 
     inbox ──one reader at a time──► submit ──► XDEL           a crash between the two submits the same run id again
                                       └─bad──► inbox:rejected (bounded), with the reason
@@ -138,6 +139,8 @@ class InboxReader:
                 run_id=said.get("run") or f"inbox-{entry_id.decode()}",
                 actor=said.get("actor", ""),
                 multitask_strategy=strategy(said.get("if_busy", "enqueue")),
+                stream_mode=[each.strip() for each in said.get("stream_mode", "").split(",") if each.strip()],
+                subgraphs=_flag(said, "subgraphs"),
             )
 
     def _reject(self, client: Client, entry_id: bytes, fields: Message, reason: str) -> None:
@@ -164,6 +167,14 @@ def _read(fields: Message) -> dict[str, str]:
     if lacking := [name for name in NEEDED if not said.get(name)]:
         raise InvalidInput(f"the message lacks {', '.join(lacking)}", fix="XADD ... * graph G thread T input JSON")
     return said
+
+
+def _flag(said: Mapping[str, str], name: str) -> bool:
+    """A field that says yes or no. Raises InvalidInput for anything else."""
+    word = said.get(name, "false").strip().lower()
+    if word not in ("true", "false", "1", "0"):
+        raise InvalidInput(f"{name} is {word!r}", fix="say true or false, or leave it out")
+    return word in ("true", "1")
 
 
 def _json(text: str) -> object:

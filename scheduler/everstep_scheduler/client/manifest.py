@@ -46,9 +46,27 @@ class NodeInfo(BaseModel):
     timeout_s: float = 0
 
 
+class Inner(BaseModel):
+    """A graph that is a node, as far as its runs are read and drawn. `logged`: do they have a log of their own?"""
+
+    logged: bool
+    version: str = ""
+    outputs: list[str]
+    joins: list[str] = []
+    nodes: list[str] = []
+    edges: list[Edge] = []
+    graphs: dict[str, Inner] = {}
+
+    @property
+    def reading(self) -> Reading:
+        """How its values are read without its code."""
+        return Reading(None, self.outputs, self.joins, _readings(self.graphs))
+
+
 class Manifest(BaseModel):
-    """A published graph. `channels`: key -> its reducer's name, empty for a last value. `joins`: its barriers. `entry`:
-    an entrypoint, whose input is one value; its schemas have it under `__start__`, and the output under `__end__`."""
+    """A published graph. `channels`: key -> its reducer's name, empty for a last value. `joins`: its barriers.
+    `graphs`: those that are nodes of it. `entry`: an entrypoint, whose input is one value; its schemas have it under
+    `__start__`, and the output under `__end__`."""
 
     name: str
     version: str
@@ -61,6 +79,7 @@ class Manifest(BaseModel):
     entry: bool = False
     edges: list[Edge] = []
     joins: list[str] = []
+    graphs: dict[str, Inner] = {}
     mermaid: str = ""
     published_at: str = ""
     everstep: str = ""
@@ -76,16 +95,41 @@ class Manifest(BaseModel):
 
     def get_graph(self) -> Graph:
         """Its nodes and edges, to be drawn. Raises CorruptEntry if it says no edges, or odd ones."""
-        known = {START, END, *self.nodes}
-        if not self.edges or not all(end in known and end.isprintable() for each in self.edges for end in each[:2]):
-            what = f"the graph {self.name!r} was published {'with odd' if self.edges else 'without its'} edges"
-            raise CorruptEntry(what, fix="start a worker of this version: it publishes the graph anew")
-        return graph_from(self.name, self.version, self.nodes, self.edges)
+        return _drawn(self.name, self.version, self)
 
     @property
     def reading(self) -> Reading:
         """How the graph's values are read without its code."""
-        return Reading(None, self.outputs, self.joins)
+        return Reading(None, self.outputs, self.joins, _readings(self.graphs))
+
+
+def _drawn(name: str, version: str, said: Manifest | Inner) -> Graph:
+    known = {START, END, *said.nodes}
+    if not said.edges or not all(end in known and end.isprintable() for each in said.edges for end in each[:2]):
+        what = f"the graph {name!r} was published {'with odd' if said.edges else 'without its'} edges"
+        raise CorruptEntry(what, fix="start a worker of this version: it publishes the graph anew")
+    inner = {node: _drawn(f"{name}.{node}", each.version, each) for node, each in said.graphs.items() if each.logged}
+    return graph_from(name, version, said.nodes, said.edges, inner)
+
+
+def _readings(graphs: dict[str, Inner]) -> dict[str, Reading]:
+    return {node: inner.reading for node, inner in graphs.items() if inner.logged}
+
+
+def _inner(spec: GraphSpec) -> dict[str, Inner]:
+    """What is said of the graphs that are nodes."""
+    return {
+        node: Inner(
+            logged=spec.node(node).calls,
+            version=inner.version,
+            outputs=list(inner.output_schema.fields),
+            joins=[join.channel for join in inner.joins],
+            nodes=list(inner.nodes),
+            edges=list(graph_of(inner).edges),
+            graphs=_inner(inner),
+        )
+        for node, inner in spec.nested.items()
+    }
 
 
 def manifest_of(spec: GraphSpec) -> Manifest:
@@ -105,6 +149,7 @@ def manifest_of(spec: GraphSpec) -> Manifest:
         entry=spec.direct,
         edges=list(seen.edges),
         joins=[join.channel for join in spec.joins],
+        graphs=_inner(spec),
         mermaid=seen.draw_mermaid(),
         published_at=datetime.now(UTC).isoformat(timespec="seconds"),
         everstep=_version(),

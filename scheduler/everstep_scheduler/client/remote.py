@@ -23,7 +23,9 @@ from ..graph.runtime import END, START
 from ..moves.connection import translated
 from ..moves.contract import Mode, Start
 from ..moves.record import Config, Form, Nodes, Writes, check_run_id, commands, kind_of
+from ..reading.branches import nesting
 from ..reading.chunks import LogStream
+from ..reading.nested import shaped
 from ..reading.shapes import Chunk, Reading, check_modes, live_modes
 from ..reading.standing import standing
 from ..steps.branching import Wish, forking, on, replaying, travel
@@ -56,7 +58,16 @@ class RemoteGraph(StateFace):
         return self.client.manifest(self.name)
 
     def get_graph(self, config: Given = None, *, xray: int | bool = False) -> Graph:
-        """Its nodes and edges, to be looked at or drawn. Raises UnknownGraph."""
+        """Its nodes and edges, to be looked at or drawn; with `xray` those of graphs that are nodes in their places, so
+        many levels deep (True: all). `config` is taken as LangGraph's is, and changes nothing. Raises UnknownGraph."""
+        return self._graph.xray(xray)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows: the SVG, drawn here."""
+        return self.get_graph()._repr_mimebundle_()  # pyright: ignore[reportPrivateUsage]
+
+    @property
+    def _graph(self) -> Graph:
         return graph_of(self.spec) if self.spec is not None else self.manifest.get_graph()
 
     # running
@@ -86,13 +97,14 @@ class RemoteGraph(StateFace):
         Raises RunFailed, which is also what the node raised where that is known (`Client.register_errors`);
         NodeTimeoutError, GraphRecursionError, RunCancelled, InvalidInput, TimeoutError.
         """
-        modes = check_modes(stream_mode, subgraphs)
+        modes = check_modes(stream_mode)
         said = Config.of(
             config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after,
-            live=live_modes(modes), multitask_strategy=multitask_strategy,
+            live=live_modes(modes), subgraphs=subgraphs, multitask_strategy=multitask_strategy,
         )  # fmt: skip
         if stream_mode != "values":
-            return list(self._chunks(input, config, said, stream_mode, run_id, timeout, self._reading().outputs))
+            outputs = self._reading().outputs
+            return list(self._chunks(input, config, said, stream_mode, run_id, timeout, outputs, subgraphs))
         run = self._begin(input, config, said, run_id)
         return self._values(said) if run is None else run.result(timeout)
 
@@ -114,15 +126,17 @@ class RemoteGraph(StateFace):
 
         "values": the state after each step. "updates": {node: its update}. "checkpoints": each as `get_state` shows it.
         "tasks": what begins, what came of it. "debug": both, with step and time. "custom": what nodes write with
-        `runtime.stream_writer`. "messages": (message or token, metadata). `subgraphs` can't be kept yet.
+        `runtime.stream_writer`. "messages": (message or token, metadata). With `subgraphs` also what
+        happens in graphs that are nodes, each chunk with its namespace first: () is this graph, ("child:<task id>",)
+        that in its node "child".
 
         Raises as `Run.chunks` does.
         """
         said = Config.of(
             config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after,
-            live=live_modes(check_modes(stream_mode, subgraphs)), multitask_strategy=multitask_strategy,
+            live=live_modes(check_modes(stream_mode)), subgraphs=subgraphs, multitask_strategy=multitask_strategy,
         )  # fmt: skip
-        yield from self._chunks(input, config, said, stream_mode, run_id, timeout, None)
+        yield from self._chunks(input, config, said, stream_mode, run_id, timeout, None, subgraphs)
 
     def _chunks(
         self,
@@ -133,15 +147,17 @@ class RemoteGraph(StateFace):
         run_id: str | None,
         timeout: float | None,
         keys: Sequence[str] | None,
+        subgraphs: bool,
     ) -> Iterator[Chunk]:
         run = self._begin(input, config, said, run_id)
         if run is not None:
-            yield from run.chunks(mode, timeout, keys=keys)
+            yield from run.chunks(mode, timeout, keys=keys, subgraphs=subgraphs)
             return
         thread, log = thread_id_text(said.thread_id), self.client.log_store
+        stream = LogStream(log, thread, "", "", self._reading(), check_modes(mode), keys=keys)
         with translated(self.client.url):
-            for one, chunk in LogStream(log, thread, "", "", self._reading(), check_modes(mode), keys=keys).asking():
-                yield chunk if isinstance(mode, str) else (one, chunk)
+            told = nesting(stream) if subgraphs else stream
+            yield from shaped(told.asking(), nested=subgraphs, tagged=not isinstance(mode, str))
 
     async def ainvoke(self, input: object, config: Given = None, **more: Any) -> Any:
         """`invoke` for an event loop; it waits in a thread of its own."""

@@ -26,6 +26,7 @@ from everstep_checkpoint.errors import (
 from everstep_checkpoint.replay import state_at
 
 from ..reading.ending import OWN_ERRORS, Ending, EndingFinder
+from ..reading.nested import shaped
 from ..reading.shapes import Chunk, Reading, check_modes
 from ..reading.standing import standing
 from .events import REWOUND, TRIMMED, Event, EventStream, before
@@ -103,36 +104,50 @@ class Run:
         timeout: float | None = None,
         *,
         keys: Sequence[str] | None = None,
+        subgraphs: bool = False,
     ) -> Iterator[Chunk]:
         """LangGraph's stream chunks as the run goes, from its beginning; of several modes as (mode, chunk).
+
+        `subgraphs`: also those of graphs that are nodes; each chunk then begins with its namespace.
 
         `keys`: those of the state that `values` and `updates` show; None: all. `custom` and `messages` must have been
         asked for when the run began. Raises as `result` does; Rewound, Trimmed if the log is not what it was, which
         `events` survives; InvalidInput.
         """
         modes, tagged = check_modes(mode), not isinstance(mode, str)
-        for event in self._events(modes, "", timeout, keys):
+        for event in self._events(modes, "", timeout, keys, subgraphs):
             if event.mode in modes:
-                yield (event.mode, event.chunk) if tagged else event.chunk
+                yield from shaped([(event.ns, event.mode, event.chunk)], nested=subgraphs, tagged=tagged)
             elif event.mode in (REWOUND, TRIMMED):
                 raise self._not_as_it_was(event)
 
     def events(
-        self, mode: str | Sequence[str] = "updates", *, after: str = "", timeout: float | None = None
+        self,
+        mode: str | Sequence[str] = "updates",
+        *,
+        after: str = "",
+        timeout: float | None = None,
+        subgraphs: bool = False,
     ) -> Iterator[Event]:
         """What happens, each with a cursor: hand the last one seen to `after`, in any process, to go on behind it.
 
         Chunks are LangGraph's. Beside the modes asked for come `superseded` and `gap` about what was said live, and
-        `rewound` (read what follows as the run's beginning) and `trimmed` if the log is not what it was. To go on
-        within an entry's chunks, ask for the same modes. Raises as `result` does, and InvalidInput.
+        `rewound` (read what follows as the run's beginning) and `trimmed` if the log is not what it was. With
+        `subgraphs` they come from graphs that are nodes, too: `event.ns` says which. To go on within an entry's chunks,
+        ask for the same modes. Raises as `result` does, and InvalidInput.
         """
-        return self._events(check_modes(mode), after, timeout, None)
+        return self._events(check_modes(mode), after, timeout, None, subgraphs)
 
     def _events(
-        self, modes: Sequence[str], after: str, timeout: float | None, keys: Sequence[str] | None
+        self,
+        modes: Sequence[str],
+        after: str,
+        timeout: float | None,
+        keys: Sequence[str] | None,
+        subgraphs: bool,
     ) -> Iterator[Event]:
         may_wait(f"run {self.run_id!r}")
-        stream = EventStream(self._client, self, self._entry, self._reading, modes, keys, timeout)
+        stream = EventStream(self._client, self, self._entry, self._reading, modes, keys, timeout, nested=subgraphs)
         yield from stream.read(after)
         if stream.ended is not None and stream.ended.status not in ("done", "interrupted"):
             self._raise(stream.ended)

@@ -124,11 +124,12 @@ class CompiledGraph(StateFace):
 
         "values": the state after each step. "updates": {node: its update}. "checkpoints": each as `get_state` shows it.
         "tasks": what begins, what came of it. "debug": both, with step and time. "custom": what nodes write with
-        `runtime.stream_writer`. "messages": (message or token, metadata). `subgraphs` can't be kept yet.
+        `runtime.stream_writer`. "messages": (message or token, metadata). With `subgraphs` also what
+        happens in graphs that are nodes, each chunk with its namespace first: () is this graph, ("child:<task id>",)
+        that in its node "child".
         """
-        check_modes(stream_mode, subgraphs)
         stops = interrupt_before, interrupt_after, multitask_strategy
-        yield from self._run(input, config, context, stream_mode, run_id, stops).events(None)
+        yield from self._run(input, config, context, stream_mode, run_id, stops, subgraphs=subgraphs).events(None)
 
     async def astream(
         self,
@@ -144,9 +145,9 @@ class CompiledGraph(StateFace):
         multitask_strategy: Mode = "enqueue",
     ) -> AsyncIterator[Any]:
         """`stream` on an event loop."""
-        check_modes(stream_mode, subgraphs)
         stops = interrupt_before, interrupt_after, multitask_strategy
-        async for chunk in _on_loop(self._run(input, config, context, stream_mode, run_id, stops)):
+        run = self._run(input, config, context, stream_mode, run_id, stops, subgraphs=subgraphs)
+        async for chunk in _on_loop(run):
             yield chunk
 
     # state: what StateFace asks of an engine
@@ -201,8 +202,12 @@ class CompiledGraph(StateFace):
     # drawing
 
     def get_graph(self, config: Mapping[str, Any] | None = None, *, xray: int | bool = False) -> Graph:
-        """Its nodes and edges, to be looked at or drawn. `config` and `xray` are taken as LangGraph's are, and change
-        nothing: a graph here has no subgraphs."""
+        """Its nodes and edges, to be looked at or drawn; with `xray` those of graphs that are nodes in their places, so
+        many levels deep (True: all). `config` is taken as LangGraph's is, and changes nothing."""
+        return self._graph.xray(xray)
+
+    @property
+    def _graph(self) -> Graph:
         return graph_of(self.spec)
 
     def draw_mermaid(self) -> str:
@@ -242,9 +247,9 @@ class CompiledGraph(StateFace):
         subgraphs: bool,
     ) -> Inline:
         """A run whose output is wanted, or chunks that show the keys of the output, as in LangGraph's `invoke`."""
-        check_modes(mode, subgraphs)
         keys = list(self.spec.output_schema.fields)
-        return self._run(data, config, context, () if mode == "values" else mode, run_id, stops, keys)
+        modes = () if mode == "values" else mode
+        return self._run(data, config, context, modes, run_id, stops, keys, subgraphs=subgraphs)
 
     def _run(
         self,
@@ -255,11 +260,13 @@ class CompiledGraph(StateFace):
         run_id: str | None,
         stops: tuple[Nodes, Nodes, Mode],
         keys: Sequence[str] | None = None,
+        *,
+        subgraphs: bool = False,
     ) -> Inline:
         live = live_modes(check_modes(mode))
         said = Config.of(
             config, context=context, interrupt_before=stops[0], interrupt_after=stops[1], live=live,
-            multitask_strategy=stops[2],
+            subgraphs=subgraphs, multitask_strategy=stops[2],
         )  # fmt: skip
         if self.keeps:
             raise InvalidInput(
@@ -273,7 +280,7 @@ class CompiledGraph(StateFace):
         kind = kind or kind_of(data)
         return Inline(
             self.spec, saver, thread, run, data, said, kind, START_NODE, mode, self._loader, opening,
-            keys=keys, checkpoints=self.checkpointer is not None, cache=self.cache,
+            keys=keys, checkpoints=self.checkpointer is not None, cache=self.cache, nested=subgraphs,
         )  # fmt: skip
 
     def _travel(self, data: object, said: Config, thread: str, run: str) -> tuple[RunKind | None, Opening | None]:

@@ -38,8 +38,9 @@ from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Start, Start
 from ..moves.record import Config, commands, start_of
 from ..reading.carried import Errors
 from ..reading.ending import Ending, ending
+from ..reading.nested import Nested
 from ..reading.questions import gone_on, interrupts, open_step, resume_of
-from ..reading.shapes import Chunk, Told, beside
+from ..reading.shapes import Chunk, beside
 from ..reading.snapshot import snapshot
 from ..steps.branching import Wish, branch
 from ..steps.calling import ChildFailed
@@ -93,6 +94,7 @@ class Inline:
         keys: Sequence[str] | None = None,
         checkpoints: bool = True,
         cache: Cache | None = None,
+        nested: bool = False,
     ) -> None:
         self.opening = opening
         self.spec, self.saver, self.thread, self.run = spec, saver, thread, run
@@ -100,7 +102,7 @@ class Inline:
         self.kind: RunKind = kind
         self.owner = saver.owner
         self.caller = f"{saver.owner}/{new_id()[:8]}"
-        self.telling = Telling(spec, saver, thread, run, mode, keys, checkpoints)
+        self.telling = Telling(spec, saver, thread, run, mode, keys, checkpoints, nested)
         self.performer = Performer(
             saver.moves,
             saver.log,
@@ -141,12 +143,12 @@ class Inline:
             self.telling.begin(started.entry)
             if started.status in ("nothing", "asked"):
                 self._nothing()
-                yield from self.telling.tagged(self.telling.standing())
+                yield from self.telling.shaped(self.telling.standing())
                 return
             if started.status == LEFT:
                 return
             self._ready.extend(started.leases)
-            yield from self.telling.tagged(self._drive(started))
+            yield from self.telling.shaped(self._drive(started))
         finally:
             self._close()
         self._raise()
@@ -217,11 +219,11 @@ class Inline:
                 "no input, and nothing on the thread to continue", thread=self.thread, fix="pass an input"
             )
 
-    def _tell(self) -> Iterator[Told]:
-        """What the log has to tell since the last look."""
-        return self.telling.logged(self._insist)
+    def _tell(self, thread: str = "") -> Iterator[Nested]:
+        """What the logs have to tell since the last look, or that of one thread."""
+        return self.telling.logged(self._insist, thread)
 
-    def _drive(self, started: Started) -> Iterator[Told]:
+    def _drive(self, started: Started) -> Iterator[Nested]:
         follower, poll = Follower(self.saver.log, self.thread, self.run, started.entry), POLL_S
         yield from self._tell()
         while not self._left.is_set():
@@ -350,19 +352,21 @@ class Inline:
         self._jobs = [job for job in self._jobs if job not in over]
         return over
 
-    def _settle(self, job: _Job) -> Iterator[Told]:
+    def _settle(self, job: _Job) -> Iterator[Nested]:
         result = job.future.result() if job.future.done() else Result.timeout(job.attempt)
         commit = self._insist(lambda: self.performer.settle(job.attempt, result))
-        ours = job.attempt.lease.run == self.run
+        lease = job.attempt.lease
+        told = lease.run == self.run or self.telling.nested
         self._note(commit, result.error)
-        if ours and result.error is not None:
-            self.telling.failed(job.attempt.lease.token, self.raised or result.error)
+        if told and result.error is not None:
+            known = self.raised if lease.run == self.run else self._failures.get(lease.run)
+            self.telling.failed(lease.token, known or result.error)
         offer = self._offer(self.parallel - len(self._jobs) - len(self._ready), job.attempt.lease.thread)
         answer = self._insist(lambda: self.saver.moves.commit([(commit, offer)]))[0]
         self._after(job, commit, answer)
         yield from self.telling.said()
-        if ours and answer.status == "ok":
-            yield from self._tell()
+        if told and answer.status == "ok":
+            yield from self._tell(lease.thread)
 
     def _note(self, commit: Commit, error: BaseException | None) -> None:
         """What a run that fails is remembered by: the error itself, also where it came from what a task called."""

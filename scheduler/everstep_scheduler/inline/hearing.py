@@ -16,10 +16,11 @@ from concurrent.futures import Future
 
 from everstep_checkpoint.codec import Codec
 
+from ..graph.placing import Place
 from ..moves.contract import Lease
 from ..moves.live import LiveWriter, Said
 from ..moves.record import RunRecord
-from ..reading.shapes import Told
+from ..reading.nested import Namespace, Nested, Where
 from ..steps.voice import Listener, through
 
 
@@ -32,44 +33,43 @@ class Audience:
 
     def __call__(self, lease: Lease, record: RunRecord) -> Listener | None:
         other = self._others(lease, record) if self._others is not None else None
-        if self._ear is None or lease.run != self._ear.run:
+        if self._ear is None or lease.run not in self._ear.runs:
             return other
-        return self._ear.beside(other)
+        return self._ear.beside(other, Where(Place(*record.parent)).ns if record.parent else ())
 
 
 class Ear:
-    """Listens to the tasks of one run."""
+    """Listens to the tasks of one run, and of those that it called, as far as `runs` names them."""
 
     def __init__(self, run: str, codec: Codec, modes: Sequence[str]) -> None:
         self.bell: Future[None] = Future()
-        self.run = run
+        self.runs = {run}
         self._codec = codec
         self._modes = modes
-        self._said: deque[Said] = deque()
+        self._said: deque[tuple[Namespace, Said]] = deque()
         self._lock = threading.Lock()
 
-    def beside(self, other: Listener | None) -> Listener:
-        """Listens to an attempt, with whoever else does."""
-        if other is None:
-            return Listener(self._modes, self._hear)
+    def beside(self, other: Listener | None, ns: Namespace) -> Listener:
+        """Listens to an attempt in the graph at this namespace, with whoever else does."""
 
-        def both(said: Said) -> None:
-            self._hear(said)
-            other.hear(said)
+        def hear(said: Said) -> None:
+            self._hear(ns, said)
+            if other is not None:
+                other.hear(said)
 
-        return Listener(self._modes, both)
+        return Listener(self._modes, hear)
 
-    def _hear(self, said: Said) -> None:
+    def _hear(self, ns: Namespace, said: Said) -> None:
         with self._lock:
-            self._said.append(said)
+            self._said.append((ns, said))
             if not self.bell.done():
                 self.bell.set_result(None)
 
-    def heard(self) -> Iterator[Told]:
+    def heard(self) -> Iterator[Nested]:
         """What was said since the last call, and the bell is armed anew."""
         with self._lock:
             found, self._said = self._said, deque()
             if self.bell.done():
                 self.bell = Future()
-        for said in found:
-            yield said.mode, self._codec.decode(said.data, f"what {said.node!r} told")
+        for ns, said in found:
+            yield ns, said.mode, self._codec.decode(said.data, f"what {said.node!r} told")

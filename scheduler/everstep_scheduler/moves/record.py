@@ -95,7 +95,8 @@ class RunRecord:
 
     `parent`: of a run that a task called, the root's thread and the way from there (`graph.placing.Place`).
     `interrupt_before`, `interrupt_after`: the nodes at which it is to stop, `*` for all; None: the graph's own.
-    `live`: the stream modes, `custom` and `messages`, that its nodes are listened to in.
+    `live`: the stream modes, `custom` and `messages`, that its nodes are listened to in; with `subgraphs` also those of
+    the graphs that its tasks call.
     """
 
     kind: RunKind = "input"
@@ -113,6 +114,7 @@ class RunRecord:
     interrupt_before: tuple[str, ...] | None = None
     interrupt_after: tuple[str, ...] | None = None
     live: tuple[str, ...] = ()
+    subgraphs: bool = False
 
     def encode(self, codec: Codec = PLAIN) -> bytes:
         """The canonical encoding, without envelope. Fields that say what everybody says are left out."""
@@ -159,6 +161,7 @@ class Config:
     interrupt_before: tuple[str, ...] | None = None
     interrupt_after: tuple[str, ...] | None = None
     live: tuple[str, ...] = ()
+    subgraphs: bool = False
     multitask_strategy: Mode = "enqueue"
 
     @property
@@ -184,6 +187,7 @@ class Config:
         interrupt_before: Nodes = None,
         interrupt_after: Nodes = None,
         live: Sequence[str] = (),
+        subgraphs: bool = False,
         multitask_strategy: str = "enqueue",
     ) -> Config:
         """From `{"configurable": {"thread_id": ...}, "recursion_limit": ..., "metadata": ..., "tags": ...}`.
@@ -211,6 +215,7 @@ class Config:
             interrupt_before=breakpoints(interrupt_before),
             interrupt_after=breakpoints(interrupt_after),
             live=tuple(live),
+            subgraphs=subgraphs and bool(live),
             multitask_strategy=strategy(multitask_strategy),
         )
 
@@ -229,6 +234,7 @@ class Config:
             interrupt_before=self.interrupt_before,
             interrupt_after=self.interrupt_after,
             live=self.live,
+            subgraphs=self.subgraphs,
         )
 
 

@@ -1,6 +1,6 @@
 """Chunks: what a log's entries tell about one run, in LangGraph's stream modes, with its names, shapes and order.
 
-    entry ──LogStream.feed──► (mode, chunk)
+    entry ──LogStream.feed──► (namespace, mode, chunk)
 
     values        the state after each step that wrote to it        updates      {node: what it wrote}
     checkpoints   each checkpoint, as `get_state` shows it          tasks        each task: its begin, what came of it
@@ -12,7 +12,7 @@ log: nodes tell them while they run (`moves/live.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -37,10 +37,12 @@ from everstep_checkpoint.replay import (
 
 from ..graph.channels import apply
 from ..graph.effects import called
+from ..graph.placing import Place
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord
 from .ending import error_of
 from .frames import frame_at, until_new_input
+from .nested import OUTCOMES, Nested, Where, outermost
 from .overlay import overlaid
 from .questions import questions, step_told
 from .shapes import INTERRUPT, LOG_MODES, PUSH, Reading, Told, Writes, beside, result_of, update_of
@@ -51,8 +53,12 @@ CACHED = {"__metadata__": {"cached": True}}  # beside the update of a task that 
 class LogStream:
     """Feeds on a thread's entries from its run's first one on, and gives the run's chunks: `before`, `feed`, `flush`.
 
+    Each with the namespace of its graph. What a task calls has a stream of its own; but where a run goes on, and what a
+    task called waits on, `standing` tells how that stands, given the fact that says so.
+
     `since`: the id of the run's first entry. `keys`: those that `values` and `updates` show; None: all. `errors`: what
-    tasks raised, by token, where the process knows it; elsewhere an error is its text.
+    tasks raised, by token, where the process knows it; elsewhere an error is its text. `where`: the place of a run
+    that a task called.
     """
 
     def __init__(
@@ -66,11 +72,16 @@ class LogStream:
         *,
         keys: Sequence[str] | None = None,
         checkpoints: bool = True,
+        where: Where | None = None,
     ) -> None:
         self.log, self.thread, self.run, self.since = log, thread, run, since
+        self.where = where or Where(Place(thread))
+        self.checkpoints = checkpoints
         self.reading, self.keys = reading, reading.told(keys)
         self.modes = frozenset(modes) & set(LOG_MODES)
         self.errors: dict[str, BaseException] = {}
+        self.standing: Callable[[e.Entry], Iterator[Nested]] | None = None
+        self._waiting: dict[str, e.Entry] = {}  # tasks whose runs elsewhere wait since before this run
         self._telling = {*self.modes, *(("checkpoints", "tasks") if "debug" in self.modes else ())}
         if not checkpoints:
             self._telling.discard("checkpoints")
@@ -86,14 +97,28 @@ class LogStream:
 
     # feeding
 
-    def before(self, entry: e.Entry) -> Iterator[Told]:
+    def before(self, entry: e.Entry) -> Iterator[Nested]:
         """The chunks that the entry before this one still had: to be asked for first."""
-        if entry.kind == "run_rested" and entry.text("run") == self.run:
+        if entry.kind == "run_rested" and entry.text("run") == self.run and "command" not in entry.raw:
             self._begins = iter(())  # the run rests where it stands: what comes next has not begun
         yield from self.flush()
 
-    def feed(self, entry: e.Entry) -> Iterator[Told]:
+    def feed(self, entry: e.Entry) -> Iterator[Nested]:
         """The chunks that an entry brings; to be taken whole before the next one. Raises CorruptEntry."""
+        if entry.kind == "task_called":
+            self._waiting.pop(entry.text("task"), None)
+        if self.standing is not None and self._waiting:
+            for task in self._come_to(entry):
+                yield from self.standing(self._waiting.pop(task))
+        yield from outermost(self._feed(entry), self.where.ns)
+
+    def _come_to(self, entry: e.Entry) -> list[str]:
+        """Of the tasks that wait since before this run, those that an entry tells the outcome of."""
+        if entry.is_checkpoint or (entry.kind == "run_rested" and entry.text("run") == self.run):
+            return list(self._waiting)
+        return [task for task in self._waiting if entry.kind in OUTCOMES and entry.text("task") == task]
+
+    def _feed(self, entry: e.Entry) -> Iterator[Told]:
         ours = entry.text("run") == self.run
         if entry.is_checkpoint:
             yield from self._checkpoint(entry, ours)
@@ -105,10 +130,10 @@ class LogStream:
         if ours:
             yield from self._fact(entry)
 
-    def flush(self) -> Iterator[Told]:
+    def flush(self) -> Iterator[Nested]:
         """The tasks that begin at the last checkpoint: to be asked for when no entry stands behind it (yet)."""
         begins, self._begins = self._begins, iter(())
-        yield from begins
+        yield from outermost(begins, self.where.ns)
 
     def enter(self, n: int) -> None:
         """Begin in the middle: behind checkpoint n, whose facts are to be fed next and their chunks passed over."""
@@ -224,19 +249,21 @@ class LogStream:
 
     # a run that continues
 
-    def asking(self) -> Iterator[Told]:
+    def asking(self) -> Iterator[Nested]:
         """How things stand where a run has nothing to run: what is done, and the questions that wait, are told anew."""
-        head = self.log.head(self.thread)
+        head, ns = self.log.head(self.thread), self.where.ns
         if head is None or not head.n:
             return
         step = self._step(head.n)
-        yield from self._stands(step)
-        waiting = step.waiting
-        if waiting:
-            yield from self._resumed(step)
-            for fact in waiting:
-                yield from self._asked(fact)
-            yield from self._beside(step)
+        yield from outermost(self._stands(step), ns)
+        if not step.waiting:
+            return
+        yield from outermost(self._resumed(step), ns)
+        for fact in step.waiting:
+            if self.standing is not None and fact.text("called"):
+                yield from self.standing(fact)
+            yield from outermost(self._asked(fact), ns)
+        yield from outermost(self._beside(step), ns)
 
     def _goes_on(self, entry: e.Entry) -> Iterator[Told]:
         """A run continues, or answers, at `entry`."""
@@ -244,20 +271,20 @@ class LogStream:
             step = self._step(entry.n, e.entry_id(entry.id))
             yield from self._stands(step)
             self._begins = self._resumed(step)
+            open_still = {task: fact for task, fact in step.paused.items() if task not in step.done}
+            self._waiting = {task: fact for task, fact in open_still.items() if fact.text("called")}
 
     def _rests(self, entry: e.Entry) -> Iterator[Told]:
         """The run rests: at a breakpoint, or with questions; those that wait from earlier runs are told again."""
         if entry.text("status") != "interrupted" or self.record.kind == "update" or not entry.n:
             return
         step = self._step(entry.n, e.entry_id(entry.id))
-        waiting = step.waiting
-        for fact in waiting:
+        for fact in step.waiting:
             if fact.text("run") != self.run:
                 yield from self._asked(fact)
-        if waiting:
-            yield from self._beside(step)
-        elif "updates" in self._telling:
-            yield "updates", {INTERRUPT: ()}
+        yield from self._beside(step)
+        if not any(fact.text("question") for fact in step.waiting) and not self.where.ns and "updates" in self._telling:
+            yield "updates", {INTERRUPT: ()}  # a breakpoint, perhaps within what a task called
 
     def _step(self, n: int, before: tuple[int, int] | None = None) -> _Step:
         """The step of checkpoint n, with its facts before an entry."""
@@ -294,11 +321,12 @@ class LogStream:
             yield "updates", {**self._update(fact, fact.writes()), **CACHED}
 
     def _beside(self, step: _Step) -> Iterator[Told]:
-        """The values with what is done beside a question: by the reducers, where the graph is at hand."""
+        """The values with what is done beside what waits, of the outermost graph: where its reducers are at hand."""
         order = [ref.task for ref in sorted(step.refs, key=lambda ref: bool(ref.part))]
         done = [step.done[task] for task in order if task in step.done]
         writes = [(name, value) for fact in done for name, value in fact.writes() if value is not None]
-        if "values" not in self._telling or self.reading.spec is None or not self._shows(name for name, _ in writes):
+        told = "values" in self._telling and not self.where.ns
+        if not told or self.reading.spec is None or not self._shows(name for name, _ in writes):
             return
         try:
             yield (
@@ -322,9 +350,11 @@ class LogStream:
     def _asked(self, entry: e.Entry) -> Iterator[Told]:
         """A question: among the updates, beside the values as they stand, and as what came of its task."""
         asked = tuple(questions(entry, self.reading.codec))
+        if not asked:
+            return  # a breakpoint within what it called
         if "updates" in self._telling:
             yield "updates", {INTERRUPT: asked}
-        if "values" in self._telling and asked:
+        if "values" in self._telling:
             channels = self._seen(self._fold.channels) if self._fold is not None else {}
             yield "values", beside(self.reading.values(channels, self.keys), asked)
         if "tasks" in self._telling:
@@ -403,7 +433,11 @@ class LogStream:
             "config": self._config(entry.checkpoint_id),
             "parent_config": self._config(parent) if parent else None,
             "values": self.reading.values(state.channels),
-            "metadata": {"source": entry.text("source"), "step": entry.number("step"), "parents": {}},
+            "metadata": {
+                "source": entry.text("source"),
+                "step": entry.number("step"),
+                "parents": dict(self.where.parents),
+            },
             "next": [ref.node for ref in refs],
             "tasks": [self._task(opened.id_of(ref.task), ref, step) for ref in refs],
         }
@@ -412,16 +446,16 @@ class LogStream:
         done, failed, paused = (
             (None, None, None) if step is None else (x.get(ref.task) for x in (step.done, step.failed, step.paused))
         )
+        state = self.where.state(self.reading, ref.node, key)
         if done is None and failed is not None:
-            return {"id": key, "name": ref.node, "error": _said(failed), "state": None}
+            return {"id": key, "name": ref.node, "error": _said(failed), "state": state}
         asked = () if paused is None else tuple(asdict(each) for each in questions(paused, self.reading.codec))
-        shown: dict[str, Any] = {"id": key, "name": ref.node, "interrupts": asked, "state": None}
+        shown: dict[str, Any] = {"id": key, "name": ref.node, "interrupts": asked, "state": state}
         result = result_of(self.reading.decoded(done.writes()), self.keys) if done is not None else None
         return {**shown, "result": result} if result else shown
 
     def _config(self, checkpoint_id: str) -> dict[str, Any]:
-        place = {"thread_id": self.thread, "checkpoint_ns": "", "checkpoint_id": checkpoint_id}
-        return {"configurable": {**self.record.configurable, **place}}
+        return self.where.config(self.record.configurable, checkpoint_id)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ one key are {"$writes": [...]}.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
@@ -18,6 +18,7 @@ from everstep_checkpoint.replay import Channels
 from ..graph.channels import HIDDEN
 from ..graph.entry import is_entry
 from ..graph.kinds import restored
+from ..graph.placing import Place
 from ..graph.runtime import END, START
 from ..graph.schema import as_dict
 from ..moves.contract import Lease
@@ -36,12 +37,8 @@ Told = tuple[str, Chunk]
 Writes = Sequence[tuple[str, bytes | None]]
 
 
-def check_modes(mode: str | Sequence[str] | None, subgraphs: bool = False) -> tuple[str, ...]:
-    """The modes asked for, each once. Raises InvalidInput for one that does not exist, and for `subgraphs`."""
-    if subgraphs:
-        raise InvalidInput(
-            "subgraphs=True can't be kept: what runs inside a node is not streamed yet", fix="leave it out"
-        )
+def check_modes(mode: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The modes asked for, each once. Raises InvalidInput for one that does not exist."""
     modes = () if mode is None else (mode,) if isinstance(mode, str) else tuple(dict.fromkeys(mode))
     for one in modes:
         if one not in MODES:
@@ -58,12 +55,14 @@ def live_modes(modes: Iterable[str]) -> tuple[str, ...]:
 class Reading:
     """How values are read: by a graph's types, or as plain data.
 
-    `keys`: the keys of the output; None: all. `joins`: the graph's barriers, where the graph is known by its manifest.
+    `keys`: the keys of the output; None: all. `joins`: the graph's barriers, and `graphs` how those are
+    read that are nodes of it and have a log of their own, where the graph is known by its manifest.
     """
 
     spec: GraphSpec | None = None
     keys: Sequence[str] | None = None
     joins: Sequence[str] = ()
+    graphs: Mapping[str, Reading] = field(default_factory=dict[str, "Reading"])
 
     @property
     def codec(self) -> Codec:
@@ -117,6 +116,13 @@ class Reading:
         found = self.spec.nodes.get(node) if self.spec is not None else None
         return found.metadata if found is not None else {}
 
+    def below(self, node: str) -> Reading | None:
+        """How the values of a node's graph are read; None for a node that is no graph with a log of its own."""
+        if self.spec is None:
+            return self.graphs.get(node)
+        calls = node in self.spec.nodes and self.spec.node(node).calls
+        return Reading(self.spec.nested[node]) if calls else None
+
     def triggers(self, node: str) -> tuple[str, ...]:
         """LangGraph's names for what begins a task of a node."""
         if self.direct:
@@ -160,16 +166,18 @@ def message_metadata(spec: GraphSpec, lease: Lease, step: int, record: RunRecord
     """What goes with each message of an attempt: LangGraph's names, and our `task_id` and `attempt`."""
     sent = lease.task.startswith("s")
     node, task = lease.node, e.idempotency_key(lease.birth, lease.n, lease.digest, lease.task)
+    place = Place(*record.parent) if record.parent else Place(lease.thread)
     return {
         "ls_integration": "langgraph",
         **record.metadata,
         **spec.node(node).metadata,
-        "thread_id": lease.thread,
+        "thread_id": place.root,
         "langgraph_step": step,
         "langgraph_node": node,
         "langgraph_triggers": (PUSH,) if sent else Reading(spec).triggers(node),
         "langgraph_path": (PUSH, int(lease.task.partition("_")[2]), False) if sent else ("__pregel_pull", node),
-        "langgraph_checkpoint_ns": f"{node}:{task}",
+        "langgraph_checkpoint_ns": place.below(node, task).ns,
+        **({"checkpoint_ns": place.ns.partition("|")[0]} if place.ns else {}),
         "task_id": task,
         "attempt": lease.attempt,
     }

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.errors import RunFailed, type_name
+from everstep_checkpoint.errors import RunFailed, UnknownType, type_name
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.replay import Channels, state_at, step_of
 
@@ -25,7 +26,7 @@ from ..graph.schema import as_dict, updates_of
 from ..graph.spec import GraphSpec, NodeSpec
 from ..graph.subgraphs import child_thread
 from ..moves.contract import JOIN_TASK, Answered, Call, RunKind, Start
-from ..moves.record import start_with, stops_at
+from ..moves.record import looks_secret, start_with, stops_at
 from ..reading.children import ended
 from ..reading.derive import Told
 from ..reading.ending import Ending, Said
@@ -234,6 +235,15 @@ class _Look:
         known, gave = self.attempt.spec.channels, self.child.output(channels)
         return gave if self.child.direct else {name: value for name, value in gave.items() if name in known}
 
+    def _node_says(self) -> dict[str, Any]:
+        """The node's metadata, which LangGraph hands down; what can't be stored, or is not to be, stays here."""
+        found = dict[str, Any]()
+        for key, value in self.node.metadata.items():
+            with suppress(UnknownType):
+                if not looks_secret(key) and self.child.codec.encode(value, f"the metadata {key!r}"):
+                    found[key] = value
+        return found
+
     def _start(
         self,
         kind: RunKind,
@@ -247,9 +257,10 @@ class _Look:
             kind=kind,
             form="typed",
             parent=self.place,
+            metadata={**self.attempt.record.metadata, **self._node_says()},
             interrupt_before=None,
             interrupt_after=None,
-            live=(),
+            live=self.attempt.record.live if self.attempt.record.subgraphs else (),
         )
         start = start_with(
             record, writes, thread=self.thread, run=new_id(), graph=child.name, queue=child.default_queue,

@@ -26,6 +26,11 @@ NOSTREAM = "nostream"  # LangGraph's tag for a model that is not to be listened 
 _STEP_TAGS = ("seq:step", "map:key")
 
 
+def outermost_ns(metadata: Mapping[str, Any]) -> str:
+    """The namespace of the task of the outermost graph that a task is of."""
+    return str(metadata["langgraph_checkpoint_ns"]).partition("|")[0]
+
+
 class ChatHandler(BaseCallbackHandler, _StreamingCallbackHandler):  # type: ignore[type-arg]
     """Tells a voice each token of the models that run within its node, and whole messages where a model has none."""
 
@@ -65,7 +70,7 @@ class ChatHandler(BaseCallbackHandler, _StreamingCallbackHandler):  # type: igno
         if NOSTREAM in (tags or ()):
             return
         own = self._voice.metadata
-        told = {**own, **(metadata or {}), "checkpoint_ns": own["langgraph_checkpoint_ns"]}
+        told = {**own, **(metadata or {}), "checkpoint_ns": outermost_ns(own)}
         users = [tag for tag in tags or () if not tag.startswith(_STEP_TAGS)]
         self._models[run_id] = {**told, "tags": users} if users else told
 

@@ -49,7 +49,7 @@ from .settling import Settler
 from .timing import Pace, kept
 from .told import place_of
 from .updating import aupdated, nodes_of, update_needs_loop, updated
-from .voice import Listening, Voice
+from .voice import Listening, Voice, returned_by
 
 _SILENCE = nullcontext()
 
@@ -312,7 +312,7 @@ class Attempt:
 
     def _gave(self, value: object) -> NodeResult:
         if self.voice is not None:
-            self.voice.returned(value)
+            returned_by(self, value)
         return node_result(self.spec, self.lease.node, value)
 
     def _given(self) -> NodeResult:

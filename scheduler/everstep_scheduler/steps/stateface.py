@@ -1,6 +1,6 @@
 """StateFace: LangGraph's methods that read and edit the state of a thread, once for graphs inline and on workers.
 
-    get_state, get_state_history          read the log
+    get_state, get_state_history, get_path    read the log
     update_state, bulk_update_state       a run of kind update, applied by whoever has the reducers
       as_node="__input__", "__copy__"     a branch: needs no code of the graph
 
@@ -21,11 +21,13 @@ from everstep_checkpoint.errors import InvalidInput, InvalidUpdateError
 from everstep_checkpoint.log import Log, new_id
 from everstep_checkpoint.replay import State, state_at
 
+from ..graph.drawing.picture import Graph
 from ..graph.placing import Placed, placed
 from ..graph.runtime import END, START
 from ..moves.contract import UPDATE_TASK, Start
 from ..moves.record import Config, On, Writes, start_with
 from ..reading.addressed import addressed, last_writer
+from ..reading.path import traced
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from .branching import Wish, copy_of, forking, on, replaying
 
@@ -59,6 +61,11 @@ class StateFace(ABC):
     @property
     @abstractmethod
     def _log(self) -> Log: ...
+
+    @property
+    @abstractmethod
+    def _graph(self) -> Graph:
+        """Its nodes and edges."""
 
     @abstractmethod
     def _inner(self, spec: GraphSpec) -> StateFace:
@@ -107,6 +114,18 @@ class StateFace(ABC):
         return snapshot(
             self._log, at.thread, said.checkpoint_id or None, spec=at.spec, place=at.place, subgraphs=subgraphs
         )
+
+    def get_path(self, config: Given, *, xray: int | bool = False, whole: bool = False) -> Graph:
+        """The graph with the path that the thread took through it since its last input (`whole`: since its beginning):
+        which nodes ran, in which steps and how often, and which failed, asks, or is open. Draw it as any graph, or let
+        a notebook show it. `xray`: with the graphs that are nodes opened, so many levels deep; True: all.
+
+        Raises InvalidInput, UnknownThread, CorruptEntry.
+        """
+        at, graph = self._placed(Config.of(config)), self._graph
+        for each in at.place.ns.split("|") if at.place.ns else ():
+            graph = graph.inner[each.partition(":")[0]]
+        return traced(graph, self._log, at.thread, whole=whole).xray(xray)
 
     def get_state_history(
         self, config: Given, *, filter: Given | None = None, before: Given | None = None, limit: int | None = None

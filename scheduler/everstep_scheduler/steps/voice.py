@@ -32,6 +32,7 @@ from ..moves.record import RunRecord
 
 if TYPE_CHECKING:
     from .chat import ChatHandler
+    from .perform import Attempt
 
 
 class Listener(NamedTuple):
@@ -121,6 +122,18 @@ class Voice:
                 self.told += 1
                 at = (mode, lease.n, lease.task, self.metadata["task_id"], lease.node, lease.attempt, lease.token)
                 self._hear(Said(*at, self.told, data))
+
+
+def returned_by(attempt: Attempt, value: Any) -> None:
+    """Tell the messages that an attempt's node returned. Of a graph that is listened to itself they were told there;
+    of another one those are news that did not come with its input."""
+    voice, node = attempt.voice, attempt.node
+    calls = node is not None and node.calls
+    if voice is None or (calls and attempt.record.subgraphs):
+        return
+    if calls:
+        attempt.args()
+    voice.returned(value)
 
 
 def through(writer: LiveWriter) -> Listening:

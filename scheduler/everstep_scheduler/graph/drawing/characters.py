@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -50,20 +50,29 @@ class _Wire:
 
 
 def ascii_art(graph: Graph) -> str:
-    """The graph as text. Below it the words of its routers."""
-    layout = lay_out(graph, _width, BEND, GAP)
+    """The graph as text. Below it the words of its routers, and the path of a thread in words."""
+    texts = {name: _text(graph, name) for name in graph.nodes}
+    layout = lay_out(graph, lambda name: _width(texts[name]), BEND, GAP)
     gaps = _gaps(layout)
     rows = _columns(layout, gaps)
     _ports(rows, gaps)
     ends = [round(box.x + box.width / 2) for row in rows for box in row]
     lanes_at = max([*ends, *(col for gap in gaps for wire in gap for col in wire.cols)]) + LANE
     canvas = _Canvas()
-    _draw(canvas, rows, gaps, lanes_at)
-    return "\n".join([*canvas.lines(), *_legend(graph.edges)]) + "\n"
+    _draw(canvas, rows, gaps, lanes_at, texts)
+    told = ["", *graph.trace.lines()] if graph.trace is not None else []
+    return "\n".join([*canvas.lines(), *_legend(graph.edges), *told]) + "\n"
+
+
+def _text(graph: Graph, name: str) -> str:
+    """What stands in a node's box."""
+    caption = graph.trace.caption(name) if graph.trace is not None else ""
+    return _plain(shown(name)) + (f" {_plain(caption)}" if caption else "")
 
 
 def _legend(edges: Iterable[Edge]) -> list[str]:
-    named = [f"{_plain(x.source)} -> {_plain(x.target)}: {_plain(x.data)}" for x in edges if x.data]
+    said = [(shown(x.source), shown(x.target), shown(x.data)) for x in edges if x.data]
+    named = [f"{_plain(a)} -> {_plain(b)}: {_plain(words)}" for a, b, words in said]
     return ["", *named] if named else []
 
 
@@ -186,8 +195,8 @@ def _middle(boxes: Sequence[Box]) -> float:
     return sum(box.x for box in boxes) / len(boxes) if boxes else 0.0
 
 
-def _width(name: str) -> float:
-    wide = _cells(_plain(name))
+def _width(text: str) -> float:
+    wide = _cells(text)
     return wide + 4 + (wide + 1) % 2  # odd, so that it has a middle
 
 
@@ -234,7 +243,13 @@ def _ends(cols: Iterable[int]) -> tuple[int, int]:
     return min(found), max(found)
 
 
-def _draw(canvas: _Canvas, rows: Sequence[Sequence[Box]], gaps: Sequence[Sequence[_Wire]], lanes_at: int) -> None:
+def _draw(
+    canvas: _Canvas,
+    rows: Sequence[Sequence[Box]],
+    gaps: Sequence[Sequence[_Wire]],
+    lanes_at: int,
+    texts: Mapping[str, str],
+) -> None:
     top = 0
     lanes: dict[int, list[tuple[int, bool]]] = {}  # lane -> the rows where it is turned into, from above
     for number, gap in enumerate(gaps):
@@ -247,7 +262,7 @@ def _draw(canvas: _Canvas, rows: Sequence[Sequence[Box]], gaps: Sequence[Sequenc
         top = bottom + 1
         if number < len(rows):
             for box in rows[number]:
-                _box(canvas, box, top, _maybe(box, gap))
+                _box(canvas, box, top, _maybe(box, gap), texts)
             top += BOX_ROWS
     for lane, turns in lanes.items():
         for (first, maybe), (last, _) in zip(turns[::2], turns[1::2], strict=True):
@@ -295,11 +310,11 @@ def _maybe(box: Box, gap: Iterable[_Wire]) -> bool:
     return any(box in wire.targets and wire.conditional for wire in gap)
 
 
-def _box(canvas: _Canvas, box: Box, top: int, conditional: bool) -> None:
+def _box(canvas: _Canvas, box: Box, top: int, conditional: bool, texts: Mapping[str, str]) -> None:
     if not box.name:
         canvas.down(top, top + BOX_ROWS - 1, int(box.x), conditional)
         return
-    name, inner = _plain(box.name), int(box.width) - 2
+    name, inner = texts[box.name], int(box.width) - 2
     left = int(box.x) - int(box.width) // 2
     space = inner - _cells(name)
     canvas.write(top, left, f"+{'-' * inner}+")
@@ -307,8 +322,8 @@ def _box(canvas: _Canvas, box: Box, top: int, conditional: bool) -> None:
     canvas.write(top + 2, left, f"+{'-' * inner}+")
 
 
-def _plain(name: str) -> str:
-    return "".join(char if char.isprintable() and not unicodedata.combining(char) else "?" for char in shown(name))
+def _plain(text: str) -> str:
+    return "".join(char if char.isprintable() and not unicodedata.combining(char) else "?" for char in text)
 
 
 def _cells(text: str) -> int:

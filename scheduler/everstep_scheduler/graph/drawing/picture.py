@@ -9,11 +9,12 @@ every other node, as in LangGraph. https://reference.langchain.com/python/langch
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..runtime import END, START
 from ..spec import GraphSpec
+from .trace import Trace, plain
 
 LABEL_MAX = 32  # characters of a name that are shown
 
@@ -40,13 +41,22 @@ class Edge(NamedTuple):
 class Graph:
     """A graph's nodes by id, START and END among them, and its edges; each pair of nodes has one at most.
 
-    A notebook shows it as SVG, without a network.
+    `inner`: the graphs that are nodes of it, and have a log of their own. `trace`: the path of a thread, which is drawn
+    into it. A notebook shows it as SVG, without a network.
     """
 
     nodes: Mapping[str, Node]
     edges: tuple[Edge, ...]
     name: str = "graph"
     version: str = ""
+    inner: Mapping[str, Graph] = field(default_factory=dict[str, "Graph"])
+    trace: Trace | None = None
+
+    def xray(self, depth: int | bool = True) -> Graph:
+        """The same with the graphs that are nodes of it drawn in their places, so many levels deep; True: all."""
+        from .xray import opened
+
+        return opened(self, depth)
 
     def first_node(self) -> Node | None:
         """START."""
@@ -96,18 +106,23 @@ def graph_of(spec: GraphSpec) -> Graph:
     """A graph, from its code."""
     edges = _edges(spec)
     nodes = [Node(each.name, each.name, each.fn, dict(each.metadata) or None) for each in spec.nodes.values()]
-    return _graph(nodes, edges, spec.name, spec.version)
+    inner = {node: graph_of(each) for node, each in spec.nested.items() if spec.node(node).calls}
+    return _graph(nodes, edges, spec.name, spec.version, inner)
 
 
-def graph_from(name: str, version: str, nodes: Iterable[str], edges: Iterable[Edge]) -> Graph:
+def graph_from(
+    name: str, version: str, nodes: Iterable[str], edges: Iterable[Edge], inner: Mapping[str, Graph] | None = None
+) -> Graph:
     """A graph, from what it said of itself."""
     told = tuple(each._replace(data=_label(each.data)) for each in edges)
-    return _graph([Node(each, each) for each in nodes], told, name, version)
+    return _graph([Node(each, each) for each in nodes], told, name, version, inner or {})
 
 
-def _graph(nodes: Iterable[Node], edges: tuple[Edge, ...], name: str, version: str) -> Graph:
+def _graph(
+    nodes: Iterable[Node], edges: tuple[Edge, ...], name: str, version: str, inner: Mapping[str, Graph]
+) -> Graph:
     last = [Node(END, END)] if any(each.target == END for each in edges) else []
-    return Graph({each.id: each for each in (Node(START, START), *nodes, *last)}, edges, name, version)
+    return Graph({each.id: each for each in (Node(START, START), *nodes, *last)}, edges, name, version, inner)
 
 
 def _edges(spec: GraphSpec) -> tuple[Edge, ...]:
@@ -140,7 +155,7 @@ def _maybe(spec: GraphSpec) -> list[Edge]:
 
 def _label(text: str | None) -> str | None:
     """A router's word on one line, which can drive no terminal."""
-    return text and "".join(char if char.isprintable() else " " for char in text)
+    return text and plain(text)
 
 
 def _node_json(node: Node) -> dict[str, Any]:
@@ -158,6 +173,9 @@ def _edge_json(edge: Edge) -> dict[str, Any]:
 
 
 def shown(name: str) -> str:
-    """A name as a picture has room for it."""
-    plain = {START: "START", END: "END"}.get(name, name)
-    return plain if len(plain) <= LABEL_MAX else f"{plain[: LABEL_MAX - 1]}…"
+    """A name as a picture has room for it; of one in an inner graph rather its end than its beginning."""
+    outer, colon, own = name.rpartition(":")
+    plain = f"{outer}{colon}{ {START: 'START', END: 'END'}.get(own, own) }"
+    if len(plain) <= LABEL_MAX:
+        return plain
+    return f"…{plain[1 - LABEL_MAX :]}" if outer else f"{plain[: LABEL_MAX - 1]}…"

@@ -9,6 +9,7 @@ from itertools import pairwise
 from ..runtime import END, START
 from .layout import Box, Layout, lay_out
 from .picture import Edge, Graph, shown
+from .trace import Mark, Trace
 
 ROW, HEIGHT, GAP = 92.0, 36.0, 34.0  # pixels: between layers, of a node, between nodes
 MARGIN, LANE, BEND = 24.0, 16.0, 10.0
@@ -23,11 +24,21 @@ stroke:#fff;stroke-width:4px;paint-order:stroke;stroke-linejoin:round}
 .point{fill:#7da2ec;stroke:#7da2ec}.inverse{fill:#11151c}.edge{stroke:#8d9bb3}.head{fill:#8d9bb3}
 .label{fill:#b4bfd2;stroke:#11151c}}
 """
+TRACED = """
+.caption{fill:#46546b;font:10px ui-sans-serif,system-ui,sans-serif;text-anchor:middle}.inverse.caption{fill:#dfe7f7}
+.taken{stroke-width:3.2;stroke:#2f7d46}.done{fill:#e3f1e6;stroke:#2f7d46}.failed{fill:#fbe4e4;stroke:#b3261e;stroke-width:3}
+.asks{fill:#fff1d6;stroke:#b06f00;stroke-width:3}.open{stroke-width:3}.stopped{fill:#ececec;stroke:#6b6b6b;stroke-width:3}
+.none{opacity:.45}.point.done,.point.open{fill:#2f7d46;stroke:#2f7d46}
+@media (prefers-color-scheme:dark){.caption{fill:#b4bfd2}.inverse.caption{fill:#1b2740}.taken{stroke:#6fbf87}
+.done{fill:#1d3325;stroke:#6fbf87}.failed{fill:#431c1c;stroke:#f0857d}.asks{fill:#3d2d0e;stroke:#e0ac4e}
+.stopped{fill:#2a2d33;stroke:#9a9a9a}.point.done,.point.open{fill:#6fbf87;stroke:#6fbf87}}
+"""
 
 
 def svg(graph: Graph) -> str:
     """The graph as a self-contained SVG that follows the reader's light or dark scheme."""
-    layout = lay_out(graph, _width, BEND, GAP)
+    trace = graph.trace
+    layout = lay_out(graph, lambda name: _width(name, trace.caption(name) if trace is not None else ""), BEND, GAP)
     lanes, right = _lanes(layout)
     left, right = layout.left - MARGIN, right + MARGIN
     bottom = max(_y(box) for box in layout.boxes.values()) + HEIGHT / 2 + MARGIN
@@ -36,15 +47,15 @@ def svg(graph: Graph) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}" width="{right - left:.0f}" '
         f'height="{bottom - top:.0f}" role="img" aria-label="{escape(graph.name)}">',
-        f"<title>{escape(graph.version)}</title><style>{STYLE}</style>",
+        f"<title>{escape(_title(graph))}</title><style>{STYLE}{TRACED if trace is not None else ''}</style>",
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
         'orient="auto"><path class="head" d="M0 0L8 4L0 8z"/></marker></defs>',
         f'<rect class="bg" x="{left:.0f}" y="{top:.0f}" width="100%" height="100%"/>',
-        *(_edge(each, _curve(route)) for each, route in layout.routes),
-        *(_edge(each, _around(layout.boxes, each, lane)) for each, lane in lanes.items()),
+        *(_edge(each, _curve(route), trace) for each, route in layout.routes),
+        *(_edge(each, _around(layout.boxes, each, lane), trace) for each, lane in lanes.items()),
         *(_label(each, *_middle(route)) for each, route in layout.routes),
         *(_label(each, lane, _lane_middle(layout.boxes, each)) for each, lane in lanes.items()),
-        *(_node(box) for box in layout.boxes.values()),
+        *(_node(box, trace) for box in layout.boxes.values()),
         "</svg>",
     ]
     return "\n".join(part for part in parts if part) + "\n"
@@ -66,18 +77,31 @@ def _height(boxes: Mapping[str, Box], edge: Edge) -> float:
     return _y(boxes[edge.source]) - _y(boxes[edge.target])
 
 
-def _node(box: Box) -> str:
+def _title(graph: Graph) -> str:
+    return "\n".join([graph.version, *(graph.trace.lines() if graph.trace is not None else ())])
+
+
+def _node(box: Box, trace: Trace | None) -> str:
     point = box.name in (START, END)
     kind, text, radius = ("point", "name inverse", HEIGHT / 2) if point else ("node", "name", 8)
+    title, caption, y = box.name, "", 4.5
+    if trace is not None:
+        mark, caption = trace.marks.get(box.name, Mark()), trace.caption(box.name)
+        kind, title = f"{kind} {mark.state or 'none'}", f"{title}\n{mark.said}" if mark.said else title
+        y = -1.5 if caption else y
+    words, at = text.replace("name", "caption"), f'x="{box.x:.1f}" y="{_y(box) + 12:.1f}"'
+    below = f'<text class="{words}" {at}>{escape(caption)}</text>' if caption else ""
     return (
-        f'<g><title>{escape(box.name)}</title><rect class="{kind}" x="{box.x - box.width / 2:.1f}" '
+        f'<g><title>{escape(title)}</title><rect class="{kind}" x="{box.x - box.width / 2:.1f}" '
         f'y="{_y(box) - HEIGHT / 2:.1f}" width="{box.width:.1f}" height="{HEIGHT:.0f}" rx="{radius:.0f}"/>'
-        f'<text class="{text}" x="{box.x:.1f}" y="{_y(box) + 4.5:.1f}">{escape(shown(box.name))}</text></g>'
+        f'<text class="{text}" x="{box.x:.1f}" y="{_y(box) + y:.1f}">{escape(shown(box.name))}</text>{below}</g>'
     )
 
 
-def _edge(edge: Edge, path: str) -> str:
+def _edge(edge: Edge, path: str, trace: Trace | None) -> str:
     kind = "edge maybe" if edge.conditional else "edge"
+    if trace is not None:
+        kind += " taken" if trace.taken.get(edge[:2]) else " none"
     return f'<path class="{kind}" marker-end="url(#head)" d="{path}"/>'
 
 
@@ -126,5 +150,6 @@ def _y(box: Box) -> float:
     return box.layer * ROW
 
 
-def _width(name: str) -> float:
-    return max(64.0, 28 + 7.4 * sum(1.0 if ord(each) < 0x2E80 else 1.8 for each in shown(name)))
+def _width(name: str, caption: str = "") -> float:
+    wide = sum(1.0 if ord(each) < 0x2E80 else 1.8 for each in shown(name))
+    return max(64.0, 28 + 7.4 * wide, 24 + 5.8 * len(caption))
