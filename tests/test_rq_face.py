@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -485,6 +486,34 @@ def test_under_a_stock_worker_a_foreign_job_is_refused(shop: Shop, stock: Stock,
     assert job.get_status() == "failed"
     result = job.latest_result()
     assert result is not None and "refused by everstep" in (result.exc_string or "")
+
+
+def junk(client: Any) -> None:
+    """Jobs that RQ's own class would end the worker over, or swell over."""
+    base: dict[str, Any] = {"data": json.dumps(["os.system", None, ["true"], {}]), "status": "queued"}
+    bomb = zlib.compress(b"[" * 50_000_000, 9)
+    jobs: dict[str, dict[str, Any]] = {
+        "an id that is none": base, "date": {**base, "created_at": "soon"}, "status": {**base, "status": "\xff"},
+        "number": {**base, "ttl": "many", "retries_left": "nan", "repeat_intervals": "x"}, "bomb": {"data": bomb},
+        "nested": {**base, "data": zlib.compress(bomb)}, "long": {**base, "data": "[" * 9000},
+        "deep": {**base, "data": "[" * 8000}, "text": {**base, "origin": b"\xff", "description": b"\xff"},
+        "traceback": {**base, "exc_info": bomb, "meta": bomb, "result": bomb}, "empty": {"x": "y"},
+    }  # fmt: skip
+    for name, fields in jobs.items():
+        client.hset(KEYS.rq_job(name), mapping=fields)
+        client.rpush(KEYS.rq_queue("chain"), name)
+    client.lpush(KEYS.rq_job("list"), "x")
+    client.rpush(KEYS.rq_queue("chain"), "list", "nobody", "x" * 10_000)
+
+
+def test_junk_in_a_queue_ends_no_stock_worker(shop: Shop, stock: Stock) -> None:
+    junk(shop.redis)
+    thread = shop.submit(spec_of("chain"))
+    process = stock("chain", "--burst")
+    _, said = process.communicate(timeout=60)
+    shop.rests(thread)
+    assert process.returncode == 0, said
+    assert not shop.redis.llen(KEYS.rq_queue("chain"))
 
 
 def test_a_stale_job_under_a_stock_worker_ends_quietly(shop: Shop, stock: Stock) -> None:

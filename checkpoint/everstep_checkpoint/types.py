@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
 import re
 import struct
 import sys
@@ -27,7 +28,7 @@ from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import TZPATH, ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import BaseModel, RootModel
 from pydantic_core import TzInfo
@@ -110,10 +111,19 @@ def _zone(data: bytes) -> tzinfo | None:
 def _named_zone(key: str) -> ZoneInfo:
     if not _ZONE.fullmatch(key):
         raise ValueError("not the name of a time zone")
+    unknown = Unbuildable(f"time zone {key!r} is not known here", "Install the package tzdata")
+    # zoneinfo imports `tzdata.zoneinfo.<key>` for one that has no file: only those that tzdata lists may come so far
+    if not any(os.path.isfile(os.path.join(each, key)) for each in TZPATH) and key not in _zones():
+        raise unknown
     try:
         return ZoneInfo(key)
     except (ZoneInfoNotFoundError, OSError) as error:
-        raise Unbuildable(f"time zone {key!r} is not known here", "Install the package tzdata") from error
+        raise unknown from error
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
 
 
 def _datetime_bytes(t: datetime) -> bytes:

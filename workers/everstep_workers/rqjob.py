@@ -3,9 +3,11 @@
     EVERSTEP_GRAPHS=shop.orders:graph rq worker -j everstep.RQJob --serializer json orders
 
 The class takes the place of RQ's Job, so that nothing that Redis says is imported, called or unpickled: functions come
-from the graphs named in the environment, callbacks and webhooks are ignored, data is JSON. The worker pops the job; we
-claim its task, run it, and commit. A job's hash and registries are the scripts' business; RQ's writes to them are left
-out, so that they can't bring back what a commit removed. Slower than `everstep worker`, which RQ's loop allows for.
+from the graphs named in the environment, data is JSON, and of a job's hash only a few bounded fields are read: no
+callbacks, webhooks, results, repeats. An id that is none is passed over; under RQ's own class it ends the worker. The
+worker pops the job; we claim its task, run it, and commit. A job's hash and registries are the scripts' business; RQ's
+writes to them are left out, so that they can't bring back what a commit removed. Slower than `everstep worker`, which
+RQ's loop allows for.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import logging
 import os
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
@@ -23,9 +26,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rq.defaults import RQ_KEY_PREFIX
-from rq.exceptions import DeserializationError
+from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
+from rq.utils import str_to_date
 
 from everstep_checkpoint.errors import GraphError, ServerError
 from everstep_checkpoint.keys import Keys
@@ -50,6 +54,11 @@ FUNCTION = "everstep.run_node"
 GRAPHS_ENV = "EVERSTEP_GRAPHS"
 STOPPED_BY_USER = "Job stopped by user"  # how RQ begins the reason
 PATIENCE_S = 60.0
+# The fields of a job's hash that are read, and the most bytes that each may have.
+READ = {
+    "data": 8192, "origin": 512, "description": 1024, "status": 32, "created_at": 40, "enqueued_at": 40,
+    "started_at": 40, "ended_at": 40,
+}  # fmt: skip
 
 log = logging.getLogger("everstep.rqjob")
 T = TypeVar("T")
@@ -120,11 +129,34 @@ class RQJob(Job):
     def stopped_callback(self) -> None:
         return None
 
+    @classmethod
+    def fetch(cls, id: str, connection: redis.Redis | None = None, serializer: Any = None) -> RQJob:
+        """The job. Raises NoSuchJobError, which RQ passes over, also for an id or a key that is none."""
+        try:
+            made = cls(id, connection)
+            made.refresh()
+        except (ValueError, redis.ResponseError) as error:
+            log.warning("passed over job %.80r: %s", id, error)
+            raise NoSuchJobError(f"job {id[:80]!r} can't be read") from error
+        return made
+
+    def refresh(self) -> None:
+        """Read the few fields that are needed, those of a decent size."""
+        client: Any = self.connection
+        pipe = client.pipeline(transaction=False)
+        for name in READ:
+            pipe.hstrlen(self.key, name)
+        names = [name for name, size in zip(READ, pipe.execute(), strict=True) if 0 < size <= READ[name]]
+        found = dict(zip(names, client.hmget(self.key, names) if names else (), strict=True))
+        if not found and not client.exists(self.key):
+            raise NoSuchJobError(f"No such job: {self.key}")
+        self.restore(found)
+
     def restore(self, raw_data: dict[Any, Any]) -> None:
-        super().restore(raw_data)  # pyright: ignore[reportUnknownMemberType]
-        self.webhooks = []
+        super().restore(_readable(raw_data))  # pyright: ignore[reportUnknownMemberType]
         if self.ours:
             self.timeout = -1  # attempts keep their own timeouts, and settle them
+            self.result_ttl = 0
 
     # what RQ would write to a job's hash and registries
 
@@ -153,6 +185,43 @@ class RQJob(Job):
             Turn(self.connection, self.id).died(exc_string.startswith(STOPPED_BY_USER))
         except ServerError as error:
             log.warning("job %s: left to its lease: %s", self.id, error.what)
+
+
+def _readable(raw: dict[Any, Any]) -> dict[str, bytes]:
+    """What RQ may read of a job's hash. Where its data is too large, or can't be ours, there is none: it is refused."""
+    found: dict[str, bytes] = {}
+    for name, most in READ.items():
+        value = raw.get(name) or raw.get(name.encode())
+        if isinstance(value, bytes) and len(value) <= most and _fits(name, value):
+            found[name] = value
+    return {**found, "data": _unpacked(found.get("data", b""))}
+
+
+def _fits(name: str, value: bytes) -> bool:
+    """Can RQ read a field without an error?"""
+    try:
+        if name == "status":
+            JobStatus(value.decode())
+        elif name.endswith("_at"):
+            str_to_date(value)
+        elif name != "data":
+            value.decode()
+    except ValueError:
+        return False
+    return True
+
+
+def _unpacked(data: bytes) -> bytes:
+    """JSON text as it is, or as RQ packed it when it saved the job; a few bytes may unpack to very many."""
+    if not data.startswith(b"["):
+        unpacker = zlib.decompressobj()
+        try:
+            data = unpacker.decompress(data, READ["data"])
+        except zlib.error:
+            return b"null"
+        if unpacker.unconsumed_tail:
+            return b"null"
+    return data if data.startswith(b"[") else b"null"
 
 
 class Turn:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from contextvars import ContextVar
+from functools import cache, lru_cache, partial
 from typing import Any, cast
 
 from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
@@ -23,17 +24,26 @@ class TooMuch(Exception):
     """A schema that refers to so much that following it has no end."""
 
 
-def validator(schema: dict[str, Any], data: Any) -> Any:
-    """jsonschema's validator of a schema, for one input. It fetches nothing."""
-    from jsonschema import validators
+def problems(schema: dict[str, Any], data: Any) -> list[Any]:
+    """What is wrong with an input. It fetches nothing. Raises TooMuch, and whatever an odd schema causes."""
     from referencing import Registry
 
-    steps = _Steps(data)
-    followed = {name: partial(steps.followed, _stock()[name]) for name in ("$ref", "$dynamicRef")}
-    untyped: Any = validators
-    made: Any = untyped.extend(_stock_class(), {**followed, **_PATTERNS})
     registry: Any = Registry  # a registry of our own: a schema can't make us fetch what it refers to
-    return made(schema, registry=registry())
+    token = _steps.set(_Steps(data))
+    try:
+        return list(_class()(schema, registry=registry()).iter_errors(data))
+    finally:
+        _steps.reset(token)
+
+
+@cache
+def _class() -> Any:
+    """Our validator. Made once: jsonschema writes and compiles code for each class."""
+    from jsonschema import validators
+
+    untyped: Any = validators
+    followed = {name: partial(_followed, _stock()[name]) for name in ("$ref", "$dynamicRef")}
+    return untyped.extend(_stock_class(), {**followed, **_PATTERNS})
 
 
 def _stock_class() -> Any:
@@ -54,15 +64,23 @@ class _Steps:
         self._data = data
         self._left, self._told = REFS_MIN, False
 
-    def followed(self, stock: Keyword, *given: Any) -> Iterator[Any]:
-        """The stock keyword, counted. Raises TooMuch."""
+    def count(self) -> None:
+        """One more. Raises TooMuch."""
         self._left -= 1
         if self._left < 0 and not self._told:
             self._told = True
             self._left = REFS_PER_BYTE * len(json.dumps(self._data))
         if self._left < 0:
             raise TooMuch("it refers to too much")
-        yield from stock(*given)
+
+
+_steps: ContextVar[_Steps] = ContextVar("steps")
+
+
+def _followed(stock: Keyword, *given: Any) -> Iterator[Any]:
+    """The stock keyword, counted. Raises TooMuch."""
+    _steps.get().count()
+    yield from stock(*given)
 
 
 @lru_cache(maxsize=256)

@@ -259,12 +259,11 @@ def _problems(schema: JsonSchema, data: Any) -> Sequence[Problem]:
     """What is wrong with an input. A schema is data: whatever it says, it must not hold up or end who reads it."""
     from referencing.exceptions import Unresolvable
 
-    from .checking import TooMuch, validator
+    from .checking import TooMuch, problems
 
     fix = "publish the graph anew: its schema has to hold all that it refers to"
     try:
-        found = validator(schema, data).iter_errors(data)
-        return sorted(found, key=lambda problem: [str(part) for part in problem.absolute_path])
+        return sorted(problems(schema, data), key=lambda problem: [str(part) for part in problem.absolute_path])
     except (Unresolvable, TooMuch) as error:
         raise InvalidInput(f"the graph's input schema can't be followed: {error}", fix=fix) from None
     except Exception as error:  # noqa: BLE001 - what a schema that is none makes of its reader
