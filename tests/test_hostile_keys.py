@@ -12,6 +12,8 @@ from unittest.mock import patch
 import pytest
 import redis
 
+from everstep.doctor import examine
+from everstep.site import Site
 from everstep_checkpoint.log import new_id
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START
@@ -413,3 +415,33 @@ def test_a_recover_on_demand_makes_a_broken_thread_anew(hand: Hand) -> None:
     recover(hand.client, KEYS)
     hand.drive()
     assert run_is_done(hand)
+
+
+def a_manifest_that_is_junk(client: Any) -> None:
+    client.sadd(KEYS.graphs, b"\xff", "junk", "gone")
+    client.set(KEYS.graph("junk"), "[" * 1000)
+
+
+ODD: dict[str, Callable[[Any], object]] = {
+    **STRANGE,
+    "a manifest is junk": a_manifest_that_is_junk,
+    "parked is junk": lambda c: c.hset(KEYS.parked, b"\xff", "many"),
+    "a lease is nobody's": lambda c: (c.zadd(KEYS.leases, {"x": 1}), c.hset(KEYS.lease, "x", "y z")),
+    "a failed job has no text for a name": lambda c: c.zadd(KEYS.rq_failed("g"), {b"\xff": 1}),
+    "a job's name for us is junk": lambda c: (c.hset(KEYS.rq_job("j"), "everstep", "[" * 9000),
+                                              c.rpush(KEYS.rq_queue("other"), "j"),
+                                              c.sadd(KEYS.rq_queues, KEYS.rq_queue("other"))),
+    "a worker is a text": lambda c: (c.sadd(KEYS.rq_workers, "w"), c.set("w", "x")),
+    "the inbox is a text": lambda c: c.set(KEYS.inbox, "x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_doctor_comes_to_its_end_whatever_stands_in_redis(hand: Hand, redis_url: str, odd: str) -> None:
+    hand.submit("r1")
+    hand.claim()
+    ODD[odd](hand.client)
+    site = Site(redis_url)
+    with site.open():
+        assert examine(site)
+    site.redis.close()

@@ -78,7 +78,7 @@ def run_fact(log: Log, thread: str, run: str, entry: e.Entry, *, with_input: boo
             if "record" in each.raw and not with_input:
                 return each
             if not each.is_checkpoint:
-                of = each.text("of")
+                of = each.ref("of")
                 return next(iter(log.read(thread, of, of)), None) if of else each
         end = f"({found[-1].id}"
     return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,11 @@ from .errors import CorruptEntry, NewerVersion
 
 VERSION = 1
 ENTRY_MAX = 16 * 2**20
+# What a reader takes of one stored value, or of one field of JSON; no writer of ours comes near.
+FIELD_MAX = 64 * 2**20
+JSON_MAX = 16 * 2**20
+NUMBER_MAX = 2**53
+TIME_MAX = 253_402_300_799_999  # ms: the last one of the year 9999
 PART_BYTES_MAX = 64 * 1024
 PART_TASKS_MAX = 128
 
@@ -36,6 +42,7 @@ VALUES = frozenset(
     {"delta", "state", "writes", "meta", "sends", "input", "record", "asks", "answer", "command", "result"}
 )
 PLAIN = b"\x00"
+_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 _ENVELOPES = {0: "plain", 1: "compressed", 2: "encrypted", 3: "elsewhere"}
 
 Field = str | bytes | int
@@ -77,6 +84,10 @@ def unwrap(value: bytes, where: str) -> bytes:
     raise CorruptEntry(
         f"{where} has a {kind} envelope, which this reader can't open", fix="read it with a newer everstep"
     )
+
+
+_SENT: frozenset[type] = frozenset({bytes})
+_KEPT: frozenset[type] = frozenset({bytes, type(None)})
 
 
 def _no_ext(code: int, _data: bytes) -> object:
@@ -148,37 +159,57 @@ class Entry:
     def number(self, name: str) -> int:
         value = self.raw.get(name, b"0")
         try:
-            return int(value)
+            found = int(value)
         except ValueError:
             raise self.corrupt(f"field {name!r} is not a number") from None
+        if abs(found) > (TIME_MAX if name == "at" else NUMBER_MAX):
+            raise self.corrupt(f"field {name!r} is no number that we write")
+        return found
+
+    def ref(self, name: str) -> str:
+        """The entry id that a field holds; empty where it has none."""
+        found = self.text(name)
+        if found and not _ID.fullmatch(found):
+            raise self.corrupt(f"field {name!r} is no entry id")
+        return found
 
     def json(self, name: str) -> Any:
+        raw = self.raw.get(name, b"null")
+        if len(raw) > JSON_MAX:
+            raise self.corrupt(f"field {name!r} has {len(raw):,} bytes, the cap is {JSON_MAX:,}")
         try:
-            return json.loads(self.raw.get(name, b"null"))
+            return json.loads(raw)
         except (ValueError, RecursionError):
             raise self.corrupt(f"field {name!r} is not JSON") from None
 
     def value(self, name: str) -> bytes | None:
         """A stored value out of its envelope; None where the entry has none."""
         found = self.raw.get(name)
-        return None if found is None else unwrap(found, f"field {name!r} of entry {self.id}")
+        if found is None:
+            return None
+        if len(found) > FIELD_MAX:
+            raise self.corrupt(f"field {name!r} has {len(found):,} bytes, the cap is {FIELD_MAX:,}")
+        return unwrap(found, f"field {name!r} of entry {self.id}")
 
     def writes(self) -> list[tuple[str, bytes | None]]:
         """(channel, encoded value) in order; None stands for the value that the entry's own delta carries."""
         stored = self.value("writes")
         if stored is None:
             return []
-        return self._pairs("writes", stored)
+        return self._pairs("writes", stored, _KEPT)
 
-    def _pairs(self, name: str, stored: bytes) -> list[tuple[str, Any]]:
+    def _pairs(self, name: str, stored: bytes, kinds: frozenset[type]) -> list[tuple[str, Any]]:
         try:
-            return [(str(first), second) for first, second in unpack(stored, _no_ext)]
+            found = [(first, second) for first, second in unpack(stored, _no_ext)]
         except MALFORMED:
             raise self.corrupt(f"field {name!r} is malformed") from None
+        if not all(type(first) is str and type(second) in kinds for first, second in found):
+            raise self.corrupt(f"field {name!r} does not hold names and values")
+        return found
 
     def sends(self) -> list[tuple[str, bytes]]:
         """(node, encoded argument) of each Send in a part."""
-        return self._pairs("sends", self.value("sends") or b"\x90")
+        return self._pairs("sends", self.value("sends") or b"\x90", _SENT)
 
     @property
     def digest(self) -> str:
@@ -187,20 +218,41 @@ class Entry:
     @property
     def next(self) -> list[list[Any]]:
         """`[task, node, queue, timeout_s]` per PULL task, `[part entry id, count]` per Send part."""
-        found = self.json("next")
+        return self._rows("next")
+
+    def _rows(self, name: str) -> list[list[Any]]:
+        found = self._list(name)
+        if not all(map(_is_row, found)):
+            raise self.corrupt(f"field {name!r} is not a list of tasks and parts")
+        return found
+
+    def _list(self, name: str) -> list[Any]:
+        found = self.json(name)
         if not isinstance(found, list):
-            raise self.corrupt("field 'next' is not a list")
+            raise self.corrupt(f"field {name!r} is not a list")
         return found  # pyright: ignore[reportUnknownVariableType]
 
     @property
     def checkpoint_id(self) -> str:
-        return checkpoint_id(self.n, self.digest)
+        try:
+            return checkpoint_id(self.n, self.digest)
+        except ValueError:
+            raise self.corrupt("its digest is none") from None
+
+    @property
+    def pieces(self) -> list[str]:
+        """The parts that a snapshot's state lies in."""
+        found = self._list("parts") if "parts" in self.raw else []
+        if not all(type(ref) is str and _ID.fullmatch(ref) for ref in found):
+            raise self.corrupt("field 'parts' is not a list of entry ids")
+        return found
 
     @property
     def branch_of(self) -> Address | None:
         """The checkpoint that a branch or a fork builds on; None if it is the one before, as usual."""
         named = self.text("parent").rsplit(" ", 2)
-        return Address(named[0], int(named[1]), named[2]) if len(named) == 3 and named[1].isdigit() else None
+        is_one = len(named) == 3 and re.fullmatch(r"\d{1,20}", named[1], re.ASCII)
+        return Address(named[0], int(named[1]), named[2]) if is_one else None
 
     def corrupt(self, why: str) -> CorruptEntry:
         return CorruptEntry(
@@ -222,19 +274,26 @@ def read_entry(entry_id_text: str | bytes, raw: Mapping[Any, Any]) -> Entry:
     version = fields.get("v", b"")
     if version != b"1":
         _refuse_version(entry, version)
+    if not entry.kind:
+        raise entry.corrupt("it has no kind")
     if (entry.kind == CHECKPOINT) != entry.is_checkpoint:
         raise entry.corrupt(f"kind {entry.kind!r} can't have the id {entry.id}")
     return entry
 
 
 def _refuse_version(entry: Entry, version: bytes) -> None:
-    if version.isdigit() and int(version) > VERSION:
+    if version.isdigit() and len(version) < 10 and int(version) > VERSION:
         raise NewerVersion(
             f"entry {entry.id} has format {version.decode()}, this everstep reads up to {VERSION}",
             checkpoint=str(entry.n),
             fix="upgrade everstep here before it reads this thread",
         )
     raise entry.corrupt("it has no format version: something else wrote to this stream")
+
+
+def _is_row(row: Any) -> bool:
+    """A task by name, or a part and how many Sends it has."""
+    return isinstance(row, list) and len(row) in (2, 4) and type(row[0]) is str  # pyright: ignore
 
 
 def pack_writes(writes: Sequence[tuple[str, bytes | None]]) -> bytes:

@@ -15,9 +15,10 @@ from typing import Any
 from . import entries as e
 from .chain import Chain
 from .codec import array_header
-from .delta import SET, decode_delta, decode_state, encode_state, fold, refs
-from .errors import CorruptEntry, Trimmed
+from .delta import APPEND, SET, Delta, decode_delta, decode_state, encode_state, fold, refs
+from .errors import CorruptEntry, TooLarge, Trimmed
 from .log import PAGE, Log, unknown_thread
+from .sound import clear, sound, sounds
 
 Channels = dict[str, bytes]
 RUN_FACTS = ("run_started", "run_queued")
@@ -74,7 +75,12 @@ class State:
         if all(value is not None for _, value in writes):
             return writes
         delta = decode_delta(self.entry.value("delta") or b"\x80")
-        return [(channel, carried(delta[channel]) if value is None else value) for channel, value in writes]
+        return [(channel, self._carried(delta, channel) if value is None else value) for channel, value in writes]
+
+    def _carried(self, delta: Delta, channel: str) -> bytes:
+        if delta.get(channel, [None])[0] not in (SET, APPEND):
+            raise self.entry.corrupt(f"its delta does not carry the write to channel {channel!r}")
+        return carried(delta[channel])
 
 
 def carried(op: list[Any]) -> bytes:
@@ -123,7 +129,7 @@ class Fold:
     def _snapshot(self, entry: e.Entry) -> None:
         stored = entry.value("state")
         if stored is None:
-            found = [self._part(entry, ref) for ref in entry.json("parts")]
+            found = [self._part(entry, ref) for ref in entry.pieces]
             stored = b"".join(part.value("state") or b"" for part in found)
         self.channels = decode_state(stored)
         self.birth = entry.text("birth") or self.birth
@@ -210,6 +216,7 @@ def fetch(log: Log, thread: str) -> Callable[[str], Sequence[e.Entry]]:
     return lambda ref: log.read(thread, ref, ref)
 
 
+@sound
 def state_at(log: Log, thread: str, n: int | None = None) -> State:
     """The state at checkpoint n (default: the last one). Raises UnknownThread, Trimmed, CorruptEntry."""
     head = log.head(thread)
@@ -230,6 +237,7 @@ def state_at(log: Log, thread: str, n: int | None = None) -> State:
     return state
 
 
+@sounds
 def states(log: Log, thread: str) -> Iterator[tuple[State, Fold]]:
     """All states of a thread, oldest first, from the first checkpoint that can be read."""
     folder = Fold(fetch(log, thread))
@@ -361,6 +369,7 @@ def part_tasks(part: e.Entry) -> list[TaskRef]:
     return found
 
 
+@sound
 def step_of(log: Log, thread: str, state: State) -> Step:
     """The step that a checkpoint opened: its tasks and all facts about them."""
     named = [row[0] for row in state.entry.next if len(row) == 2]
@@ -404,25 +413,30 @@ def verify(log: Log, thread: str) -> Report:
     report = Report(thread)
     folder, chain = Fold(fetch(log, thread)), Chain(thread)
     try:
-        for entry in log.pages(thread):
-            report.entries += 1
-            _check_sum(entry, report)
-            if not entry.is_checkpoint:
-                folder.feed(entry)
-                chain.fact(entry)
-                continue
-            report.checkpoints += 1
-            parent = chain.parent(entry)
-            if parent is None:
-                continue  # below the trim mark: nothing to check it against
-            if astray := chain.astray(entry):
-                report.problems.append(astray)
-            _check_digest(entry, parent, folder, report)
-            folder.feed(entry)
-            chain.checkpoint(entry)
-    except CorruptEntry as error:
+        with clear(thread):
+            for entry in log.pages(thread):
+                report.entries += 1
+                _check(entry, folder, chain, report)
+    except (CorruptEntry, TooLarge) as error:
         report.problems.append(error.what)
     return report
+
+
+def _check(entry: e.Entry, folder: Fold, chain: Chain, report: Report) -> None:
+    _check_sum(entry, report)
+    if not entry.is_checkpoint:
+        folder.feed(entry)
+        chain.fact(entry)
+        return
+    report.checkpoints += 1
+    parent = chain.parent(entry)
+    if parent is None:
+        return  # below the trim mark: nothing to check it against
+    if astray := chain.astray(entry):
+        report.problems.append(astray)
+    _check_digest(entry, parent, folder, report)
+    folder.feed(entry)
+    chain.checkpoint(entry)
 
 
 def _check_sum(entry: e.Entry, report: Report) -> None:
@@ -438,7 +452,7 @@ def sums_of(entry: e.Entry, folder: Fold) -> list[str]:
     named: list[int | str] = [
         *refs(delta),
         *(row[0] for row in entry.next if len(row) == 2),
-        *(entry.json("parts") or []),
+        *entry.pieces,
     ]
     return [folder.fact(entry, ref).text("sum") for ref in named]
 

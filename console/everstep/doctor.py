@@ -40,6 +40,9 @@ def examine(site: Site) -> list[Finding]:
             found.append(
                 Finding(KNOW, about, f"not known: {error}", "give this Redis user the command, or ask as another one")
             )
+        except (ResponseError, ValueError) as error:
+            said = f"a key of ours, or of RQ's, is not what was written there: {error}"
+            found.append(Finding(ACT, about, said, "see who writes to it; everstep recover makes indexes anew"))
     return [replace(each, fix=site.again(each.fix)) for each in found]
 
 

@@ -65,12 +65,12 @@ def shown(entry_id: bytes, raw: Raw, *, values: bool) -> Shown:
     fields = {_text(name): bytes(value) for name, value in raw.items()}
     try:
         entry = e.read_entry(entry_id, fields)
+        said = {name: _field(entry, name, values) for name in fields if name not in ("v", "kind", "at")}
+        return Shown(entry.id, entry.kind, entry.number("at"), said)
     except (EverstepError, ValueError) as error:
         problem = error.what if isinstance(error, EverstepError) else str(error)
-        said = {name: _text(value[:80]) for name, value in fields.items()}
-        return Shown(_text(entry_id), said.get("kind", "?"), _number(fields.get("at", b"")), said, problem)
-    said = {name: _field(entry, name, values) for name in fields if name not in ("v", "kind", "at")}
-    return Shown(entry.id, entry.kind, entry.number("at"), said)
+        plain = {name: _text(value[:80]) for name, value in fields.items()}
+        return Shown(_text(entry_id), plain.get("kind", "?"), _number(fields.get("at", b"")), plain, problem)
 
 
 def _field(entry: e.Entry, name: str, values: bool) -> Any:
@@ -150,4 +150,4 @@ def _text(value: bytes | str) -> str:
 
 
 def _number(value: bytes) -> int:
-    return int(value) if value.isdigit() else 0
+    return int(value) if value.isdigit() and len(value) < 16 else 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Sequence
+
+from everstep_scheduler.moves.document import document
 
 from . import show
 from .finding import ACT, KNOW, NAMES_MAX, OK, Finding, Look
@@ -129,7 +130,7 @@ def _has_ours(look: Look, queue: str) -> bool:
     with look.redis.pipeline(transaction=False) as pipe:
         for job in look.redis.lrange(keys.rq_queue(queue), 0, SAMPLE - 1):
             pipe.hget(keys.rq_job(job.decode("utf-8", "replace")), "everstep")
-        return any(named is not None and json.loads(named).get("keys") == keys.stem for named in pipe.execute())
+        return any(document(named).get("keys") == keys.stem for named in pipe.execute())
 
 
 def _waiting(look: Look, queue: str, n: int) -> Finding:
@@ -145,7 +146,7 @@ def _waiting(look: Look, queue: str, n: int) -> Finding:
 def parked(look: Look) -> Iterator[Finding]:
     found = look.redis.hgetall(look.site.keys.parked)
     for name, count in sorted(found.items()):
-        graph, _, node = name.decode().partition(":")
+        graph, _, node = name.decode("utf-8", "replace").partition(":")
         said = f"{show.many(int(count), 'task')}: waiting for a worker that has node {node!r} of graph {graph!r}"
         yield Finding(ACT, "parked", said, f"start one with that version: everstep worker MODULE:{graph}")
     if not found:
@@ -188,7 +189,7 @@ def _owners(look: Look, tokens: Sequence[bytes]) -> list[str]:
         for each in named:
             task, _, thread = (each or b"").partition(b" ")
             pipe.hget(keys.open("").encode() + thread, task)
-        records = [json.loads(raw) for raw in pipe.execute() if raw]
+        records = [document(raw) for raw in pipe.execute() if raw]
     return sorted({str(record.get("o", "?")) for record in records}) or ["nobody known"]
 
 
@@ -235,7 +236,7 @@ def _failed_jobs(look: Look, queue: str) -> Iterator[tuple[str, bytes, str]]:
     ids = look.redis.zrevrange(keys.rq_failed(queue), 0, FAILED_MAX - 1)
     with look.redis.pipeline(transaction=False) as pipe:
         for job in ids:
-            pipe.hmget(keys.rq_job(job.decode()), "data", "exc_info")
+            pipe.hmget(keys.rq_job(job.decode("utf-8", "replace")), "data", "exc_info")
         for job, (data, reason) in zip(ids, pipe.execute(), strict=True):
             if data is not None:
                 yield job.decode(), data, (reason or b"").decode("utf-8", "replace")

@@ -17,6 +17,7 @@ from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.errors import Trimmed
 from everstep_checkpoint.log import Log, unknown_thread
 from everstep_checkpoint.replay import state_at
+from everstep_checkpoint.sound import sound
 from everstep_scheduler.graph.channels import HIDDEN
 from everstep_scheduler.reading.ending import error_of
 from everstep_scheduler.reading.frames import Frame, frames
@@ -80,6 +81,7 @@ class Line:
         return {**new, **{key: None for key in self.before if key not in self.values}}
 
 
+@sound
 def lines(log: Log, thread: str, most: int) -> list[Line]:
     """The last `most` checkpoints and the open step, oldest first. Raises UnknownThread, CorruptEntry."""
     head = log.head(thread)

@@ -7,11 +7,12 @@ queued in one. Bounded in threads, tasks and the length of lists.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
+
+from everstep_scheduler.moves.document import document
 
 from . import show
 from .site import Site
@@ -100,11 +101,8 @@ def _stands_still(site: Site, thread: str, head: list[Any], looked: int) -> bool
 
 def _record(raw: bytes) -> Record | None:
     """A task's record; None for what no script of ours wrote."""
-    try:
-        found: Any = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and {"q", "n"} <= found.keys() else None  # pyright: ignore
+    found = document(raw)
+    return found if {"q", "n"} <= found.keys() else None
 
 
 def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:

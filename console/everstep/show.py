@@ -27,6 +27,7 @@ import click
 if TYPE_CHECKING:
     from everstep_checkpoint.codec import Tagged
 
+INT_BITS_MAX = 14_000
 COLOURS = {
     "running": "cyan", "queued": "cyan", "done": "green", "failed": "red", "lost": "yellow", "parked": "yellow",
     "interrupted": "yellow", "cancelled": "magenta", "ok": "green", "!": "yellow", "x": "red",
@@ -47,8 +48,10 @@ def jsonable(value: Any) -> Any:
     """Any value that a log can hold as JSON: times as ISO text, bytes as base64, sets as lists, NaN as text; a model or
     dataclass as the object of its fields, a member of an Enum as its name."""
     match value:
-        case None | bool() | int() | str():
+        case None | bool() | str():
             return value
+        case int():  # of more digits than Python turns into text: their own limit, against numbers that cost minutes
+            return value if value.bit_length() <= INT_BITS_MAX else hex(value)
         case float():
             return value if math.isfinite(value) else str(value)
         case Mapping():

@@ -63,8 +63,8 @@ def _threads(site: Site, report: Report) -> Iterator[str]:
     seen = set[str]()
     for status in STATUSES:
         for name in client.zrevrange(site.keys.threads(status), 0, THREADS_MAX):
-            thread = name.decode("utf-8", "surrogatepass")
-            if thread not in seen:
+            thread = _text(name)
+            if thread and thread not in seen:
                 seen.add(thread)
                 yield thread
     yield from (thread for thread in _strays(site, report) if thread not in seen)
@@ -79,14 +79,22 @@ def _strays(site: Site, report: Report) -> Iterator[str]:
         for key in keys:
             pipe.exists(site.keys.thread("").encode() + key[len(stem) :])
         for key, known in zip(keys, pipe.execute(), strict=True):
-            if not known:
-                yield key[len(stem) :].decode("utf-8", "surrogatepass")
+            if not known and (thread := _text(key[len(stem) :])):
+                yield thread
         seen += 1000
         if not cursor:
             return
         if seen >= KEYS_MAX:
             report.cut = True
             return
+
+
+def _text(name: bytes) -> str:
+    """A thread's id; empty for a name that no thread of ours has."""
+    try:
+        return name.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return ""
 
 
 def _ends(site: Site, batch: list[str]) -> Iterator[list[Any]]:

@@ -5,13 +5,13 @@ As in RQ they reach only a process that listens at that moment. What can't be un
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import redis
 
+from everstep_scheduler.moves.document import document
 from everstep_scheduler.steps.perform import Attempt, Result
 
 from .slots import Held
@@ -56,22 +56,20 @@ class Commands(threading.Thread):
                     self._obey(message["data"])
 
     def _obey(self, data: bytes) -> None:
-        try:
-            said = json.loads(data)
-            command = said["command"]
-        except (ValueError, TypeError, KeyError):
+        said = document(data)
+        if "command" not in said:
             log.warning("ignored a command that is not RQ's: %r", data[:200])
             return
-        match command:
+        match said["command"]:
             case "shutdown":
                 log.info("told to shut down")
                 self._shutdown()
             case "stop-job" | "stop-execution":
-                self._stop_one(cast("dict[str, Any]", said))
+                self._stop_one(said)
             case "kill-horse":
                 self._stop_all(list(self._work.held.values()))
-            case _:
-                log.warning("ignored an unknown command: %r", command)
+            case other:
+                log.warning("ignored an unknown command: %.200r", other)
 
     def _stop_one(self, said: dict[str, Any]) -> None:
         """Stop one job; RQ's `execution_id` is our token."""

@@ -132,9 +132,9 @@ class Client(Travelling):
     # graphs
 
     def graphs(self) -> list[Manifest]:
-        """The published graphs, by name."""
+        """The published graphs, by name. One whose manifest can't be read is left out, and logged."""
         with translated(self.url):
-            return [self.manifest(name) for name in manifests.names(self.redis, self.keys)]
+            return manifests.readable(manifests.names(self.redis, self.keys), self.manifest)
 
     def manifest(self, name: str) -> Manifest:
         """What a graph says of itself, at most five seconds old. Raises UnknownGraph."""

@@ -8,6 +8,7 @@ What does not fit is told whole: every place, what is wrong there, and what is k
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from everstep_checkpoint.errors import CorruptEntry, EmptyInputError, InvalidInput, UnknownGraph
+from everstep_checkpoint.errors import CorruptEntry, EmptyInputError, InvalidInput, TooLarge, UnknownGraph
 from everstep_checkpoint.keys import Keys
 
 from ..graph.drawing.picture import Edge, Graph, graph_from, graph_of
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from ..graph.spec import GraphSpec
 
+_log = logging.getLogger("everstep")
+MANIFEST_MAX = 4 * 2**20
 PROBLEMS_MAX = 20
 TEXT_MAX = 200
 JsonSchema = dict[str, Any]
@@ -167,29 +170,53 @@ def publish(client: Any, keys: Keys, specs: Iterable[GraphSpec]) -> None:
     """Say in Redis what these graphs are. A later version of a graph replaces the earlier one."""
     pipe = client.pipeline(transaction=True)
     for spec in specs:
-        pipe.set(keys.graph(spec.name), manifest_of(spec).model_dump_json())
+        pipe.set(keys.graph(spec.name), _dumped(manifest_of(spec)))
         pipe.sadd(keys.graphs, spec.name)
     pipe.execute()
 
 
+def _dumped(manifest: Manifest) -> str:
+    """Raises TooLarge for what no reader takes."""
+    said = manifest.model_dump_json()
+    if len(said.encode()) > MANIFEST_MAX:
+        what = f"the manifest of the graph {manifest.name!r} has {len(said):,} bytes, the cap is {MANIFEST_MAX:,}"
+        raise TooLarge(what, fix="make its schemas smaller, or split the graph")
+    return said
+
+
 def names(client: Any, keys: Keys) -> list[str]:
     """The names of the published graphs."""
-    return sorted(name.decode() for name in client.smembers(keys.graphs))
+    return sorted(name.decode("utf-8", "replace") for name in client.smembers(keys.graphs))
 
 
 def read(client: Any, keys: Keys, name: str) -> Manifest:
     """The manifest of a graph. Raises UnknownGraph with those that are known, CorruptEntry."""
-    stored = client.get(keys.graph(name))
-    if stored is None:
+    stored: bytes = client.getrange(keys.graph(name), 0, MANIFEST_MAX)  # no more than is taken, however large it is
+    if not stored:
         there = names(client, keys)
         known = f"{did_you_mean(name, there)} " if there else ""
         fix = f"{known}`everstep worker MODULE:GRAPH` publishes the graphs that it serves"
         raise UnknownGraph(f"no graph {name!r} is published here", fix=fix)
+    fix = "start a worker of this graph: it publishes the manifest anew"
+    if len(stored) > MANIFEST_MAX:
+        what = f"the manifest of the graph {name!r} has over {MANIFEST_MAX:,} bytes, the cap"
+        raise CorruptEntry(what, fix=fix)
     try:
         return Manifest.model_validate_json(stored)
     except ValidationError as error:
         what = f"the manifest of the graph {name!r} is not readable: {error.error_count()} fields"
-        raise CorruptEntry(what, fix="start a worker of this graph: it publishes the manifest anew") from None
+        raise CorruptEntry(what, fix=fix) from None
+
+
+def readable(named: Iterable[str], read_one: Callable[[str], Manifest]) -> list[Manifest]:
+    """Those of the named graphs whose manifests can be read; the others are logged, and hide none."""
+    found: list[Manifest] = []
+    for name in named:
+        try:
+            found.append(read_one(name))
+        except (CorruptEntry, UnknownGraph) as error:
+            _log.warning("left out: %s", error)
+    return found
 
 
 # -- the input

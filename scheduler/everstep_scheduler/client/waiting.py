@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import redis
@@ -11,6 +10,7 @@ from everstep_checkpoint.errors import InvalidInput
 from everstep_checkpoint.keys import Keys
 
 from ..graph.asking import CURRENT
+from ..moves.document import document
 
 SHOWN_MAX = 3
 
@@ -42,7 +42,7 @@ def _told(client: Any, keys: Keys, thread: str, run: str) -> str:
     if current != run:
         return f"it is queued behind run {current!r}"
     _, records = client.hscan(keys.open(thread), 0, count=100)
-    open_now = [json.loads(stored) for stored in records.values()]
+    open_now = [document(stored) for stored in records.values()]
     shown = [rec for rec in open_now if rec.get("p") not in ("done", "stopped")]
     said = [_place(client, keys, rec) for rec in shown[:SHOWN_MAX]]
     more = int(left or 0) - len(said)

@@ -135,11 +135,27 @@ class RunRecord:
             )
         given = cast("dict[str, Any]", said)
         known = {each.name: given[each.name] for each in fields(cls) if each.name in given}
-        known |= {name: tuple(known[name]) for name in _NAMES & known.keys()}
+        if odd := [name for name, value in known.items() if not isinstance(value, _KINDS[name])]:
+            raise CorruptEntry(
+                f"the run's record has a {odd[0]!r} of another kind than is written",
+                fix="the log was left as it is; look at it with `everstep log`",
+            )
+        known |= {name: tuple(known[name]) for name in _NAMES & known.keys() if known[name] is not None}
         return cls(**known)
 
 
 _USUAL = RunRecord()
+# What each field of a record may be as it is read.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    each.name: (list, type(None))
+    if each.name in _NAMES
+    else object
+    if each.name == "context"
+    else dict
+    if isinstance(getattr(_USUAL, each.name), dict)
+    else type(getattr(_USUAL, each.name))
+    for each in fields(RunRecord)
+}
 
 
 @dataclass(frozen=True)

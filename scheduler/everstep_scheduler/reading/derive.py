@@ -23,6 +23,7 @@ from everstep_checkpoint.replay import (
     timeout_of,
     with_added,
 )
+from everstep_checkpoint.sound import sound
 
 from ..moves.contract import HANDLER, JOIN_NODE, JOIN_TASK, START_NODE, START_TASK
 from .ending import NO_ERROR, Said, error_of
@@ -188,7 +189,7 @@ class Reader:
     # runs
 
     def _started(self, entry: e.Entry) -> None:
-        run, of = entry.text("run"), entry.text("of")
+        run, of = entry.text("run"), entry.ref("of")
         waiting = self.queued.get(of)
         self.run, self.base, self.rec = run, entry.number("step"), of or entry.id
         self.parent = waiting.parent if waiting is not None and waiting.run == run else entry.text("parent")
@@ -402,6 +403,7 @@ def _lost(task: Task, *, reaped: bool) -> Task:
     return replace(task, place="unmade", lost=lost, expired=expired, alone=alone, suspect=suspect, token="", due_ms=0)
 
 
+@sound
 def derive(log: Log, thread: str, tick: Callable[[], object] = lambda: None) -> Told:
     """Where a thread stands, by its log alone. `tick` is called at each entry.
 

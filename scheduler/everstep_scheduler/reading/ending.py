@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import EverstepError
 from everstep_checkpoint.log import Log
+from everstep_checkpoint.sound import sound
 
 OWN_ERRORS = f"{EverstepError.__module__}."
 
@@ -93,6 +94,7 @@ def error_of(entry: e.Entry) -> Said:
     return Said(*(str(said.get(name, "")) for name in ("type", "text", "traceback")))  # pyright: ignore
 
 
+@sound
 def ending(log: Log, thread: str, run: str, since: str) -> Ending | None:
     """How the run ended, looking from entry `since` on; None while it has not."""
     finder = EndingFinder(run)

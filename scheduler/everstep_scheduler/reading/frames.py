@@ -95,7 +95,7 @@ def until_new_input(facts: Iterable[e.Entry], log: Log, thread: str) -> Iterator
     """The facts of a checkpoint's own tasks: those before a run that gave them up."""
     for fact in facts:
         if fact.kind == "run_started":
-            of = fact.text("of")
+            of = fact.ref("of")
             named = log.read(thread, of, of) if of else []
             if not named or named[0].text("run") == fact.text("run"):
                 return

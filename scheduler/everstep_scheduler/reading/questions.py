@@ -18,6 +18,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Codec
 from everstep_checkpoint.errors import InvalidResume
 from everstep_checkpoint.log import Log
+from everstep_checkpoint.sound import sound
 
 from ..graph.asking import Interrupt
 from ..graph.schema import as_dict
@@ -38,13 +39,14 @@ def step_told(log: Log, thread: str, frame: Frame | None, facts: Iterable[e.Entr
             reader.feed(part)
         reader.feed(frame.state.entry)
     for fact in facts:
-        if fact.kind == "run_started" and (of := fact.text("of")):
+        if fact.kind == "run_started" and (of := fact.ref("of")):
             for waited in log.read(thread, of, of):
                 reader.feed(waited) if waited.kind == "run_queued" else None
         reader.feed(fact)
     return reader.told()
 
 
+@sound
 def open_step(log: Log, thread: str) -> Told | None:
     """The thread's open step; None for a thread without a log. Raises LogError."""
     head = log.head(thread)

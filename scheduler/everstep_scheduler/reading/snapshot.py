@@ -21,6 +21,7 @@ from everstep_checkpoint.codec import PLAIN, Codec
 from everstep_checkpoint.errors import InvalidUpdateError
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, State, commanded, input_writes
+from everstep_checkpoint.sound import sound, sounds
 
 from ..graph.channels import HIDDEN, apply
 from ..graph.entry import is_entry
@@ -75,6 +76,7 @@ class StateSnapshot(NamedTuple):
     interrupts: tuple[Any, ...]
 
 
+@sound
 def snapshot(
     log: Log,
     thread: str,
@@ -108,6 +110,7 @@ def snapshot(
     return view.live(frame_at(log, thread, head.n))
 
 
+@sounds
 def snapshots(
     log: Log,
     thread: str,
