@@ -42,6 +42,7 @@ WORDS = {
     "diff": ("travelling", "What is different between two checkpoints."),
     "migrate": ("migrating", "Let runs go on whose nodes were renamed or taken away."),
     "recover": ("mending", "Rebuild every index and job from the logs; or mend one log."),
+    "acl": ("guarding", "Redis users with the least rights, to be pasted."),
     "doctor": ("serving", "Is all well? Each line says what to do if not."),
 }
 

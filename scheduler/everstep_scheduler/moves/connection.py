@@ -95,6 +95,8 @@ def redis_cli(url: str, *words: str) -> str:
         options += ["-p", str(port)]
     if url.startswith("rediss"):
         options += ["--tls"]
+        files = {"--cacert": "ssl_ca_certs", "--cert": "ssl_certfile", "--key": "ssl_keyfile"}
+        options += [word for option, name in files.items() if name in said for word in (option, str(said[name]))]
     if said.get("username"):
         options += ["--user", str(said["username"])]
     if said.get("password"):
