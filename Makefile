@@ -8,7 +8,7 @@ JOBS ?= 3
 BIN := $(VENV)/bin
 CODE := $(wildcard checkpoint scheduler workers console tests examples bench)
 
-.PHONY: help demo check test soak bench dev
+.PHONY: help demo check audit test soak bench dev
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -16,12 +16,17 @@ help: ## show this
 demo: $(VENV)/.runtime ## the tour: graphs on three workers, one of which gets killed
 	$(BIN)/everstep demo
 
-check: $(VENV)/.dev ## what needs no running: style, types, imports
+check: $(VENV)/.dev ## what needs no running: style, types, imports, secrets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python .ci/secrets.py
+
+audit: $(VENV)/.dev ## known holes in what is installed here; needs a vulnerability database to be reached
+	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit; }
+	$(BIN)/python -m pip freeze --exclude-editable | $(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r /dev/stdin
 
 test: $(VENV)/.dev ## all tests but soak, on the server that the run's seed chooses
 	$(BIN)/pytest -m "not soak" -n $(JOBS) --dist worksteal

@@ -26,7 +26,7 @@ from servers import chosen_server, plain_client, server_binaries, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *DOCS.rglob("*.md")])
 REDIS = "redis://127.0.0.1:6379/0"
 SAMPLED = (ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("quickstart", "streaming", "effects", "functional")))
 SERVED = "examples.counting:graph"

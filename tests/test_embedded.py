@@ -175,7 +175,7 @@ def test_a_second_server_is_kept_off_the_data(binary: Path, tmp_path: Path, monk
 def test_settings_reach_the_server(binary: Path) -> None:
     settings = ["--maxmemory", "64mb", "--requirepass", "a secret"]
     server = EmbeddedServer(binary=binary, appendfsync="always", extra=settings)
-    with server, plain_client(server.url.replace("unix://", "unix://:a%20secret@")) as client:
+    with server, plain_client(server.url.replace("unix://", "unix://:a%20secret@")) as client:  # not a secret
         assert client.config_get("appendfsync", "maxmemory") == {
             "appendfsync": "always",
             "maxmemory": str(64 * 2**20),

@@ -247,6 +247,45 @@ def test_the_image_is_not_root_and_copies_what_exists_and_is_sent() -> None:
     assert [name for name in sorted(copied) if not (ROOT / name).exists()] == []
 
 
+# --- secrets ---
+
+# In pieces, so that the scan does not find them here.
+SECRETS = [
+    ("-----BEGIN RSA ", "PRIVATE KEY-----"),
+    ("AKIA", "ABCDEFGHIJKLMNOP"),
+    ("ghp_", "a1B2" * 9),
+    ("glpat-", "a1B2" * 5),
+    ("xoxb-", "1234567890-abcdef"),
+    ("sk-ant-", "a1B2-" * 8),
+    ("AIza", "a1B2c" * 7),
+    ("pypi-", "a1B2c" * 10),
+    ("hf_", "a1" * 17),
+    ("lsv2_pt_", "0a" * 16),
+    ("eyJ", "hbGciOiJIUzI1NiJ9.eyJ" + "zdWIiOiIxMjM0NTY3.abcdefghijkl"),
+    ("redis://user:", "correcthorse9@db.example:6379/0"),
+    ("password = '", "a1b2c3d4e5f6a7b8c9d0e1'"),
+]
+
+
+def scan(*files: Path) -> subprocess.CompletedProcess[str]:
+    tool = [sys.executable, str(ROOT / ".ci" / "secrets.py"), *map(str, files)]
+    return subprocess.run(tool, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("pieces", SECRETS, ids=[begin for begin, _ in SECRETS])
+def test_a_secret_in_a_file_is_found_and_not_printed(tmp_path: Path, pieces: tuple[str, str]) -> None:
+    (tmp_path / "config").write_text(f"one\n{''.join(pieces)}\n")
+    done = scan(tmp_path / "config")
+    assert done.returncode == 1
+    assert f"{tmp_path / 'config'}:2: looks like" in done.stdout
+    assert pieces[1] not in done.stdout
+
+
+def test_no_file_here_holds_a_secret() -> None:
+    done = scan()
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout[:2000]
+
+
 # --- import rules ---
 
 
