@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint.errors import GraphError
-from everstep_checkpoint.keys import THREAD_ID_MAX
+from everstep_checkpoint.keys import THREAD_ID_MAX, WITHIN, is_within
 
 if TYPE_CHECKING:
     from .spec import GraphSpec
@@ -51,8 +51,22 @@ def types_in(graphs: Iterable[GraphSpec | None]) -> list[type]:
 
 def child_thread(thread: str, node: str, key: str, keeps: bool | None) -> str:
     """The thread of what a task calls. `key`: the task's idempotency key. Hashed where it would be too long."""
-    name = f"{thread}|{node}" if keeps else f"{thread}|{node}:{key[:KEY_CHARACTERS]}"
+    return _fitting(f"{thread}|{node}" if keeps else f"{thread}|{node}:{key[:KEY_CHARACTERS]}")
+
+
+def within_thread(thread: str) -> str:
+    """Where the threads begin that attempts at this thread's tasks keep."""
+    return thread if is_within(thread) else _fitting(WITHIN + thread)
+
+
+def nth_thread(thread: str, index: int) -> str:
+    """The thread of a task's call of a graph: the first one's is the task's own, those behind it are numbered."""
+    return _fitting(f"{thread}#{index}") if index else thread
+
+
+def _fitting(name: str) -> str:
     raw = name.encode("utf-8", "surrogatepass")
     if len(raw) <= THREAD_ID_MAX:
         return name
-    return f"|{base64.urlsafe_b64encode(hashlib.sha256(raw).digest()).decode().rstrip('=')}"
+    hashed = base64.urlsafe_b64encode(hashlib.sha256(raw).digest()).decode().rstrip("=")
+    return f"{WITHIN if is_within(name) else ''}|{hashed}"

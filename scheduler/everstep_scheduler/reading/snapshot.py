@@ -222,7 +222,7 @@ class _View:
         found: dict[str, str] = {}
         place, thread = self.place, self.thread
         while place.ns and (caller := caller_of(self.log, thread, entry)) is not None:
-            n, _, thread = caller
+            n, thread = caller.n, caller.thread
             place = Place(place.root, place.ns.rpartition("|")[0])
             above = self.log.read(thread, f"{n}-0", f"{n}-0")
             if not above:
@@ -301,7 +301,7 @@ class _View:
         inner = self.spec.nested.get(task.node) if self.spec is not None else None
         node = self.spec.node(task.node) if self.spec is not None and inner is not None else None
         if not task.called and (node is None or not node.calls):
-            return None
+            return self._within(task.within) if task.within is not None else None
         thread = task.called.partition(" ")[2]
         keeps = node.keeps if node is not None else thread == child_thread(self.thread, task.node, key, True)
         place = self.place.below(task.node, "" if keeps else key)
@@ -309,6 +309,13 @@ class _View:
             return _config(place)
         thread = thread or child_thread(self.thread, task.node, key, keeps)
         return snapshot(self.log, thread, codec=self.codec, spec=inner, place=place, subgraphs=True)
+
+    def _within(self, fact: e.Entry) -> Any:
+        """The same of a task whose function called a graph: of the one that it called last."""
+        place, thread = self.place.at(fact.text("ns")), fact.text("called").partition(" ")[2]
+        if not self.subgraphs:
+            return _config(place)
+        return snapshot(self.log, thread, codec=self.codec, place=place, subgraphs=True)
 
     def _result(self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None) -> Any:
         """What a task wrote: in its own fact, in the checkpoint that it closed its step with, or in the run's input."""

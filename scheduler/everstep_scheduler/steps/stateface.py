@@ -167,7 +167,8 @@ class StateFace(ABC):
 
     def _placed(self, said: Config) -> Placed:
         """The thread that a config names by its `thread_id` and `checkpoint_ns`, and its graph."""
-        return placed(self._thread(said), said.checkpoint_ns, self._types)
+        log = self._log
+        return placed(self._thread(said), said.checkpoint_ns, self._types, lambda thread: log.head(thread) is not None)
 
     # editing
 
