@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from .subgraphs import child_thread, nth_thread, within_thread
+from .subgraphs import child_thread, graphs_seen_by, nth_thread, within_thread
 
 if TYPE_CHECKING:
     from .spec import GraphSpec
@@ -42,26 +42,41 @@ class Placed(NamedTuple):
     spec: GraphSpec | None
 
 
-def placed(root: str, ns: str, spec: GraphSpec | None, exists: Callable[[str], bool] = lambda _: True) -> Placed:
+GraphAt = Callable[[str], str]  # thread -> `name@fingerprint` of the graph that its log is of; empty without a log
+
+
+def placed(root: str, ns: str, spec: GraphSpec | None, graph_at: GraphAt) -> Placed:
     """Follow a `checkpoint_ns` down from the root. A node that is no graph is one whose function called one; where
-    nobody has the code, that is so if no thread `exists` where the node's graph would have its own."""
-    found = Placed(Place(root), root, spec)
+    nobody has the code, that is so if there is no log where the node's graph would have its own."""
+    found, above, node = Placed(Place(root), root, spec), spec, ""
     for each in ns.split("|") if ns else ():
-        if each.isdigit() and found.place.ns and found.spec is None:
-            found = Placed(found.place.at(each), nth_thread(found.thread, int(each)), None)
+        if each.isdigit() and node and not (found.spec is not None and each in found.spec.nested):
+            thread = nth_thread(found.thread, int(each))
+            found = Placed(found.place.at(each), thread, called_spec(above, node, graph_at(thread)))
         else:
-            found = _below(found, each, exists)
+            node, above = each.partition(":")[0], found.spec
+            found = _below(found, each, graph_at)
     return found
 
 
-def _below(at: Placed, way: str, exists: Callable[[str], bool]) -> Placed:
+def _below(at: Placed, way: str, graph_at: GraphAt) -> Placed:
     node, _, task_id = way.partition(":")
     inner = at.spec.nested.get(node) if at.spec is not None else None
     keeps = bool(not task_id or (at.spec is not None and inner is not None and at.spec.node(node).keeps))
     thread = child_thread(at.thread, node, task_id, keeps)
-    if inner is None and (at.spec is not None or not exists(thread)):
+    if inner is None and (at.spec is not None or not graph_at(thread)):
         thread = child_thread(within_thread(at.thread), node, task_id, keeps)
+        inner = called_spec(at.spec, node, graph_at(thread))
     return Placed(at.place.below(node, "" if keeps else task_id), thread, inner)
+
+
+def called_spec(spec: GraphSpec | None, node: str, version: str) -> GraphSpec | None:
+    """The graph with this `name@fingerprint` among those that the function of a node can see; None if there is none."""
+    if spec is None or node not in spec.nodes or not version:
+        return None
+    found = [graph.spec for graph in graphs_seen_by(spec.nodes[node].fn)]
+    named = [each for each in found if each.name == version.partition("@")[0]]
+    return next((each for each in found if each.version == version), named[0] if len(named) == 1 else None)
 
 
 class Spot(NamedTuple):

@@ -68,6 +68,16 @@ def caller_of(log: Log, thread: str, entry: e.Entry) -> Caller | None:
     return None
 
 
+def graph_at(log: Log, thread: str) -> str:
+    """`name@fingerprint` of the graph that a log is of, by its last checkpoint; the name alone before the first one;
+    empty where there is no log."""
+    head = log.head(thread)
+    if head is None:
+        return ""
+    (entry,) = log.read(thread, f"{head.n}-0" if head.n else "0-1", count=1)
+    return entry.text("graph")
+
+
 def children(log: Log, thread: str) -> Iterator[str]:
     """The threads that the tasks of a thread called, each once."""
     seen: set[str] = set()

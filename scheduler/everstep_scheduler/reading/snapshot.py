@@ -25,13 +25,13 @@ from everstep_checkpoint.replay import Channels, State, commanded, input_writes
 from ..graph.channels import HIDDEN, apply
 from ..graph.entry import is_entry
 from ..graph.kinds import restored
-from ..graph.placing import Place
+from ..graph.placing import Place, called_spec
 from ..graph.runtime import END
 from ..graph.subgraphs import child_thread
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord, checkpoint_number
 from .addressed import another_checkpoint, unknown_checkpoint
-from .children import caller_of
+from .children import caller_of, graph_at
 from .derive import Task as Known
 from .derive import Told
 from .frames import Frame, frame_at, frames, until_new_input
@@ -315,7 +315,8 @@ class _View:
         place, thread = self.place.at(fact.text("ns")), fact.text("called").partition(" ")[2]
         if not self.subgraphs:
             return _config(place)
-        return snapshot(self.log, thread, codec=self.codec, place=place, subgraphs=True)
+        inner = called_spec(self.spec, fact.text("node"), graph_at(self.log, thread))
+        return snapshot(self.log, thread, codec=self.codec, spec=inner, place=place, subgraphs=True)
 
     def _result(self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None) -> Any:
         """What a task wrote: in its own fact, in the checkpoint that it closed its step with, or in the run's input."""
