@@ -1,6 +1,6 @@
 """Graphs that nodes call, against LangGraph as the oracle: the same calls, the same results, states and histories.
 
-On the same stories: inline in memory, inline on Redis, and on workers, where a called graph runs within its node's attempt.
+On the same stories: inline in memory, inline on Redis, and on workers. A called graph runs within its node's attempt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from everstep_scheduler.graph.runtime import START, Runtime
 from everstep_scheduler.inline.entrypoint import entrypoint
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from everstep_scheduler.reading.children import children
-from test_interrupts import IN, OURS, THEIRS, Answer, State, asks, call, history, on, says, shown, state_of, working
+from test_interrupts import IN, OURS, THEIRS, Answer, State, asks, call, history, on, says, state_of, working
 from test_subgraphs import Fails, beside, chain
 from test_subgraphs_state import seen
 
@@ -39,6 +39,16 @@ DEPTH = 5
 class Counted(TypedDict, total=False):
     log: Annotated[list[Any], operator.add]
     calls: int
+
+
+def noting(ran: list[str], name: str) -> Callable[[Any], dict[str, Any]]:
+    """A node that notes that it ran."""
+
+    def node(state: Any) -> dict[str, Any]:
+        ran.append(name)
+        return {"log": [name]}
+
+    return node
 
 
 # --- graphs
@@ -334,7 +344,7 @@ def test_where_the_code_is_at_hand_the_state_of_a_called_graph_has_its_types(red
 
 def test_the_second_call_of_a_task_has_a_place_of_its_own(saver: Saver) -> None:
     graph = both_ask(OURS).compile(checkpointer=saver)
-    for step, shows in ((IN, "x"), (Answer("P"), "x")):
+    for step in (IN, Answer("P")):
         call(OURS, graph, on("t"), step)
     place = graph.get_state(on("t")).tasks[0].state["configurable"]["checkpoint_ns"]
     assert place.startswith("node:") and place.endswith("|1")
@@ -443,10 +453,10 @@ def test_deleting_a_thread_deletes_what_its_nodes_called(redis_url: str) -> None
     saver = RedisSaver(redis_url)
     graph = mixed(OURS).compile(checkpointer=saver, name="g")
     graph.invoke(IN, on("t"))
-    assert len([key for key in saver.client.scan_iter("everstep:{0}:within:*")]) == 3
+    assert len(list(saver.client.scan_iter("everstep:{0}:within:*"))) == 3
     with connect(redis_url) as client:
         client.delete("t")
-    assert [key for key in saver.client.scan_iter("everstep:{0}:*t*|*")] == []
+    assert list(saver.client.scan_iter("everstep:{0}:*t*|*")) == []
     assert call(OURS, graph, on("t"), IN) == (({"log": ["in"]}), ["deep?"])
 
 
@@ -507,7 +517,7 @@ def test_a_stream_that_is_left_goes_on_in_the_next_attempt(saver: Saver) -> None
     ran: list[str] = []
 
     def notes(name: str) -> Any:
-        return lambda state: ran.append(name) or {"log": [name]}
+        return noting(ran, name)
 
     inner = chain(OURS, ("x", notes("x")), ("y", notes("y")), ("z", notes("z"))).compile()
 
@@ -558,7 +568,7 @@ def test_on_an_event_loop_its_async_nodes_run_there_beside_each_other(saver: Sav
 
         async def node(state: State) -> Any:
             both = await asyncio.gather(*(inner.ainvoke({"log": [i]}) for i in range(2)), return_exceptions=True)
-            return {"log": [each["log"] for each in both if not isinstance(each, Exception) or _throw(each)]}
+            return {"log": [_log_of(each) for each in both]}
 
         graph = chain(OURS, ("node", node)).compile(checkpointer=saver)
         asked = await graph.ainvoke(IN, on("t"))
@@ -573,24 +583,25 @@ def test_on_an_event_loop_its_async_nodes_run_there_beside_each_other(saver: Sav
     assert loops == [loop] * 2
 
 
-def _throw(error: BaseException) -> bool:
-    raise error
+def _log_of(got: Any) -> Any:
+    if isinstance(got, BaseException):
+        raise got
+    return got["log"]
 
 
 @pytest.mark.parametrize("lib", [OURS, THEIRS], ids=["ours", "theirs"])
 def test_tasks_and_entrypoints_call_graphs(lib: Any) -> None:
     """Each @task has calls of its own; what is done does not run again."""
     ran: list[str] = []
-    inner = chain(
-        lib, ("x", lambda s: ran.append("x") or {"log": ["x"]}), ("q", lambda s: {"log": [lib.interrupt(s["log"][0])]})
-    ).compile()
-    tasks, entry = (task, entrypoint) if lib is OURS else (oracle_task, oracle_entrypoint)
+    inner = chain(lib, ("x", noting(ran, "x")), ("q", lambda s: {"log": [lib.interrupt(s["log"][0])]})).compile()
+    both: Any = (task, entrypoint) if lib is OURS else (oracle_task, oracle_entrypoint)
+    tasks, entry = both
 
-    @tasks
+    @tasks  # type: ignore[untyped-decorator]
     def draft(word: str) -> list[str]:
         return inner.invoke({"log": [word]})["log"]  # type: ignore[no-any-return]
 
-    @entry(checkpointer=InMemorySaver() if lib is OURS else OracleSaver())
+    @entry(checkpointer=InMemorySaver() if lib is OURS else OracleSaver())  # type: ignore[untyped-decorator]
     def flow(words: list[str]) -> list[Any]:
         own = inner.invoke({"log": ["own"]})["log"]
         return [own, *(draft(each).result() for each in words)]
@@ -619,5 +630,5 @@ def test_a_node_on_a_worker_can_t_wait_for_workers_not_even_in_what_it_calls(red
     with connect(redis_url) as client:
         inner = chain(OURS, ("low", lambda s: client.graph("g").invoke({"log": []}))).compile()
         graph = chain(OURS, ("node", calls(inner))).compile(name="g")
-        with working(redis_url, graph), pytest.raises(RunFailed, match="can't wait for .* hold its slot"):
+        with working(redis_url, graph), pytest.raises(RunFailed, match=r"can't wait for .* hold its slot"):
             client.submit("g", IN, thread_id="t").result(20)

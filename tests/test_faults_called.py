@@ -236,7 +236,8 @@ def notes(name, value):
     return node
 
 low = (StateGraph(State).add_node("first", notes("first", lambda n: n + 1))
-       .add_node("second", notes("second", lambda n: n * 10)).add_edge(START, "first").add_edge("first", "second").compile())
+       .add_node("second", notes("second", lambda n: n * 10))
+       .add_edge(START, "first").add_edge("first", "second").compile())
 
 def call(state):
     return low.invoke({"n": state["n"]})

@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 
-from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.keys import WITHIN
+from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at, verify
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.handling import NodeError

@@ -484,8 +484,8 @@ class Client(Travelling):
         return infos
 
     def _thread(self, thread: str, *names: str) -> list[str]:
-        """Fields of a thread's hash. If our indexes were lost they are rebuilt first. Raises UnknownThread, InvalidInput
-        for a thread that a node keeps, which has none."""
+        """Fields of a thread's hash. If our indexes were lost they are rebuilt first. Raises UnknownThread, and
+        InvalidInput for a thread that a node keeps, which has none."""
         check_thread(thread)
         values = self.redis.hmget(self.keys.thread(thread), *names)
         if values[0] is None and self.redis.exists(self.keys.log(thread)):

@@ -2,11 +2,11 @@
 
     child.invoke(input) ──► effect `graph:0:child` recorded? ── no ──► recorded: its run and thread; the run begins
                                   └─ yes ──► where does its log stand?
-        done ──► its output again      under way, failed ──► it goes on      asks ──► with the answers that the attempt has
-    it rests with questions ──► the attempt ends with them, as its own       a Command for the parent ──► the node gives it
+        done ──► its output again     under way, failed ──► it goes on     asks ──► with answers that the attempt has
+    it rests with questions ──► the attempt ends with them     a Command for its parent ──► that is what the node gives
 
-A new attempt calls it again, and finds what it has done. What it is given then says nothing any more. Calls are known by
-their order, as those of tasks are. The log is written under the lease of the attempt (`fencedlog.py`).
+A new attempt calls it again, and finds what it has done. What it is given then says nothing any more. Calls are known
+by their order, as those of tasks are. The log is written under the lease of the attempt (`fencedlog.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..graph.runtime import Command
 from ..moves.contract import START_NODE, Answered, RunKind, Start, Started
 from ..moves.record import Config, Form, RunRecord, start_with
 from ..reading.children import Caller, called_by
+from ..reading.derive import Told
 from ..reading.ending import Ending
 from ..reading.questions import interrupts, open_step, waits_with
 from ..reading.shapes import Chunk
@@ -35,10 +36,10 @@ from ..steps.calling import command_of_child, stopped_after
 from ..steps.effects import Fenced
 from ..steps.loading import Loader
 from ..steps.perform import Attempt
-from .driver import Inline
+from .driver import Inline, Opening
 from .fencedlog import KeptSaver
 from .logmoves import Thread
-from .savers import InMemorySaver
+from .savers import InMemorySaver, Saver
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
@@ -82,13 +83,20 @@ class _Run(Inline):
     """A run within an attempt, which it stops with."""
 
     def __init__(
-        self, graph: CompiledGraph, attempt: Attempt, spec: GraphSpec, saver: Any, thread: str, wanted: Wanted, **more: Any
+        self,
+        graph: CompiledGraph,
+        attempt: Attempt,
+        spec: GraphSpec,
+        saver: Saver,
+        thread: str,
+        wanted: Wanted,
+        opening: Opening | None = None,
     ) -> None:
         self.attempt = attempt
         told = inherited(attempt.record, wanted.said, wanted.config)
         super().__init__(
             spec, saver, thread, wanted.run, wanted.data, told, "input", START_NODE, wanted.mode, Loader(saver.log),
-            keys=wanted.keys, checkpoints=graph.keeps is not False, cache=graph.cache, **more,
+            opening, keys=wanted.keys, checkpoints=graph.keeps is not False, cache=graph.cache,
         )  # fmt: skip
         self.performer.slotted = attempt.slotted
 
@@ -133,7 +141,7 @@ class CalledRun(_Run):
         self.keeps = graph.keeps
         saver = KeptSaver(doing.log, doing.moves, lease, doing.by, self._lost)
         spec = graph.within(attempt.spec)
-        super().__init__(graph, attempt, spec, saver, self.spot.thread, wanted, opening=lambda _: self._open())
+        super().__init__(graph, attempt, spec, saver, self.spot.thread, wanted, lambda _: self._open())
         self.kept = saver.moves
         self.place = attempt.place.at(self.spot.way)
 
@@ -191,7 +199,7 @@ class CalledRun(_Run):
         has told of them."""
         caller, lease = self._caller(t.conf), self.attempt.lease
         seen = caller is None or caller.run != lease.run
-        told = open_step(self.saver.log, self.thread)
+        told = self._told()
         waiting = waits_with(told) if told is not None else {}
         given = self.attempt.answers.passed(list(waiting))
         if given:
@@ -223,9 +231,15 @@ class CalledRun(_Run):
         caller = Caller(lease.n, lease.task, lease.thread, lease.run)
         return replace(start, fields={**start.fields, "caller": caller.text})
 
+    def _told(self) -> Told | None:
+        return self._insist(lambda: open_step(self.saver.log, self.thread))
+
+    def _entries(self, ref: str) -> list[e.Entry]:
+        return self._insist(lambda: self.saver.log.read(self.thread, ref, ref))
+
     def _caller(self, fact: str) -> Caller | None:
         """Which task began the run that holds."""
-        found = self.saver.log.read(self.thread, fact, fact)
+        found = self._entries(fact)
         return called_by(found[0]) if found else None
 
     def _last(self, t: Thread, run: str) -> str:
@@ -233,7 +247,7 @@ class CalledRun(_Run):
         names = list(t.runs)
         last = run
         for each in names[names.index(run) + 1 :]:
-            (fact,) = self.saver.log.read(self.thread, t.runs[each][1], t.runs[each][1])
+            (fact,) = self._entries(t.runs[each][1])
             if fact.text("kind_of_run") == "input":
                 break
             last = each
@@ -251,21 +265,21 @@ class CalledRun(_Run):
         """Did it end with a node that it is to stop after? Then so does who called it, until that goes on."""
         marked = self.config.interrupt_after
         marked = self.spec.interrupt_after if marked is None else marked
-        if not stopped_after(self.saver.log, self.thread, ended, marked):
+        if not self._insist(lambda: stopped_after(self.saver.log, self.thread, ended, marked)):
             return False
         t = self.kept.standing(self.thread)
         caller = self._caller(t.conf) if t is not None and t.run == self.run else None
         return caller is not None and caller.run == self.attempt.lease.run
 
     def _asks(self) -> None:
-        told = open_step(self.saver.log, self.thread)
+        told = self._told()
         found = interrupts(told, self.spec.codec) if told is not None else []
         codec = self.attempt.spec.codec
         codec.encode([each.value for each in found], f"the questions of the graph {self.spec.name!r}")
         raise CalledAsked(f"{self.run} {self.thread}", found, self.attempt.answers.kept)
 
     def _commands(self, ended: Ending) -> None:
-        (left,) = self.saver.log.read(self.thread, ended.entry, ended.entry)
+        (left,) = self._entries(ended.entry)
         said = left.value("command")
         if said is None:
             return

@@ -1,7 +1,7 @@
 """Logs that an attempt keeps for the graphs that its node calls, and the moves over them.
 
-    LogMoves (in the attempt's memory) ──all entries of one move──► FencedLog ──Moves.within, under the attempt's lease──► logs
-                                                                                    └── fenced: the attempt ends there
+    KeptMoves (in the attempt's memory) ──all entries of one move──► FencedLog ──Moves.within, under the lease──► logs
+                                                                        └── the lease is gone: the attempt ends there
 
 So a move is in these logs whole or not at all, whoever dies, and an attempt that lost its task writes nothing more into
 them. The next attempt begins with new moves, which read the logs: what was open is open, whoever had it.
@@ -9,12 +9,14 @@ them. The next attempt begins with new moves, which read the logs: what was open
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeVar
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Head, Log, conflict, new_id
 
+from ..moves.connection import patiently
 from ..moves.contract import (
     LEASE_MS,
     Answer,
@@ -30,7 +32,7 @@ from ..moves.contract import (
 )
 from ..moves.keeper import LeaseKeeper
 from ..moves.live import LiveWriter
-from ..steps.effects import Fenced
+from ..steps.effects import PATIENCE_S, Fenced
 from ..steps.failpoints import reach
 from .logmoves import LogMoves, Thread
 
@@ -51,8 +53,7 @@ class FencedLog(Log):
         self._lost = lost
         self._tails: dict[str, Head] = {}
         self._waiting: dict[str, Within] = {}
-        self._sent: list[Within] = []
-        self._fenced = False
+        self._ended: BaseException | None = None
 
     def append(self, thread: str, new: Sequence[e.Fields], after: tuple[int, str] | None) -> list[str]:
         tail = self.head(thread)
@@ -72,18 +73,26 @@ class FencedLog(Log):
         return [ref for ref, _ in made]
 
     def flush(self) -> None:
-        """Write what waits. Raises Fenced, Conflict; ServerError: the same call again sends the same once more."""
-        if not self._sent:
-            self._sent, self._waiting = list(self._waiting.values()), {}
-        if not self._sent:
+        """Write what waits; where Redis is away, for up to a minute. Raises Fenced, Conflict, ServerError: then these
+        logs take nothing more from this attempt."""
+        if self._ended is not None:
+            raise self._ended
+        logs, self._waiting = list(self._waiting.values()), {}
+        if not logs:
             return
         reach("keeping")
-        if self._fenced or not self._moves.within(self._lease, self._sent):
-            self._fenced = True
+        try:
+            self._write(logs)
+        except BaseException as error:
+            self._ended = error
+            raise
+        reach("kept")
+
+    def _write(self, logs: Sequence[Within]) -> None:
+        end = time.monotonic() + PATIENCE_S
+        if not patiently(lambda: self._moves.within(self._lease, logs), lambda: time.monotonic() > end):
             self._lost()
             raise Fenced
-        self._sent = []
-        reach("kept")
 
     def read(
         self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False
@@ -107,7 +116,7 @@ class FencedLog(Log):
 
 
 class KeptMoves(LogMoves):
-    """`Moves` for what one attempt keeps: each is one writing of its log, and done again where Redis was away."""
+    """`Moves` for what one attempt keeps: each is one writing."""
 
     def __init__(self, log: FencedLog) -> None:
         super().__init__(log)
@@ -115,7 +124,7 @@ class KeptMoves(LogMoves):
 
     def _whole(self, move: Callable[[], T]) -> T:
         with self._lock:
-            self._fence.flush()  # what a move before could not send: it is known here as done
+            self._fence.flush()  # there is nothing, or it says why there can be nothing more
             answer = move()
             self._fence.flush()
             return answer

@@ -230,7 +230,9 @@ class _Look:
     def _gave(self, ending: Ending) -> Any:
         left = self.log.read(self.thread, ending.entry, ending.entry) if ending.entry and not ending.digest else []
         said = left[0].value("command") if left else None
-        return self._output(ending.n, ending.digest) if said is None else command_of_child(self.attempt.spec.codec, said)
+        if said is None:
+            return self._output(ending.n, ending.digest)
+        return command_of_child(self.attempt.spec.codec, said)
 
     def _output(self, n: int, digest: str) -> Any:
         warm = self.attempt.loader.peek(self.thread, digest)

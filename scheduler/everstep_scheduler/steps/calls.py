@@ -256,7 +256,7 @@ class _Call:
                 sleep(self.delay(error, failures))
 
     def delay(self, error: Exception, failures: int) -> float:
-        """Seconds to the next try. Raises the error where there is none; a question, or a Command for a parent, is no error."""
+        """Seconds to the next try. Raises the error where there is none; what only passes through is no error."""
         dice = random.random()  # noqa: S311 - jitter, not a secret
         found = None if isinstance(error, GraphBubbleUp) else next_delay(self.task.retry, error, failures, dice)
         if found is None:

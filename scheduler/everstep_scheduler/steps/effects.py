@@ -34,8 +34,8 @@ class Fenced(BaseException):
 
 
 class Effects:
-    """The effects of one attempt, which is known by `lease`, and how they are recorded. Safe to use from several threads.
-    `fenced`: the attempt has lost its task."""
+    """The effects of one attempt, that of `lease`. Safe to use from several threads. `fenced`: the attempt has lost its
+    task."""
 
     def __init__(self, moves: Moves, log: Log, lease: Lease, codec: Codec, by: str) -> None:
         self.fenced = False

@@ -185,7 +185,7 @@ class Settler:
     def _paused_with(
         self, attempt: Attempt, result: Result, found: Sequence[Interrupt], called: str, answers: Sequence[str]
     ) -> Commit:
-        """What the attempt called waits: its questions, if it has any, are the task's. `answers`: those that it keeps."""
+        """What the attempt called waits: its questions, if it has any, are the task's. `answers`: those it keeps."""
         lease, kept = attempt.lease, " ".join(answers)
         ids = " ".join(each.id for each in found)
         said: e.Fields = {"called": called}

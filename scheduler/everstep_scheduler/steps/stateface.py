@@ -156,9 +156,9 @@ class StateFace(ABC):
             yield each
 
     def get_subgraphs(self, *, namespace: str | None = None, recurse: bool = False) -> Iterator[tuple[str, Any]]:
-        """(node, graph) of the graphs that are nodes here, or that a node's function can see and call; of these the
-        first one. `recurse`: also of those in them, as `node|node`. `namespace`: only that one. Without the graph's code
-        there are none."""
+        """(node, graph) of the graphs that are nodes here, or that a node's function can see and call: the first one.
+        `recurse`: also of those in them, as `node|node`. `namespace`: only that one. Without the graph's code there are
+        none."""
         for name, inner in self._graphs():
             if namespace is None or namespace == name:
                 yield name, self._inner(inner)
