@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import random
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, TypedDict
@@ -18,22 +20,47 @@ from langgraph.func import entrypoint as oracle_entrypoint
 from langgraph.func import task as oracle_task
 from pydantic import BaseModel
 
-from everstep_checkpoint.errors import InvalidEffect, InvalidInput, RunFailed, ThreadBusy, UnknownType
+from everstep_checkpoint.errors import (
+    InvalidEffect,
+    InvalidInput,
+    NodeTimeoutError,
+    RunFailed,
+    ThreadBusy,
+    UnknownType,
+)
 from everstep_checkpoint.keys import is_within
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import verify
 from everstep_scheduler.client.client import connect, publish
+from everstep_scheduler.graph.effects import once
 from everstep_scheduler.graph.functional import task
 from everstep_scheduler.graph.retry import RetryPolicy
-from everstep_scheduler.graph.runtime import START, Runtime
+from everstep_scheduler.graph.runtime import END, START, Runtime
 from everstep_scheduler.inline.entrypoint import entrypoint
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from everstep_scheduler.reading.children import children
-from test_interrupts import IN, OURS, THEIRS, Answer, State, asks, call, history, on, says, state_of, working
+from everstep_scheduler.steps.effects import Fenced
+from servers import run_seed, wait_for
+from test_interrupts import (
+    IN,
+    OURS,
+    THEIRS,
+    Answer,
+    State,
+    asks,
+    call,
+    history,
+    on,
+    says,
+    state_of,
+    waiting,
+    working,
+)
 from test_subgraphs import Fails, beside, chain
 from test_subgraphs_state import seen
 
 DEPTH = 5
+FAMILIES = 30
 
 
 class Counted(TypedDict, total=False):
@@ -281,6 +308,45 @@ def test_graphs_that_nodes_call_go_the_same_on_workers(redis_url: str) -> None:
                 assert state_of(remote, config) == state_of(inline, config), f"{story}: state after call {i}"
                 assert history(remote, config) == history(inline, config), f"{story}: history after call {i}"
             assert sound(client.log_store, story)
+
+
+def family(lib: Any, dice: random.Random, depth: int = 2, prefix: str = "") -> Any:
+    """A random graph: nodes that say, ask, call such graphs, or are such graphs; joins."""
+    names = [f"{prefix}{letter}" for letter in "abcd"[: dice.randint(1, 4)]]
+    graph = lib.StateGraph(State)
+    for name in names:
+        kind = dice.random()
+        if depth and kind < 0.6:
+            inner = family(lib, dice, depth - 1, f"{name}_").compile()
+            graph.add_node(name, calls(inner) if kind < 0.4 else inner)
+        else:
+            questions = [f"{name}{i}" for i in range(dice.choice([1, 1, 2]))]
+            graph.add_node(name, asks(lib, name, *questions) if kind < 0.8 else says(name))
+    for place, name in enumerate(names):
+        graph.add_edge(dice.choice([START, *names[:place]]), name)
+    if len(names) > 2 and dice.random() < 0.5:
+        graph.add_edge(dice.sample(names[:2], 2), dice.choice([*names[2:], END]))
+    return graph
+
+
+def test_random_graphs_that_call_graphs_go_as_in_langgraph(saver: Saver) -> None:
+    """Results, values and what is next, through answers and continues."""
+    dice = random.Random(run_seed())
+    for _ in range(FAMILIES if isinstance(saver, InMemorySaver) else FAMILIES // 3):
+        seed = dice.randrange(2**31)
+        ours = family(OURS, random.Random(seed)).compile(checkpointer=saver, name="g")
+        theirs = family(THEIRS, random.Random(seed)).compile(checkpointer=OracleSaver())
+        own, config = random.Random(seed), on(f"t{seed}")
+        for turn in range(7):
+            asked = waiting(ours.get_state(config).interrupts)
+            picked = (
+                {each: own.randint(0, 9) for each in own.sample(asked, own.randint(1, len(asked)))} if asked else {}
+            )
+            step = IN if turn == 0 else Answer(to=picked) if asked else None
+            mine, his = call(OURS, ours, config, step), call(THEIRS, theirs, config, step, durability="sync")
+            assert mine == his, f"seed {seed}, turn {turn}: {step}"
+            assert state_of(ours, config)[:2] == state_of(theirs, config)[:2], f"seed {seed}, turn {turn}: {step}"
+        assert sound(saver.log, f"t{seed}"), f"seed {seed}"
 
 
 # --- state
@@ -632,3 +698,86 @@ def test_a_node_on_a_worker_can_t_wait_for_workers_not_even_in_what_it_calls(red
         graph = chain(OURS, ("node", calls(inner))).compile(name="g")
         with working(redis_url, graph), pytest.raises(RunFailed, match=r"can't wait for .* hold its slot"):
             client.submit("g", IN, thread_id="t").result(20)
+
+
+def test_effects_within_a_called_graph_are_done_once(saver: Saver) -> None:
+    ran: list[str] = []
+
+    def low(state: State) -> Any:
+        once("charge", lambda: ran.append("charged"))
+        return {"log": [OURS.interrupt("?")]}
+
+    graph = chain(OURS, ("node", calls(chain(OURS, ("low", low)).compile()))).compile(checkpointer=saver)
+    for step in (IN, Answer("yes")):
+        got = call(OURS, graph, on("t"), step)
+    assert got[0]["log"][-1] == ["c", "yes"]
+    assert ran == ["charged"]
+
+
+def test_a_router_of_start_calls_anew_for_each_input(saver: Saver) -> None:
+    inner = chain(OURS, "x", ("q", asks(OURS, "q", "?"))).compile()
+
+    def route(state: State) -> Any:
+        inner.invoke({"log": ["c"]})
+        return "a"
+
+    graph = OURS.StateGraph(State).add_node("a", says("a")).add_conditional_edges(START, route, ["a"])
+    compiled = graph.compile(checkpointer=saver)
+    for _ in range(2):
+        assert call(OURS, compiled, on("t"), IN)[1] == ["?"]
+    assert call(OURS, compiled, on("t"), Answer("yes"))[1] == []
+    assert len(list(children(saver.log, "t"))) == 2
+
+
+def test_a_graph_called_by_a_node_over_its_time_is_stopped_with_it(saver: Saver) -> None:
+    """The attempt that comes after it goes on in the same log, and the late one writes nothing more."""
+    ran: list[str] = []
+
+    async def main() -> Any:
+        async def slow(state: State) -> Any:
+            ran.append("slow")
+            await asyncio.sleep(30 if len(ran) == 1 else 0)
+            return {"log": ["slow"]}
+
+        inner = chain(OURS, "x", ("slow", slow)).compile()
+
+        async def node(state: State) -> Any:
+            return {"log": [(await inner.ainvoke({"log": ["c"]}))["log"]]}
+
+        policy = RetryPolicy(initial_interval=0.01, jitter=False, retry_on=NodeTimeoutError)
+        graph = OURS.StateGraph(State).add_node("node", node, retry_policy=policy, timeout=0.5)
+        return await graph.add_edge(START, "node").compile(checkpointer=saver).ainvoke(IN, on("t"))
+
+    assert asyncio.run(main())["log"] == ["in", ["c", "x", "slow"]]
+    assert ran == ["slow", "slow"]
+    assert sound(saver.log, "t")
+
+
+def test_a_thread_of_a_late_node_writes_nothing_into_what_it_called(saver: Saver) -> None:
+    """A sync node over its time can't be stopped: its thread runs on, fenced."""
+    late, go, seen = threading.Event(), threading.Event(), list[BaseException]()
+
+    def slow(state: State) -> Any:
+        if not late.is_set():
+            late.set()
+            assert go.wait(20)
+        return {"log": ["slow"]}
+
+    inner = chain(OURS, "x", ("slow", slow)).compile()
+
+    def node(state: State) -> Any:
+        try:
+            return {"log": [inner.invoke({"log": ["c"]})["log"]]}
+        except BaseException as error:
+            seen.append(error)
+            raise
+
+    policy = RetryPolicy(initial_interval=0.01, jitter=False, retry_on=NodeTimeoutError)
+    graph = OURS.StateGraph(State).add_node("node", node, retry_policy=policy, timeout=0.3).add_edge(START, "node")
+    assert graph.compile(checkpointer=saver).invoke(IN, on("t"))["log"] == ["in", ["c", "x", "slow"]]
+    (kept,) = children(saver.log, "t")
+    before = saver.log.head(kept)
+    go.set()
+    wait_for(lambda: seen, 10, "the late thread to learn that it is late")
+    assert isinstance(seen[0], Fenced)
+    assert saver.log.head(kept) == before

@@ -89,6 +89,7 @@ class Spot(NamedTuple):
 def spot_of(thread: str, node: str, key: str, call: str, index: int, keeps: bool | None) -> Spot:
     """The `index`-th call of a graph by a task, from 0. `key`: the task's idempotency key; `call`: the place of the
     `@task` call that makes it, empty for the node itself. One that `keeps` its state is the node's, not the task's."""
+    key = _hashed(key) if " " in key else key
     levels = [(node, "" if keeps else key)]
     if call:
         levels.append((call.rpartition(":")[2], "" if keeps else _hashed(f"{key} {call}")))

@@ -25,7 +25,7 @@ from ..graph.asking import CURRENT, CalledAsked, CalledCommand
 from ..graph.effects import GRAPH
 from ..graph.placing import spot_of
 from ..graph.runtime import Command
-from ..moves.contract import START_NODE, Answered, RunKind, Start, Started
+from ..moves.contract import START_NODE, START_TASK, UPDATE_TASK, Answered, RunKind, Start, Started
 from ..moves.record import Config, Form, RunRecord, start_with
 from ..reading.children import Caller, called_by
 from ..reading.derive import Told
@@ -136,7 +136,7 @@ class CalledRun(_Run):
     def __init__(self, graph: CompiledGraph, attempt: Attempt, wanted: Wanted) -> None:
         lease, doing = attempt.lease, attempt.doing
         call, index = attempt.calls.nth_graph()
-        self.spot = spot_of(lease.thread, lease.node, attempt.key, call, index, graph.keeps)
+        self.spot = spot_of(lease.thread, lease.node, _key(attempt), call, index, graph.keeps)
         self.effect = GRAPH + f"{call}/{index}:{graph.name}".lstrip("/")
         self.keeps = graph.keeps
         saver = KeptSaver(doing.log, doing.moves, lease, doing.by, self._lost)
@@ -293,6 +293,12 @@ class CalledRun(_Run):
 
 
 _TYPED: Form = "typed"
+
+
+def _key(attempt: Attempt) -> str:
+    """The task's idempotency key. Two inputs, or updates, of the same step have one; what they call is not the same."""
+    lease = attempt.lease
+    return f"{attempt.key} {lease.rec}" if lease.task in (START_TASK, UPDATE_TASK) else attempt.key
 
 
 def inherited(record: RunRecord, said: Config, config: Mapping[str, Any] | None) -> Config:
