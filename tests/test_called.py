@@ -349,6 +349,16 @@ def test_random_graphs_that_call_graphs_go_as_in_langgraph(saver: Saver) -> None
         assert sound(saver.log, f"t{seed}"), f"seed {seed}"
 
 
+def test_an_early_answer_goes_to_the_first_who_asks(saver: Saver) -> None:
+    """Before the node has called anything."""
+    ours = asking(OURS).compile(checkpointer=saver, interrupt_before=["node"])
+    theirs = asking(THEIRS).compile(checkpointer=OracleSaver(), interrupt_before=["node"])
+    for step in (IN, Answer("early"), Answer("late")):
+        assert call(OURS, ours, on("t"), step) == call(THEIRS, theirs, on("t"), step, durability="sync")
+        assert state_of(ours, on("t")) == state_of(theirs, on("t"))
+    assert sound(saver.log, "t")
+
+
 # --- state
 
 
@@ -503,6 +513,9 @@ def test_nobody_but_its_node_moves_what_is_kept_there(redis_url: str) -> None:
     assert is_within(kept)
     before = saver.log.head(kept)
     with connect(redis_url) as client:
+        assert client.state(kept).next == ("q",)
+        assert [x.next for x in client.history(kept)] == [("q",), ("pay",), ("__start__",)]
+        assert {x.text("caller").split()[0] for x in client.log(kept) if x.kind == "run_started"} == {"2"}
         moves: list[Callable[[], Any]] = [
             lambda: graph.update_state(place, {"log": ["no"]}), lambda: graph.invoke(IN, on(kept)),
             lambda: client.submit("g", IN, thread_id=kept), lambda: client.delete(kept),

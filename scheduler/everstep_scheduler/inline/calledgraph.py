@@ -32,6 +32,7 @@ from ..reading.derive import Told
 from ..reading.ending import Ending
 from ..reading.questions import interrupts, open_step, waits_with
 from ..reading.shapes import Chunk
+from ..reading.shapes import Told as Heard
 from ..steps.calling import command_of_child, stopped_after
 from ..steps.effects import Fenced
 from ..steps.loading import Loader
@@ -199,15 +200,35 @@ class CalledRun(_Run):
         has told of them."""
         caller, lease = self._caller(t.conf), self.attempt.lease
         seen = caller is None or caller.run != lease.run
-        told = self._told()
-        waiting = waits_with(told) if told is not None else {}
-        given = self.attempt.answers.passed(list(waiting))
-        if given:
-            answers = [Answered(waiting[question].task, question, e.wrap(value)) for question, value in given]
-            return self._begun_here(self._new("resume", new_id(), (), answers, (t.n, t.digest)))
+        if (answered := self._answered()) is not None:
+            return answered
         if t.status == "interrupted" and not (seen and t.left + t.failed + t.halted):
             return self._attached(t, last)
         return self._begun_here(self._new("continue", new_id(), ()))
+
+    def _answered(self) -> Started | None:
+        """It goes on with those answers of the attempt that are for its questions; None if there are none."""
+        told = self._told()
+        waiting = waits_with(told) if told is not None else {}
+        given = self.attempt.answers.passed(list(waiting))
+        if told is None or not given:
+            return None
+        answers = [Answered(waiting[question].task, question, e.wrap(value)) for question, value in given]
+        return self._begun_here(self._new("resume", new_id(), (), answers, (told.n, told.digest)))
+
+    def _drive(self, started: Started) -> Iterator[Heard]:
+        """To its rest; and on, where what it asks was answered before it was asked."""
+        yield from super()._drive(started)
+        while self.ended is not None and self.ended.status == "interrupted":
+            again = self._answered()
+            if again is None:
+                return
+            self.ended = None
+            self._held(again.leases)
+            self._driven(again)
+            self.telling.begin(again.entry)
+            self._ready.extend(again.leases)
+            yield from super()._drive(again)
 
     def _begun_here(self, start: Start) -> Started:
         begun = self.begin(start)
