@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import operator
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -794,3 +796,16 @@ def test_a_thread_of_a_late_node_writes_nothing_into_what_it_called(saver: Saver
     wait_for(lambda: seen, 10, "the late thread to learn that it is late")
     assert isinstance(seen[0], Fenced)
     assert saver.log.head(kept) == before
+
+
+def test_the_command_line_shows_what_a_node_keeps_and_offers_no_way_to_move_it(redis_url: str) -> None:
+    graph = paying(RedisSaver(redis_url))
+    graph.invoke(IN, on("t"))
+    (kept,) = children(RedisSaver(redis_url).log, "t")
+    for word in ("state", "history", "log"):
+        command = [sys.executable, "-m", "everstep", word, kept, "--url", redis_url]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        said = done.stdout + done.stderr
+        assert ("kept by the node that called its graph" in said) == (word != "log")
+        assert "everstep resume" not in said
+        assert "recover" not in said
