@@ -30,9 +30,9 @@ from ..moves.record import Config, Form, RunRecord, start_with
 from ..reading.children import Caller, called_by
 from ..reading.derive import Told
 from ..reading.ending import Ending
+from ..reading.nested import Nested
 from ..reading.questions import interrupts, open_step, waits_with
 from ..reading.shapes import Chunk
-from ..reading.shapes import Told as Heard
 from ..steps.calling import command_of_child, stopped_after
 from ..steps.effects import Fenced
 from ..steps.loading import Loader
@@ -58,6 +58,7 @@ class Wanted(NamedTuple):
     mode: str | Sequence[str]
     keys: Sequence[str] | None
     run: str
+    subgraphs: bool
 
 
 def calling(said: Config) -> Attempt | None:
@@ -98,6 +99,7 @@ class _Run(Inline):
         super().__init__(
             spec, saver, thread, wanted.run, wanted.data, told, "input", START_NODE, wanted.mode, Loader(saver.log),
             opening, keys=wanted.keys, checkpoints=graph.keeps is not False, cache=graph.cache,
+            nested=wanted.subgraphs,
         )  # fmt: skip
         self.performer.slotted = attempt.slotted
 
@@ -216,7 +218,7 @@ class CalledRun(_Run):
         answers = [Answered(waiting[question].task, question, e.wrap(value)) for question, value in given]
         return self._begun_here(self._new("resume", new_id(), (), answers, (told.n, told.digest)))
 
-    def _drive(self, started: Started) -> Iterator[Heard]:
+    def _drive(self, started: Started) -> Iterator[Nested]:
         """To its rest; and on, where what it asks was answered before it was asked."""
         yield from super()._drive(started)
         while self.ended is not None and self.ended.status == "interrupted":

@@ -279,7 +279,7 @@ class CompiledGraph(StateFace):
         )  # fmt: skip
         attempt = calling(said)
         if attempt is not None:
-            return called(self, attempt, Wanted(data, said, config, mode, keys, run_id or new_id()))
+            return called(self, attempt, Wanted(data, said, config, mode, keys, run_id or new_id(), subgraphs))
         if self.keeps:
             raise InvalidInput(
                 "a graph with checkpointer=True is kept by the graph that it is a node of, or whose node calls it",

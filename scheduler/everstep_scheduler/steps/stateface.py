@@ -29,8 +29,8 @@ from ..graph.subgraphs import graphs_seen_by
 from ..moves.contract import UPDATE_TASK, Start
 from ..moves.record import Config, On, Writes, start_with
 from ..reading.addressed import addressed, last_writer
-from ..reading.path import traced
 from ..reading.children import graph_at
+from ..reading.path import traced
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from .branching import Wish, copy_of, forking, on, replaying
 
