@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Self
 import redis
 
 import graphs_for_faults
-from everstep_checkpoint.keys import Keys
+from everstep_checkpoint.keys import WITHIN, Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import State, state_at, step_of, verify
@@ -59,6 +59,7 @@ SCRIPTS = (
     "adopt",
     "purge",
     "branch",
+    "within",
 )
 ENDS_S = 10.0
 
@@ -330,6 +331,8 @@ def _patterns(keys: Keys) -> list[re.Pattern[str]]:
             continue
         if isinstance(member, property):
             spelled.append(getattr(keys, name))
+        elif name == "log":  # a key of its own for those that nodes keep
+            spelled += [keys.log("\0"), keys.log(WITHIN + "\0")]
         elif inspect.isfunction(member):
             spelled.append(getattr(keys, name)(*["\0"] * (len(inspect.signature(member).parameters) - 1)))
     return [
@@ -374,6 +377,6 @@ def assert_at_rest(client: Any, keys: Keys = KEYS, but: Sequence[str] = ()) -> N
 
 def our_indexes(client: redis.Redis, keys: Keys = KEYS) -> list[bytes]:
     """All that is derived from the logs: everything of ours but logs, manifests and the inbox."""
-    truth = (keys.log(""), keys.graph(""), keys.graphs, keys.inbox)
+    truth = (keys.log(""), keys.log(WITHIN), keys.graph(""), keys.graphs, keys.inbox)
     untyped: Any = client
     return [key for key in untyped.scan_iter(match=f"{keys.stem}*", count=1000) if not key.decode().startswith(truth)]

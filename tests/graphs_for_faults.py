@@ -8,6 +8,7 @@ asking           `ask` asks, `tell` says the answer
 handled          `a` fails, and its error handler goes on to `c`, beside `b`
 nested           a -> child (x -> y) -> z
 handing          child (x -> up) -> z, where `up` has a Command for the parent
+calling, acalling  a -> call -> z, where the function `call` calls a graph (x -> y)
 paying, apaying  `pay` does `charge` once, and says what came of it
 shopping         an entrypoint whose task `order` leaves a line, as it does
 """
@@ -210,6 +211,29 @@ def _handing() -> StateGraph:
     return graph.add_edge(START, "child")
 
 
+_called = StateGraph(State).add_node("x", step("x")).add_node("y", step("y")).add_edge(START, "x").add_edge("x", "y")
+_acalled = StateGraph(State).add_node("x", astep("x")).add_node("y", astep("y")).add_edge(START, "x")
+called, acalled = _called.compile(), _acalled.add_edge("x", "y").compile()
+_PASSED = ("journal", "gate", "gated", "naps")
+
+
+def _call(state: State, runtime: Runtime[Any]) -> State:
+    note(state, runtime, "call", "in")
+    given: Any = {key: value for key, value in state.items() if key in _PASSED}
+    return {"seen": called.invoke(given)["seen"]}
+
+
+async def _acall(state: State, runtime: Runtime[Any]) -> State:
+    note(state, runtime, "call", "in")
+    given: Any = {key: value for key, value in state.items() if key in _PASSED}
+    return {"seen": (await acalled.ainvoke(given))["seen"]}
+
+
+def _calling(node: Callable[..., Any]) -> StateGraph:
+    graph = StateGraph(State).add_node("a", step("a")).add_node("call", node).add_node("z", step("z"))
+    return graph.add_edge(START, "a").add_edge("a", "call").add_edge("call", "z").add_edge("z", END)
+
+
 def _charge(state: State, runtime: Runtime[Any]) -> str:
     note(state, runtime, "charge", "in")
     return f"receipt of attempt {runtime.execution_info.node_attempt}"
@@ -225,6 +249,8 @@ async def _apay(state: State, runtime: Runtime[Any]) -> State:
     return {"seen": [await aonce("charge", lambda: _charge(state, runtime))]}
 
 
+calling = _calling(_call).compile(name="calling")
+acalling = _calling(_acall).compile(name="acalling")
 asking = _asking().compile(name="asking")
 chain = _chain(step).compile(name="chain")
 achain = _chain(astep).compile(name="achain")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 
+from everstep_checkpoint.keys import WITHIN
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at, verify
 from everstep_scheduler.graph.builder import StateGraph
@@ -101,7 +102,7 @@ def wake(client: Any) -> None:
 
 
 def wipe(client: Any, what: str) -> None:
-    kept = (KEYS.log("").encode(), KEYS.graphs.encode(), KEYS.inbox.encode())
+    kept = (KEYS.log("").encode(), KEYS.log(WITHIN).encode(), KEYS.graphs.encode(), KEYS.inbox.encode())
     for key in client.scan_iter(count=1000):
         rq = key.startswith(b"rq:")
         if (rq and what in ("rq", "both")) or (not rq and what in ("ours", "both") and not key.startswith(kept)):

@@ -629,14 +629,6 @@ def test_the_stream_of_a_parent_tells_its_childs_update_and_questions(saver: Sav
 # --- calls within a node
 
 
-def test_a_graph_that_a_node_calls_itself_runs_within_the_attempt(redis_url: str) -> None:
-    inner = chain(OURS, "x", output_schema=State).compile()
-    graph = chain(OURS, ("calls", lambda s: {"log": inner.invoke({"n": 1})["log"]})).compile(name="g")
-    with working(redis_url, graph), connect(redis_url) as client:
-        assert client.submit("g", IN, thread_id="t").result(20)["log"] == ["in", "x"]
-        assert list(children(client.log_store, "t")) == []
-
-
 def test_a_node_on_a_worker_may_not_wait_for_a_run_on_workers(redis_url: str) -> None:
     """As many such nodes as slots would wait for ever. Nothing is begun; submitting without waiting is fine."""
 

@@ -14,6 +14,7 @@ from uuid import UUID
 from .errors import InvalidThreadId
 
 THREAD_ID_MAX = 512
+WITHIN = "within|"  # how the threads begin whose logs an attempt of another thread's task keeps
 _NAME = re.compile(r"^[A-Za-z0-9_.-]+$")
 
 
@@ -44,6 +45,12 @@ def thread_id_text(thread_id: object) -> str:
     return text
 
 
+def is_within(thread: str) -> bool:
+    """Is it a thread that an attempt of another one's task keeps: of a graph that a node called? It has a log and no
+    indexes: nobody else drives it."""
+    return thread.startswith(WITHIN)
+
+
 @dataclass(frozen=True)
 class Keys:
     """The keys of one partition of one namespace."""
@@ -62,8 +69,8 @@ class Keys:
 
     # one thread
     def log(self, thread: str) -> str:
-        """Stream: the log, the only truth."""
-        return f"{self.stem}log:{thread}"
+        """Stream: the log, the only truth. Those that attempts keep stand apart, where no rebuild looks for runs."""
+        return f"{self.stem}{thread.replace('|', ':', 1)}" if is_within(thread) else f"{self.stem}log:{thread}"
 
     def thread(self, thread: str) -> str:
         """Hash: head, status, counters of the open step."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PAGE = 256
 TROUBLES_MAX = 12
 BY = 5  # the column
+KEPT = "kept by the node that called its graph, and moves with that node's thread only"
 STATUSES = ("running", "done", "failed", "interrupted", "cancelled")
 as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON with stable keys.")
 
@@ -28,6 +29,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JS
 @click.pass_obj
 def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> None:
     """Where THREAD stands: its values, what comes next, what failed."""
+    from everstep_checkpoint.keys import is_within
     from everstep_checkpoint.log import unknown_thread
     from everstep_scheduler.reading.joins import UnmetJoin
     from everstep_scheduler.reading.snapshot import snapshot
@@ -59,6 +61,7 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
     from ..history import counted
     from ..traces import excerpt
 
+    status = KEPT if is_within(thread) else status
     rows = [("status", status if checkpoint is None else "(an earlier checkpoint)"), ("checkpoint", at or "none yet")]
     rows += [("step", str(step)), ("next", ", ".join(counted(found.next)) or "nothing"), ("at", found.created_at or "")]
     for name, text in rows:
@@ -69,7 +72,8 @@ def state(site: Site, thread: str, checkpoint: str | None, as_json: bool) -> Non
             click.echo(f"{'':10}{line}")
     for each in questions:
         click.echo(show.paint(f"{'asks':<12}{show.clean(each['node'])}: {show.value(each['value'], 500)}", "!"))
-        click.echo(f"{'':<12}everstep resume {show.word(thread)} ANSWER --id {each['id']}")
+        if not is_within(thread):
+            click.echo(f"{'':<12}everstep resume {show.word(thread)} ANSWER --id {each['id']}")
     for join in unmet:
         said = UnmetJoin(join["target"], tuple(join["starts"]), tuple(join["missing"]))
         click.echo(show.paint(f"{'unmet join':<12}{show.clean(str(said))}", "!"))
@@ -182,7 +186,9 @@ def _asks(now: Line) -> bool:
 
 
 def _summary(thread: str, status: str, now: Line, traced: bool) -> str:
-    word = status or "no index; a worker or `everstep recover` rebuilds it"
+    from everstep_checkpoint.keys import is_within
+
+    word = status or (KEPT if is_within(thread) else "no index; a worker or `everstep recover` rebuilds it")
     said = f"thread {show.clean(thread)}: {show.paint(word, status)}"
     match status:
         case "failed":

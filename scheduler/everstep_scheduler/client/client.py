@@ -29,7 +29,7 @@ from everstep_checkpoint.errors import (
     UnknownRun,
     UnknownThread,
 )
-from everstep_checkpoint.keys import Keys, rq_prefix, thread_id_text
+from everstep_checkpoint.keys import Keys, is_within, rq_prefix, thread_id_text
 from everstep_checkpoint.log import Log, new_id, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at
@@ -37,7 +37,7 @@ from everstep_checkpoint.replay import state_at
 from ..graph.runtime import Command, Send
 from ..moves.connection import DEFAULT_URL, translated
 from ..moves.connection import connect as connected
-from ..moves.contract import MOVE_MAX, Mode, Start
+from ..moves.contract import MOVE_MAX, Mode, Start, check_thread
 from ..moves.record import Config, On, check_run_id, commands, start_of, start_with
 from ..moves.redismoves import RedisMoves, Scripts
 from ..reading.carried import Errors
@@ -417,14 +417,18 @@ class Client(Travelling):
 
     def delete(self, thread_id: object, cancel: bool = False) -> None:
         """Forget a thread and those that its tasks called, their logs included. Raises ThreadBusy unless `cancel`,
-        UnknownThread."""
+        UnknownThread, InvalidInput for a thread that a node keeps."""
         thread = thread_id_text(thread_id)
+        check_thread(thread)
         with translated(self.url):
             busy = self.redis.hget(self.keys.thread(thread), "status") == b"running"
             called = [] if busy and not cancel else list(children(self.log_store, thread))
         if busy and cancel:
             self.moves.cancel(thread)
         for each in called:  # before it: its log alone knows them
+            if is_within(each):
+                self._forget_kept(each)
+                continue
             with suppress(UnknownThread):
                 self.delete(each, cancel)
         for _ in range(QUEUED_MAX):
@@ -441,6 +445,15 @@ class Client(Travelling):
                 )
             self.moves.cancel(thread)  # a queued input may begin then: it is cancelled in the next round
         raise ThreadBusy("inputs come faster than they can be cancelled", thread=thread, fix="stop its producers first")
+
+    def _forget_kept(self, thread: str) -> None:
+        """A log that a node kept, and what was called there: nobody writes into them any more."""
+        with translated(self.url):
+            called = list(children(self.log_store, thread))
+        for each in called:
+            self._forget_kept(each)
+        with translated(self.url):
+            self.log_store.delete(thread)
 
     def _forget_said(self, thread: str, runs: Sequence[str]) -> None:
         """What the nodes of these runs said goes with their thread."""
@@ -471,7 +484,9 @@ class Client(Travelling):
         return infos
 
     def _thread(self, thread: str, *names: str) -> list[str]:
-        """Fields of a thread's hash. If our indexes were lost they are rebuilt first. Raises UnknownThread."""
+        """Fields of a thread's hash. If our indexes were lost they are rebuilt first. Raises UnknownThread, and
+        InvalidInput for a thread that a node keeps, which has none."""
+        check_thread(thread)
         values = self.redis.hmget(self.keys.thread(thread), *names)
         if values[0] is None and self.redis.exists(self.keys.log(thread)):
             self.recovery()

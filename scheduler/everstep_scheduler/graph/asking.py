@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import OutsideNode
 
-from .runtime import Runtime
+from .runtime import Command, Runtime
 from .writing import StreamWriter
 
 
@@ -35,12 +35,37 @@ class Interrupt:
     response_schema: dict[str, Any] | None = None
 
 
-class GraphInterrupt(Exception):
+class GraphBubbleUp(Exception):
+    """Ends an attempt, and is no failure of it. Don't catch it: it passes through the node to whoever runs it."""
+
+
+class GraphInterrupt(GraphBubbleUp):
     """Ends an attempt at a question. Don't catch it: a node that swallows it goes on without an answer."""
 
     def __init__(self, question: Question) -> None:
         super().__init__(f"question {question.id} waits for its answer")
         self.question = question
+
+
+class CalledAsked(GraphBubbleUp):
+    """Ends an attempt whose node called a graph that waits: for answers to these questions, or at a breakpoint.
+
+    `called`: its run and its thread; `kept`: which earlier answers of the attempt hold good, by their places.
+    """
+
+    def __init__(self, called: str, questions: Sequence[Interrupt], kept: Sequence[int]) -> None:
+        super().__init__(f"{len(questions)} questions of run {called} wait")
+        self.called = called
+        self.questions = tuple(questions)
+        self.kept = tuple(kept)
+
+
+class CalledCommand(GraphBubbleUp):
+    """Ends the node that called a graph: a node of that one had a Command for its parent, which is what it gives."""
+
+    def __init__(self, command: Command[Any]) -> None:
+        super().__init__("a Command for the graph that called")
+        self.command = command
 
 
 class Question(NamedTuple):
@@ -159,6 +184,7 @@ class Answers:
         self._asked = Counter[str]()
         self._at = {question: i for i, (question, _) in enumerate(answers) if question}
         self._early = [i for i, (question, _) in enumerate(answers) if not question]
+        self._passed = set[int]()
         self._lock = threading.Lock()
 
     def next(self, value: Any, response_schema: Any) -> Any:
@@ -174,8 +200,24 @@ class Answers:
             except ValidationError as wrong:
                 error = str(wrong)
         encoded = self._codec.encode(value, "the question of interrupt()")
-        kept = tuple(i for i in range(len(self._answers)) if i != at)
+        kept = tuple(i for i in self.kept if i != at)
         raise GraphInterrupt(Question(question, encoded, _schema(response_schema), kept, error))
+
+    def passed(self, waiting: Sequence[str]) -> list[tuple[str, bytes]]:
+        """(question, answer) for a graph that the node called, which has these questions. One that came before its
+        question goes to the first that has no other. What is passed on is the attempt's no more."""
+        with self._lock:
+            at = {question: self._at[question] for question in waiting if question in self._at}
+            for question in waiting:
+                if question not in at and self._early:
+                    at[question] = self._early.pop(0)
+            self._passed.update(at.values())
+            return [(question, self._answers[i][1]) for question, i in at.items()]
+
+    @property
+    def kept(self) -> list[int]:
+        """The answers that hold good, by their places: those that were not passed on."""
+        return [i for i in range(len(self._answers)) if i not in self._passed]
 
     def _next(self, place: str) -> tuple[str, int | None]:
         """The question that is asked now, and where its answer is, if there is one."""

@@ -26,6 +26,8 @@ T = TypeVar("T")
 EFFECT_KEY_MAX = 200
 CALL = "task:"  # how the keys of `@task` calls begin
 WITHIN = "in:"  # and those of effects within such a call
+GRAPH = "graph:"  # and those of calls of graphs
+RESERVED = (CALL, WITHIN, GRAPH)
 
 
 def once(key: str, fn: Callable[[], T]) -> T:
@@ -97,7 +99,7 @@ def _placed(key: Any) -> str:
         raise InvalidEffect(
             f"{str(key)[:40]!r} can't be the key of an effect", fix=f"give 1 to {EFFECT_KEY_MAX} printable characters"
         )
-    if key.startswith((CALL, WITHIN)):
-        fix = f"begin it with anything but {CALL!r} and {WITHIN!r}"
+    if key.startswith(RESERVED):
+        fix = f"begin it with anything but {', '.join(map(repr, RESERVED))}"
         raise InvalidEffect(f"the key {key[:40]!r} is reserved", fix=fix)
     return f"{WITHIN}{place}/{key}" if (place := PLACE.get()) else key

@@ -21,10 +21,11 @@ from ..graph.schema import as_dict, updates_of
 from ..graph.spec import GraphSpec
 from ..moves.contract import START_NODE, Mode, RunKind, Start
 from ..moves.record import Config, Form, Nodes, Writes, kind_of, start_of
-from ..reading.shapes import INTERRUPT, Chunk, check_modes, live_modes
+from ..reading.shapes import Chunk, check_modes, live_modes
 from ..steps.branching import Wish, branch, forking, on, replaying, travel
 from ..steps.loading import Loader
 from ..steps.stateface import StateFace
+from .calledgraph import Wanted, called, calling, spec_within
 from .driver import Inline, Opening
 from .savers import InMemorySaver, Saver
 
@@ -44,10 +45,18 @@ class CompiledGraph(StateFace):
         self.checkpointer = checkpointer
         self.keeps = keeps  # as a node of another graph: does its state last beyond a call? False: it is kept nowhere
         self._loader = Loader(checkpointer.log) if checkpointer is not None else None
+        self._within: dict[str, tuple[GraphSpec, GraphSpec]] = {}  # by the versions of graphs whose nodes call it
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    def within(self, parent: GraphSpec) -> GraphSpec:
+        """The graph as a node of this one calls it."""
+        found = self._within.get(parent.version)
+        if found is None or found[0] is not parent:
+            found = self._within[parent.version] = (parent, spec_within(self.spec, parent))
+        return found[1]
 
     def named(self, name: str) -> CompiledGraph:
         """The same graph under another name, as a worker serves it under its attribute's."""
@@ -268,10 +277,13 @@ class CompiledGraph(StateFace):
             config, context=context, interrupt_before=stops[0], interrupt_after=stops[1], live=live,
             subgraphs=subgraphs, multitask_strategy=stops[2],
         )  # fmt: skip
+        attempt = calling(said)
+        if attempt is not None:
+            return called(self, attempt, Wanted(data, said, config, mode, keys, run_id or new_id(), subgraphs))
         if self.keeps:
             raise InvalidInput(
-                "a graph with checkpointer=True is kept by the graph that it is a node of",
-                fix="add_node() it there, or compile(checkpointer=InMemorySaver())",
+                "a graph with checkpointer=True is kept by the graph that it is a node of, or whose node calls it",
+                fix="add_node() it there, call it in a node, or compile(checkpointer=InMemorySaver())",
             )
         saver = self.checkpointer or InMemorySaver()
         thread = self._thread(said) if self.checkpointer is not None else new_id()
@@ -305,13 +317,7 @@ def run_in_memory(graph: GraphSpec, state: Any, config: Mapping[str, Any]) -> An
     said = as_dict(state)
     said = updates_of(state) if said is None else said
     given = state if said is None else {name: value for name, value in said.items() if name in known}
-    out = CompiledGraph(graph).invoke(given, config)
-    if INTERRUPT in out:
-        raise InvalidInput(
-            "a graph with checkpointer=False asked something, and nobody keeps its question",
-            fix="compile() it without checkpointer=False",
-        )
-    return out
+    return CompiledGraph(graph, keeps=False).invoke(given, config)
 
 
 async def _on_loop(run: Inline) -> AsyncIterator[Chunk]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.log import Head, Log, new_id
+from everstep_checkpoint.log import Head, Log, conflict, new_id
 from everstep_checkpoint.replay import added_tasks
 
 from ..moves.contract import (
@@ -32,6 +32,8 @@ from ..moves.contract import (
     Offer,
     Start,
     Started,
+    Within,
+    check_thread,
 )
 from ..reading.derive import Task as DerivedTask
 from ..reading.derive import derive
@@ -102,11 +104,13 @@ class LogMoves:
         self._threads: dict[str, Thread] = {}
         self._handed: list[str] = []  # other threads with a task that a commit opened
         self._driving: set[str] = set()
+        self._kept: dict[str, str] = {}  # a log that an attempt keeps -> the last writing into it
         self._lock = threading.RLock()
 
     # start
 
     def start(self, start: Start, offer: Offer | None = None, caller: Caller | None = None) -> Started:
+        self._check(start.thread)
         with self._lock:
             t = self._load(start.thread)
             if t is not None and start.run in t.runs:
@@ -193,6 +197,7 @@ class LogMoves:
 
     def branch(self, branch: Branch, offer: Offer | None = None, *, ask: bool = False) -> Started:
         start = branch.start
+        self._check(start.thread)
         with self._lock:
             t = self._load(start.thread)
             if t is not None and start.run in t.runs:
@@ -523,6 +528,22 @@ class LogMoves:
                 task.effects = ids[0]
             return ids
 
+    def within(self, lease: Lease, logs: Sequence[Within]) -> bool:
+        with self._lock:
+            t = self._load(lease.thread)
+            task = t.open.get(lease.task) if t else None
+            if t is None or task is None or not self._holds(t, task, lease):
+                return False
+            fresh = [log for log in logs if self._kept.get(log.thread) != log.key]
+            heads = [self.log.head(log.thread) for log in fresh]
+            for log, head in zip(fresh, heads, strict=True):
+                if (head.last if head else "") != log.last:
+                    raise conflict(log.thread, head and (head.n, head.digest), None)
+            for log, head in zip(fresh, heads, strict=True):
+                self._append(log.thread, [x for _, x in log.entries], (head.n, head.digest) if head else None)
+                self._kept[log.thread] = log.key
+            return True
+
     def renew(self, offer: Offer, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
         with self._lock:
             held = {x.token for t in self._threads.values() for x in t.open.values() if x.place == "lease"}
@@ -620,6 +641,10 @@ class LogMoves:
             del self._threads[thread]
             self.log.delete(thread)
             return "deleted"
+
+    def _check(self, thread: str) -> None:
+        """Raises InvalidInput for a thread whose runs don't begin here."""
+        check_thread(thread)
 
     def _append(self, thread: str, new: Sequence[Any], after: tuple[int, str] | None) -> list[str]:
         return self.log.append(thread, new, after)

@@ -15,6 +15,8 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from everstep_checkpoint.entries import Fields
+from everstep_checkpoint.errors import InvalidInput
+from everstep_checkpoint.keys import is_within
 from everstep_checkpoint.replay import HANDLER as HANDLER
 
 START_TASK = "start"
@@ -217,6 +219,16 @@ class Call(NamedTuple):
     start: Start | None
 
 
+class Within(NamedTuple):
+    """Entries for a log that an attempt keeps itself, of a graph that its node called: each with its id, in order,
+    behind `last`, the id at that log's end; empty for a new one. `key`: tells a resend from other entries."""
+
+    thread: str
+    last: str
+    entries: tuple[tuple[str, Fields], ...]
+    key: str
+
+
 class Commit(NamedTuple):
     """An attempt's outcome, hashed by the caller. `head` is (n, digest, step) of the last checkpoint among `entries`.
 
@@ -254,6 +266,16 @@ class Answer(NamedTuple):
     children: tuple[str, ...] = ()
 
 
+def check_thread(thread: str) -> None:
+    """Raises InvalidInput for a thread that an attempt keeps: nobody else may move it."""
+    if is_within(thread):
+        raise InvalidInput(
+            "the thread is kept by the node that called its graph: it can be read, and moves with that node only",
+            thread=thread,
+            fix="answer, retry or update the thread whose node called it",
+        )
+
+
 class Moves(Protocol):
     """What `perform`, the drivers and the client speak to."""
 
@@ -282,6 +304,13 @@ class Moves(Protocol):
         """Write pieces that the coming commit will name, or effects of the task. Empty if fenced.
 
         Raises ServerError, also while indexes are being rebuilt: then nothing was written.
+        """
+        ...
+
+    def within(self, lease: Lease, logs: Sequence[Within]) -> bool:
+        """Write into logs that the attempt keeps itself, all or nothing; False if fenced. A resend is written once.
+
+        Raises Conflict where one of them ends elsewhere, ServerError (then nothing was written, or all of it).
         """
         ...
 

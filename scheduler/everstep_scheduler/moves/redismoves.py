@@ -17,12 +17,27 @@ import redis
 from redis.exceptions import NoScriptError
 
 from everstep_checkpoint.entries import Fields
-from everstep_checkpoint.errors import CorruptEntry, EverstepError, ServerUnavailable
+from everstep_checkpoint.errors import Conflict, CorruptEntry, EverstepError, ServerUnavailable
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
 from .connection import Client, server_error, translated
-from .contract import LEASE_MS, MOVE_MAX, Answer, Branch, Call, Caller, Commanded, Commit, Lease, Offer, Start, Started
+from .contract import (
+    LEASE_MS,
+    MOVE_MAX,
+    Answer,
+    Branch,
+    Call,
+    Caller,
+    Commanded,
+    Commit,
+    Lease,
+    Offer,
+    Start,
+    Started,
+    Within,
+    check_thread,
+)
 
 PLAIN = "plain"  # the commit that nearly every step is
 STARTING = ("start", "commit")  # the scripts that begin runs
@@ -226,7 +241,8 @@ def _answer(answer: Header) -> Answer:
 
 
 def _begun(start: Start) -> tuple[Header, list[Any]]:
-    """A run to begin as the scripts take it, and its arguments."""
+    """A run to begin as the scripts take it, and its arguments. Raises InvalidInput for a thread without indexes."""
+    check_thread(start.thread)
     birth = new_id()
     flat = _flat({name: value for name, value in start.fields.items() if name != "run"})
     header: Header = {
@@ -287,6 +303,7 @@ class RedisMoves:
 
     def branch(self, branch: Branch, offer: Offer | None = None, *, ask: bool = False) -> Started:
         start, (n, digest) = branch.start, branch.after
+        check_thread(start.thread)
         facts = {"kind": "run_started", **start.fields}
         heads, flat = ([], []) if ask else _entries([facts, branch.made], n)
         header: Header = {
@@ -388,6 +405,28 @@ class RedisMoves:
             calls.append(("part", {**said, "entries": heads}, flat))
         answers = [_standing(x) for x in self.scripts.run_all(calls)]
         return [str(x["ids"][0]) for x in answers] if all(x["status"] == "ok" for x in answers) else []
+
+    def within(self, lease: Lease, logs: Sequence[Within]) -> bool:
+        keys, flat = self.scripts.keys, list[Any]()
+        said: list[list[Any]] = []
+        for log in logs:
+            heads: list[list[Any]] = []
+            for entry, fields in log.entries:
+                args = _flat(fields)
+                heads.append([entry, str(fields["kind"]), len(args)])
+                flat += args
+            said.append([keys.log(log.thread).removeprefix(keys.stem), log.last, heads])
+        header: Header = {
+            "thread": lease.thread, "n": lease.n, "digest": lease.digest, "task": lease.task, "token": lease.token,
+            "logs": said,
+        }  # fmt: skip
+        answer = _standing(self.scripts.run("within", header, flat))
+        if answer["status"] == "moved":
+            raise Conflict(
+                f"the log {answer['key']!r} ends at {answer['last'] or 'nothing'}: another task wrote into it",
+                thread=lease.thread, node=lease.node, fix="let one task at a time call a graph that keeps its state",
+            )  # fmt: skip
+        return bool(answer["status"] == "ok")
 
     def renew(self, offer: Offer, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
         chunks = [offer.tokens[i : i + MOVE_MAX] for i in range(0, len(offer.tokens), MOVE_MAX)] or [()]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Log
@@ -16,6 +17,7 @@ from .derive import Task, Told
 from .ending import Ending, ending
 
 PAGE = 10
+CALLING = ("task_called", "effect_done")  # a graph that is a node, and one that a function called
 
 
 def ended(log: Log, thread: str, run: str) -> Ending | None:
@@ -30,23 +32,57 @@ def ended(log: Log, thread: str, run: str) -> Ending | None:
     return None
 
 
-def caller_of(log: Log, thread: str, entry: e.Entry) -> tuple[int, str, str] | None:
-    """(n, task, thread) of the task that called what an entry belongs to; None if none did, or that was trimmed."""
+class Caller(NamedTuple):
+    """The task that called a run: at checkpoint n of a thread. `run`: its own, where its function called a graph."""
+
+    n: int
+    task: str
+    thread: str
+    run: str = ""
+
+    @property
+    def text(self) -> str:
+        """As the fact `caller` of the run that it called has it."""
+        return f"{self.n} {self.task} {self.run} {self.thread}"
+
+
+def called_by(fact: e.Entry) -> Caller | None:
+    """Whom the first fact of a run names as its caller; None if nobody called it."""
+    named = fact.text("parent").split(" ", 2)
+    if len(named) == 3 and named[0].isdigit():
+        return Caller(int(named[0]), named[1], named[2])
+    named = fact.text("caller").split(" ", 3)
+    if len(named) == 4 and named[0].isdigit():
+        return Caller(int(named[0]), named[1], named[3], named[2])
+    return None
+
+
+def caller_of(log: Log, thread: str, entry: e.Entry) -> Caller | None:
+    """The task that called what an entry belongs to; None if none did, or that was trimmed."""
     end = entry.id
     while found := log.read(thread, "-", end, PAGE, reverse=True):
         for each in found:
-            named = each.text("parent").split(" ", 2) if each.kind in RUN_FACTS else []
-            if len(named) == 3 and named[0].isdigit():
-                return int(named[0]), named[1], named[2]
+            if each.kind in RUN_FACTS and (caller := called_by(each)) is not None:
+                return caller
         end = f"({found[-1].id}"
     return None
+
+
+def graph_at(log: Log, thread: str) -> str:
+    """`name@fingerprint` of the graph that a log is of, by its last checkpoint; the name alone before the first one;
+    empty where there is no log."""
+    head = log.head(thread)
+    if head is None:
+        return ""
+    (entry,) = log.read(thread, f"{head.n}-0" if head.n else "0-1", count=1)
+    return entry.text("graph")
 
 
 def children(log: Log, thread: str) -> Iterator[str]:
     """The threads that the tasks of a thread called, each once."""
     seen: set[str] = set()
     for entry in log.pages(thread):
-        child = entry.text("called").partition(" ")[2] if entry.kind == "task_called" else ""
+        child = entry.text("called").partition(" ")[2] if entry.kind in CALLING else ""
         if child and child not in seen:
             seen.add(child)
             yield child

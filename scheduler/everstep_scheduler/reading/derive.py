@@ -40,7 +40,8 @@ CONTINUE_SUM = "continue"
 class Task:
     """A task of the open step. `unmade`: it waits for a job, whatever place it had; leases are not in the log.
 
-    `called`: the run it called last, `<run> <thread>`; `told`: it has told since how that rested.
+    `called`: the run it called last, `<run> <thread>`; `told`: it has told since how that rested. `within`: the fact of
+    the graph that its function called last, which is kept within its attempts.
     """
 
     task: str
@@ -64,6 +65,7 @@ class Task:
     told: bool = False
     effects: str = ""
     moved: bool = False
+    within: e.Entry | None = None
 
     @property
     def handles(self) -> bool:
@@ -280,7 +282,8 @@ class Reader:
         """Something that a task did. It says nothing about how its attempt ends."""
         name = entry.text("task")
         task = self._facts.get(name) or Task(name, entry.text("node"), "")
-        self._facts[name] = replace(task, effects=task.effects or entry.id)
+        within = entry if "called" in entry.raw else task.within
+        self._facts[name] = replace(task, effects=task.effects or entry.id, within=within)
 
     def _added(self, entry: e.Entry) -> None:
         """A task beside those of the checkpoint; or an error handler, which stands for one that failed for good."""

@@ -26,13 +26,13 @@ from everstep_checkpoint.sound import sound, sounds
 from ..graph.channels import HIDDEN, apply
 from ..graph.entry import is_entry
 from ..graph.kinds import restored
-from ..graph.placing import Place
+from ..graph.placing import Place, called_spec
 from ..graph.runtime import END
 from ..graph.subgraphs import child_thread
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord, checkpoint_number
 from .addressed import another_checkpoint, unknown_checkpoint
-from .children import caller_of
+from .children import caller_of, graph_at
 from .derive import Task as Known
 from .derive import Told
 from .frames import Frame, frame_at, frames, until_new_input
@@ -225,7 +225,7 @@ class _View:
         found: dict[str, str] = {}
         place, thread = self.place, self.thread
         while place.ns and (caller := caller_of(self.log, thread, entry)) is not None:
-            n, _, thread = caller
+            n, thread = caller.n, caller.thread
             place = Place(place.root, place.ns.rpartition("|")[0])
             above = self.log.read(thread, f"{n}-0", f"{n}-0")
             if not above:
@@ -304,13 +304,21 @@ class _View:
         inner = self.spec.nested.get(task.node) if self.spec is not None else None
         node = self.spec.node(task.node) if self.spec is not None and inner is not None else None
         if not task.called and (node is None or not node.calls):
-            return None
+            return self._within(task.within) if task.within is not None else None
         thread = task.called.partition(" ")[2]
         keeps = node.keeps if node is not None else thread == child_thread(self.thread, task.node, key, True)
         place = self.place.below(task.node, "" if keeps else key)
         if not self.subgraphs:
             return _config(place)
         thread = thread or child_thread(self.thread, task.node, key, keeps)
+        return snapshot(self.log, thread, codec=self.codec, spec=inner, place=place, subgraphs=True)
+
+    def _within(self, fact: e.Entry) -> Any:
+        """The same of a task whose function called a graph: of the one that it called last."""
+        place, thread = self.place.at(fact.text("ns")), fact.text("called").partition(" ")[2]
+        if not self.subgraphs:
+            return _config(place)
+        inner = called_spec(self.spec, fact.text("node"), graph_at(self.log, thread))
         return snapshot(self.log, thread, codec=self.codec, spec=inner, place=place, subgraphs=True)
 
     def _result(self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None) -> Any:

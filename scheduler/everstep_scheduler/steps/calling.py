@@ -16,8 +16,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
+from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import RunFailed, UnknownType, type_name
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.log import Log, new_id
 from everstep_checkpoint.replay import Channels, state_at, step_of
 
 from ..graph.retry import RetryPolicy
@@ -98,6 +99,27 @@ def look(attempt: Attempt) -> Any:
     return _Look(attempt, node, attempt.spec.nested[node.name]).values()
 
 
+def stopped_after(log: Log, thread: str, ending: Ending, marked: tuple[str, ...]) -> bool:
+    """Did a run end with a node that it was to stop after? Then who called it stops there (LangGraph)."""
+    if not marked or not ending.digest:
+        return False
+    (last,) = log.read(thread, f"{ending.n}-0", f"{ending.n}-0")
+    if last.text("task") != JOIN_TASK:
+        return stops_at([last.text("node")], marked)
+    before = step_of(log, thread, state_at(log, thread, ending.n - 1))
+    return stops_at((task.node for task in before.tasks), marked)
+
+
+def command_of_child(codec: Codec, said: bytes) -> Command[Any]:
+    """The Command that a run ended with, for the graph that called it."""
+    told: Any = codec.decode(said, "the Command of a subgraph")
+    update, goto = told
+    return Command(
+        update=[tuple(pair) for pair in update],
+        goto=[each if isinstance(each, str) else Send(each[0], each[1], timeout=each[2]) for each in goto],
+    )
+
+
 class _Look:
     """One look at the child."""
 
@@ -128,7 +150,7 @@ class _Look:
             case None:
                 raise Called(Call(self.thread, self.run, None), self._unused(()))
             case Ending(status="done"):
-                if self._stopped_after(ending):
+                if stopped_after(self.log, self.thread, ending, self.child.interrupt_after):
                     raise ChildAsked(self.thread, told, self._unused(()))
                 return self._gave(ending)
             case Ending(status="interrupted"):
@@ -137,17 +159,6 @@ class _Look:
                 raise ChildFailed.of(self.thread, self.run, CANCELLED)
             case _:
                 raise ChildFailed.of(self.thread, self.run, ending.error, ending.node)
-
-    def _stopped_after(self, ending: Ending) -> bool:
-        """Did the child end with a node that it was compiled to stop after? Then its parent stops there (LangGraph)."""
-        marked = self.child.interrupt_after
-        if not marked or not ending.digest:
-            return False
-        (last,) = self.log.read(self.thread, f"{ending.n}-0", f"{ending.n}-0")
-        if last.text("task") != JOIN_TASK:
-            return stops_at([last.text("node")], marked)
-        before = step_of(self.log, self.thread, state_at(self.log, self.thread, ending.n - 1))
-        return stops_at((task.node for task in before.tasks), marked)
 
     def _again(self, told: Told) -> Any:
         """The task has told how it ended, and is to go on: so is the child, wherever it stands by now."""
@@ -219,15 +230,9 @@ class _Look:
     def _gave(self, ending: Ending) -> Any:
         left = self.log.read(self.thread, ending.entry, ending.entry) if ending.entry and not ending.digest else []
         said = left[0].value("command") if left else None
-        return self._output(ending.n, ending.digest) if said is None else self._command(said)
-
-    def _command(self, said: bytes) -> Command[Any]:
-        told: Any = self.attempt.spec.codec.decode(said, "the Command of a subgraph")
-        update, goto = told
-        return Command(
-            update=[tuple(pair) for pair in update],
-            goto=[each if isinstance(each, str) else Send(each[0], each[1], timeout=each[2]) for each in goto],
-        )
+        if said is None:
+            return self._output(ending.n, ending.digest)
+        return command_of_child(self.attempt.spec.codec, said)
 
     def _output(self, n: int, digest: str) -> Any:
         warm = self.attempt.loader.peek(self.thread, digest)

@@ -17,12 +17,12 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from everstep_checkpoint.codec import Codec, Registry
 from everstep_checkpoint.errors import InvalidEffect, InvalidInput, NodeTimeoutError
 
-from ..graph.asking import PLACE, GraphInterrupt
+from ..graph.asking import PLACE, GraphBubbleUp
 from ..graph.effects import CALL
 from ..graph.functional import TaskFunction, TaskFuture
 from ..graph.retry import next_delay
@@ -35,14 +35,24 @@ PLACE_MAX = 2000
 Task = TaskFunction[Any, Any]
 
 
+class Driven(Protocol):
+    """A run that somebody drives within the attempt."""
+
+    def leave(self) -> None:
+        """Stop driving it."""
+        ...
+
+
 class Calls:
-    """The calls of one attempt."""
+    """The calls of one attempt. `runs`: of graphs that it called, those that are under way."""
 
     def __init__(self, doing: Effects, registry: Registry, node: str, cache: CallCache | None = None) -> None:
         self._doing = doing
         self._registry = registry
         self._node = node
         self._made = Counter[str]()
+        self._graphs = Counter[str]()
+        self.runs = set[Driven]()
         self._crews: dict[str, Crew] = {}
         self._pending: list[concurrent.futures.Future[Any] | asyncio.Future[Any]] = []
         self.cache = cache
@@ -52,6 +62,13 @@ class Calls:
     def on_loop(self) -> None:
         """The attempt runs on this event loop."""
         self._loop = asyncio.get_running_loop()
+
+    def nth_graph(self) -> tuple[str, int]:
+        """A graph is called: at which place, and how many were called there before."""
+        place = PLACE.get()
+        with self._lock:
+            index, self._graphs[place] = self._graphs[place], self._graphs[place] + 1
+        return place, index
 
     def call(self, task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskFuture[Any]:
         """Begin a call, or take its result from an earlier attempt. Raises InvalidEffect, InvalidInput, ServerError."""
@@ -167,11 +184,11 @@ class Calls:
     def end(self, *, failed: bool) -> None:
         """Wait for the calls that run; where the attempt failed, those that did not begin are dropped."""
         if failed:
-            for crew in tuple(self._crews.values()):
-                crew.drop()
+            self._drop()
         for future in self._pending:
             assert isinstance(future, concurrent.futures.Future)
             concurrent.futures.wait([future])
+        self._leave()
 
     async def aend(self, *, failed: bool) -> None:
         """The same on the loop; where the attempt failed, the calls that run are cancelled."""
@@ -181,13 +198,24 @@ class Calls:
         while seen < len(self._pending):  # those that run may make more
             batch, seen = self._pending[seen:], len(self._pending)
             await asyncio.gather(*filter(None, (_on_loop(each, failed) for each in batch)), return_exceptions=True)
+        self._leave()
 
     def cancel(self) -> None:
         """Cancel what runs on the loop, and what did not begin."""
-        for crew in tuple(self._crews.values()):
-            crew.drop()
+        self._drop()
         for future in self._pending:
             future.cancel()
+
+    def _drop(self) -> None:
+        """What did not begin won't, and graphs that were called are driven no further."""
+        for crew in tuple(self._crews.values()):
+            crew.drop()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Graphs whose caller is gone are driven no further."""
+        for run in tuple(self.runs):
+            run.leave()
 
 
 def _on_loop(future: concurrent.futures.Future[Any] | asyncio.Future[Any], failed: bool) -> asyncio.Future[Any] | None:
@@ -228,9 +256,9 @@ class _Call:
                 sleep(self.delay(error, failures))
 
     def delay(self, error: Exception, failures: int) -> float:
-        """Seconds to the next try. Raises the error where there is none; a question is no error."""
+        """Seconds to the next try. Raises the error where there is none; what only passes through is no error."""
         dice = random.random()  # noqa: S311 - jitter, not a secret
-        found = None if isinstance(error, GraphInterrupt) else next_delay(self.task.retry, error, failures, dice)
+        found = None if isinstance(error, GraphBubbleUp) else next_delay(self.task.retry, error, failures, dice)
         if found is None:
             raise error
         return found

@@ -34,15 +34,16 @@ class Fenced(BaseException):
 
 
 class Effects:
-    """The effects of one attempt. Safe to use from several threads. `fenced`: the attempt has lost its task."""
+    """The effects of one attempt, that of `lease`. Safe to use from several threads. `fenced`: the attempt has lost its
+    task."""
 
     def __init__(self, moves: Moves, log: Log, lease: Lease, codec: Codec, by: str) -> None:
         self.fenced = False
-        self._moves = moves
-        self._log = log
-        self._lease = lease
+        self.moves = moves
+        self.log = log
+        self.lease = lease
         self._codec = codec
-        self._by = by
+        self.by = by
         self._used: set[str] = set()
         self._known: dict[str, bytes] | None = None
         self._lock = threading.Lock()
@@ -52,16 +53,16 @@ class Effects:
         with self._lock:
             if key in self._used:
                 raise InvalidEffect(
-                    f"the effect {key!r} comes twice in one attempt", node=self._lease.node,
+                    f"the effect {key!r} comes twice in one attempt", node=self.lease.node,
                     fix="give each effect a key of its own, as in f'charge-{order_id}'",
                 )  # fmt: skip
             if len(self._used) >= EFFECTS_MAX:
                 raise InvalidEffect(
-                    f"over {EFFECTS_MAX:,} effects in one task", node=self._lease.node, fix="spread them over Sends"
+                    f"over {EFFECTS_MAX:,} effects in one task", node=self.lease.node, fix="spread them over Sends"
                 )
             self._used.add(key)
             if self._known is None:
-                self._known = self._insist(self._read) if self._lease.effects else {}
+                self._known = self._insist(self._read) if self.lease.effects else {}
             found = self._known.get(key)
         return None if found is None else ((codec or self._codec).decode(found, f"the effect {key!r}"),)
 
@@ -70,19 +71,23 @@ class Effects:
         with self._lock:
             self._used.discard(key)
 
-    def record(self, key: str, value: Any, codec: Codec | None = None, *, cached: bool = False) -> Any:
+    def record(
+        self, key: str, value: Any, codec: Codec | None = None, *, cached: bool = False, called: str = "", ns: str = ""
+    ) -> Any:
         """Record what was done; gives the value as it is stored. `cached`: a cache spoke for it, nothing was done.
+        Of a graph that is called: the run that is about to begin, `<run> <thread>`, and the way to that thread.
 
         Raises Fenced, UnknownType, TooLarge, ServerError.
         """
-        codec, lease = codec or self._codec, self._lease
+        codec, lease = codec or self._codec, self.lease
         result = self._encoded(key, value, codec)
         reach("effected")
         fact = e.fact(
-            "effect_done", lease.run, by=self._by, task=lease.task, attempt=lease.attempt, token=lease.token,
+            "effect_done", lease.run, by=self.by, task=lease.task, attempt=lease.attempt, token=lease.token,
             node=lease.node, effect=key, result=e.wrap(result), cached=1 if cached else None,
+            called=called or None, ns=ns or None,
         )  # fmt: skip
-        if not self._insist(lambda: self._moves.part(lease, [fact])):
+        if not self._insist(lambda: self.moves.part(lease, [fact])):
             self.fenced = True
             raise Fenced
         reach("recorded")
@@ -92,7 +97,7 @@ class Effects:
         try:
             return codec.encode(value, f"the value of the effect {key!r}")
         except UnknownType as error:
-            error.node = self._lease.node
+            error.node = self.lease.node
             error.fix = f"{error.fix.rstrip('.')}. The effect is done, and not recorded".lstrip(". ")
             raise
 
@@ -108,8 +113,8 @@ class Effects:
 
     def _read(self) -> dict[str, bytes]:
         """The step's facts from this task's first effect on, a page at a time; the first record of a key counts."""
-        lease, found = self._lease, dict[str, bytes]()
-        for fact in self._log.pages(lease.thread, lease.effects, str(lease.n)):
+        lease, found = self.lease, dict[str, bytes]()
+        for fact in self.log.pages(lease.thread, lease.effects, str(lease.n)):
             if fact.kind == "effect_done" and fact.text("task") == lease.task:
                 found.setdefault(fact.text("effect"), fact.value("result") or b"\xc0")
         return found

@@ -14,7 +14,9 @@ import threading
 
 VARIABLE = "EVERSTEP_FAILPOINT"
 STOP = "stop@"
-NAMES = ("claimed", "loaded", "called", "effected", "recorded", "settled", "committed", "renewed")
+NAMES = (
+    "claimed", "loaded", "called", "effected", "recorded", "settled", "committed", "renewed", "keeping", "kept",
+)  # fmt: skip
 
 
 class Failpoint:

@@ -23,7 +23,7 @@ from everstep_checkpoint.errors import EverstepError, LogError, NodeTimeoutError
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import input_writes
 
-from ..graph.asking import CURRENT, Answers, GraphInterrupt
+from ..graph.asking import CURRENT, PLACE, Answers, CalledCommand, GraphBubbleUp
 from ..graph.entry import PREVIOUS
 from ..graph.handling import NodeError, raised_again
 from ..graph.managed import Steps
@@ -93,7 +93,7 @@ def _is_cancelled() -> bool:
 
 def _is_failure(result: Result) -> bool:
     """Did it raise? A question is no failure."""
-    return result.error is not None and not isinstance(result.error, GraphInterrupt)
+    return result.error is not None and not isinstance(result.error, GraphBubbleUp)
 
 
 def _late(attempt: Attempt) -> NodeTimeoutError:
@@ -194,7 +194,7 @@ class Attempt:
 
     def _call(self) -> Result:
         self.pace.begin()
-        before = CURRENT.set(self)
+        before, place = CURRENT.set(self), PLACE.set("")
         try:
             self._check()
             if self.lease.task == JOIN_TASK:
@@ -212,6 +212,7 @@ class Attempt:
             return Result(None, error, self.elapsed_ms)
         finally:
             CURRENT.reset(before)
+            PLACE.reset(place)
 
     async def acall(self) -> Result:
         """The same on an event loop, for async nodes and routers. Keeps the timeout by itself."""
@@ -227,6 +228,7 @@ class Attempt:
     async def _paced(self) -> Result:
         self.pace.begin()
         CURRENT.set(self)  # of this task only: it runs in a context of its own
+        PLACE.set("")
         with kept(self.pace) as limit:
             return await self._acall(limit)
 
@@ -254,10 +256,11 @@ class Attempt:
 
     def ask(self, value: Any, response_schema: Any) -> Any:
         """The answer to the node's next question. Raises GraphInterrupt where there is none yet."""
-        return self._answers.next(value, response_schema)
+        return self.answers.next(value, response_schema)
 
     @cached_property
-    def _answers(self) -> Answers:
+    def answers(self) -> Answers:
+        """The answers that it brings along."""
         return Answers(self.key, self.given.answers, self.spec.codec)
 
     def handler_of(self, error: BaseException) -> NodeSpec | None:
@@ -286,14 +289,20 @@ class Attempt:
             raise self.broken
 
     def _called(self, node: NodeSpec, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> Any:
-        return look(self) if node.calls else node.fn(*self.args(), **self._kwargs(config, runtime))
+        try:
+            return look(self) if node.calls else node.fn(*self.args(), **self._kwargs(config, runtime))
+        except CalledCommand as said:
+            return said.command
 
     async def _awaited(self, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> Any:
         assert self.node is not None
         if self.node.graph is not None:  # it reads logs, or runs as a whole: not on the loop
             return await asyncio.to_thread(self._called, self.node, config, runtime)
         answer = self._called(self.node, config, runtime)
-        return await answer if self.node.is_async else answer
+        try:
+            return await answer if self.node.is_async else answer
+        except CalledCommand as said:
+            return said.command
 
     def args(self) -> tuple[Any, ...]:
         """The node's input, freshly decoded."""

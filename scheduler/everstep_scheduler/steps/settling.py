@@ -24,7 +24,7 @@ from everstep_checkpoint.errors import EverstepError, InvalidUpdateError, TooLar
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, carried, input_writes, state_at, step_of
 
-from ..graph.asking import GraphInterrupt, Question
+from ..graph.asking import CalledAsked, GraphInterrupt, Interrupt, Question
 from ..graph.results import ForParent
 from ..graph.retry import next_delay
 from ..graph.runtime import END, START, Send
@@ -78,6 +78,10 @@ class Settler:
                 return self._called(attempt, result, called)
             case ChildAsked() as waits:
                 return self._child_paused(attempt, result, waits)
+            case CalledAsked() as waits:
+                answers = attempt.lease.answers.split()
+                kept = [answers[at] for at in waits.kept]
+                return self._paused_with(attempt, result, waits.questions, waits.called, kept)
             case ForParent() as command if attempt.record.parent:
                 return self._left(attempt, result, command)
             case None:
@@ -174,11 +178,17 @@ class Settler:
         return Commit(attempt.lease, "left", (fact,))
 
     def _child_paused(self, attempt: Attempt, result: Result, waits: ChildAsked) -> Commit:
-        """What the attempt called waits: its questions, if it has any, are the task's."""
-        lease, kept = attempt.lease, " ".join(waits.kept)
+        """What the task called waits."""
         found = interrupts(waits.told, attempt.spec.codec)
+        return self._paused_with(attempt, result, found, attempt.lease.called, waits.kept)
+
+    def _paused_with(
+        self, attempt: Attempt, result: Result, found: Sequence[Interrupt], called: str, answers: Sequence[str]
+    ) -> Commit:
+        """What the attempt called waits: its questions, if it has any, are the task's. `answers`: those it keeps."""
+        lease, kept = attempt.lease, " ".join(answers)
         ids = " ".join(each.id for each in found)
-        said: e.Fields = {"called": lease.called}
+        said: e.Fields = {"called": called}
         if kept:
             said["kept"] = kept
         if found:

@@ -13,6 +13,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from everstep_checkpoint.codec import PLAIN, Codec
@@ -24,9 +25,11 @@ from everstep_checkpoint.replay import State, state_at
 from ..graph.drawing.picture import Graph
 from ..graph.placing import Placed, placed
 from ..graph.runtime import END, START
+from ..graph.subgraphs import graphs_seen_by
 from ..moves.contract import UPDATE_TASK, Start
 from ..moves.record import Config, On, Writes, start_with
 from ..reading.addressed import addressed, last_writer
+from ..reading.children import graph_at
 from ..reading.path import traced
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from .branching import Wish, copy_of, forking, on, replaying
@@ -153,10 +156,10 @@ class StateFace(ABC):
             yield each
 
     def get_subgraphs(self, *, namespace: str | None = None, recurse: bool = False) -> Iterator[tuple[str, Any]]:
-        """(node, graph) of the graphs that are nodes here. `recurse`: also of those in them, as `node|node`.
-        `namespace`: only that one. Without the graph's code there are none."""
-        spec = self._types
-        for name, inner in spec.nested.items() if spec is not None else ():
+        """(node, graph) of the graphs that are nodes here, or that a node's function can see and call: the first one.
+        `recurse`: also of those in them, as `node|node`. `namespace`: only that one. Without the graph's code there are
+        none."""
+        for name, inner in self._graphs():
             if namespace is None or namespace == name:
                 yield name, self._inner(inner)
             if not recurse or namespace == name or not (namespace is None or namespace.startswith(f"{name}|")):
@@ -165,9 +168,17 @@ class StateFace(ABC):
             for low, graph in self._inner(inner).get_subgraphs(namespace=below, recurse=True):
                 yield f"{name}|{low}", graph
 
+    def _graphs(self) -> Iterator[tuple[str, GraphSpec]]:
+        spec = self._types
+        for node in spec.nodes.values() if spec is not None else ():
+            seen = [] if node.graph is not None else [graph.spec for graph in graphs_seen_by(node.fn)]
+            found = spec.nested.get(node.name) if spec is not None else None
+            if found is not None or seen:
+                yield node.name, found or seen[0]
+
     def _placed(self, said: Config) -> Placed:
         """The thread that a config names by its `thread_id` and `checkpoint_ns`, and its graph."""
-        return placed(self._thread(said), said.checkpoint_ns, self._types)
+        return placed(self._thread(said), said.checkpoint_ns, self._types, partial(graph_at, self._log))
 
     # editing
 
