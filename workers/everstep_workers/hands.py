@@ -98,7 +98,7 @@ class Hand(threading.Thread):
         self._backlog: deque[Held] = deque()
         self._posted: deque[Posted] = deque()
         self._wire = threading.Lock()  # the connection, and the order of what is posted
-        self._began = 0.0  # when the node that runs now was called
+        self._began = 0.0  # when it took up the attempt that it is at; 0: it is at none
 
     @cached_property
     def _line(self) -> Line:
@@ -130,7 +130,9 @@ class Hand(threading.Thread):
             self._work.pass_on(_emptied(self._backlog))
         held = _popped(self._backlog)
         if held is not None:
+            self._began = time.monotonic()
             self._guarded(held, partial(self._step, held))
+            self._began = 0.0
             if self._backlog and len(self._posted) < UNDER_WAY_MAX and self._work.tempo.quick:
                 return
         with self._wire:
@@ -180,9 +182,8 @@ class Hand(threading.Thread):
         if attempt.pace.limited:
             work.watch(held)
         work.tempo.begins(held)
-        computed_s, self._began = time.thread_time(), held.began
+        computed_s = time.thread_time()
         result = _called(attempt)
-        self._began = 0.0
         work.tempo.ended(time.monotonic() - held.began, time.thread_time() - computed_s)
         reach("called")
         if not held.take_right():
