@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from everstep_checkpoint.errors import ServerError
 from everstep_scheduler.client.manifest import publish
@@ -91,8 +91,11 @@ class Keeper(threading.Thread):
         work = self._work
         tokens = tuple(held.lease.token for held in list(work.held.values()))
         registry = time.monotonic() >= self._registry_due
-        work.round += 1
-        gone = self._moves.renew(work.offer(tokens), registry=registry)
+        # only rounds that Redis has seen are counted: a commit that waits for Redis, too, brings leases of the round in
+        # which it was first sent, and two rounds later they would be taken for orphans before we know of them
+        said = work.round + 1
+        gone = self._moves.renew(replace(work.offer(tokens), round=said), registry=registry)
+        work.round = said
         reach("renewed")
         for token in gone:
             held = work.held.get(token)
