@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import redis
 
-from everstep.chaos.checker import Verdict, check
-from everstep.chaos.evidence import JOURNAL_ENV, Evidence, Said, Struck, read_journal
+from everstep.chaos.checking.checker import Verdict, check
+from everstep.chaos.checking.evidence import JOURNAL_ENV, Evidence, Said, Struck, read_journal
 from everstep.chaos.gathering import dump
 from everstep.chaos.sample import NAME, given, graph
 from everstep_checkpoint.errors import EverstepError

@@ -10,10 +10,11 @@ from everstep_checkpoint.errors import EverstepError
 from everstep_checkpoint.keys import Keys
 from everstep_scheduler.client.client import Client
 
-from .evidence import Dump, Stream
+from .checking.evidence import Dump, Stream
 
 PAGE = 1000
-UNDER_WAY = ("open", "unmade", "queued", "discard", "held")
+KEPT = ("open", "unmade")
+UNDER_WAY = (*KEPT, "queued", "discard", "held")
 
 
 def dump(client: Client, threads: Iterable[str]) -> Dump:
@@ -63,12 +64,13 @@ def left_over(redis: Any, keys: Keys) -> list[str]:
 
     Tasks that rest as failed, stopped or asked are their run's to keep.
     """
-    found = [
-        key.decode("utf-8", "replace")
-        for word in UNDER_WAY
-        for key in redis.scan_iter(match=f"{keys.stem}{word}:*", count=1000)
-        if not (word == "open" and rests(redis, keys, key))
-    ]
+    found: list[str] = []
+    for word in UNDER_WAY:
+        stem = f"{keys.stem}{word}:"
+        for key in redis.scan_iter(match=f"{stem}*", count=PAGE):
+            name = key.decode("utf-8", "surrogateescape")
+            if word not in KEPT or not rests(redis, keys, name.removeprefix(stem)):
+                found.append(name)
     for key in (keys.lease, keys.leases, keys.wakes, keys.discards, keys.cleanings, keys.revoked):
         if redis.exists(key):
             found.append(key)
@@ -79,7 +81,6 @@ def left_over(redis: Any, keys: Keys) -> list[str]:
     return [*found, *([f"{running} threads are running"] if running else [])]
 
 
-def rests(redis: Any, keys: Keys, key: bytes) -> bool:
-    """Does the thread of a hash of open tasks rest, with something that a later run may take up?"""
-    thread = key.decode("utf-8", "surrogateescape").removeprefix(keys.open(""))
+def rests(redis: Any, keys: Keys, thread: str) -> bool:
+    """Does a thread rest, with tasks that a later run may take up?"""
     return redis.hget(keys.thread(thread), "status") in (b"failed", b"interrupted", b"cancelled")

@@ -23,7 +23,7 @@ from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import END, START, Runtime, Send
 
-from .evidence import JOURNAL_ENV, argument_sum
+from .checking.evidence import JOURNAL_ENV, argument_sum
 
 NAME = "chaos"
 RETRY_S = 0.05

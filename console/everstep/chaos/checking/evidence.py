@@ -56,7 +56,7 @@ class Ran(NamedTuple):
 
 @dataclass(frozen=True)
 class Struck:
-    """A fault. `at`: seconds of the monotonic clock; `at_ms`: Redis' clock. `pids`: processes that died of it."""
+    """A fault. `at`: seconds of the monotonic clock; `at_ms`: Redis' clock. `pids`: the processes that it befell."""
 
     at: float
     at_ms: int

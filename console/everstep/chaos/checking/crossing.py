@@ -1,7 +1,7 @@
 """Laws between what clients were told, what nodes say they did, and what is stored.
 
 I1 no run is lost · I3 once, by the journal · I6 nothing waits for nobody · I7 what is read is what is stored
-· I8 no node runs without need · I9 what was acknowledged is there · I16 nothing is left over
+· I8 no node runs without need · I9 what was acknowledged is there · I12 timers · I16 nothing is left over
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from everstep_checkpoint.entries import idempotency_key
 
 from . import model
 from .evidence import Evidence, Ran, Said, Struck
-from .laws import Violation
+from .laws import Violation, with_closing
 from .stories import OUTCOMES, Story
 
 SLACK_S = 3.0  # how much later than its lease a fault may show: the rule of the gap, and a busy machine
 DEADLY = ("kill", "pool", "stop")
-FORGETTING = ("index", "all-keys", "server")
+FORGETTING = ("index",)
+PUSHING = "twice"
+PUSHED_MS = 3000
+EARLY_MS = 5  # clocks are read in whole ms, and not at the same moment
 
 
 @dataclass(frozen=True)
@@ -193,12 +197,19 @@ def _by_key(case: Case) -> dict[str, list[Ran]]:
 
 
 def _excused(case: Case, lines: list[Ran]) -> bool:
-    """Was an attempt forgotten together with the indexes, while its process could not speak for it? Or cut short by a
-    cancel, or by the end of the run?"""
-    at = lines[-1].at
-    forgotten = case.struck_near(at, FORGETTING) and case.struck_near(at, DEADLY)
-    cancelled = any(said.thread == lines[-1].thread for said in case.evidence.said if said.op in ("cancel", "retry"))
-    return bool(forgotten) or cancelled or bool(case.struck_near(at, ("term",)))
+    """Was each attempt but the last forgotten together with the indexes, while its process was not there to speak for
+    it? Or was the thread cancelled, and taken up by another run?"""
+    if any(said.thread == lines[-1].thread for said in case.evidence.said if said.op in ("cancel", "retry")):
+        return True
+    return any(_forgotten(case, before, after) for before, after in pairwise(lines))
+
+
+def _forgotten(case: Case, before: Ran, after: Ran) -> bool:
+    """Between two executions: did indexes go, and did something befall the process of the first one?"""
+    reach = case.evidence.lease_ms / 1000 + SLACK_S
+    struck = [each for each in case.evidence.struck if before.at - reach <= each.at <= after.at]
+    forgot = any(each.kind in FORGETTING for each in struck)
+    return forgot and any(each.kind in DEADLY and before.pid in each.pids for each in struck)
 
 
 def causeless(case: Case) -> Iterator[Violation]:
@@ -236,6 +247,26 @@ def acknowledged(case: Case) -> Iterator[Violation]:
             yield Violation("I9", said.thread, f"the answer {said.run} was acknowledged, and is not in the log")
 
 
+# I12
+
+
+def never_early(case: Case) -> Iterator[Violation]:
+    """A retry is not taken before it is due; but to push its job by hand is to say: now."""
+    pushed = [each.at_ms for each in case.evidence.struck if each.kind == PUSHING]
+    for story in case.stories.values():
+        for part, closing in with_closing(story):
+            due: dict[str, tuple[int, int]] = {}
+            for entry in [*part.facts, *closing]:
+                task, started = entry.text("task"), entry.number("started")
+                since, until = due.get(task, (0, 0))
+                early = started and started + EARLY_MS < until
+                if early and not any(since - PUSHED_MS <= at <= started + PUSHED_MS for at in pushed):
+                    said = f"{entry.id}: {task} was taken {until - started} ms before it was due"
+                    yield Violation("I12", story.thread, said)
+                if entry.kind == "task_failed" and "retry_at" in entry.raw:
+                    due[task] = (entry.number("at"), entry.number("retry_at"))
+
+
 # I16
 
 
@@ -245,5 +276,5 @@ def nothing_left(case: Case) -> Iterator[Violation]:
         yield Violation("I16", "", f"left over: {each}")
 
 
-ALWAYS = (lost_runs, stranded, read_as_stored, causeless, acknowledged, nothing_left)
+ALWAYS = (lost_runs, stranded, read_as_stored, causeless, acknowledged, never_early, nothing_left)
 OF_THE_SAMPLE = (ends_as_told, saw_the_past, needless)

@@ -1,6 +1,6 @@
 """Laws that one log must keep by itself, whoever died while it was written.
 
-I2 no gap · I3 each task done once · I4 fences · I5 one line of digests · I10 answers · I11 cancels · I12 timers
+I2 no gap · I3 each task done once · I4 fences · I5 one line of digests · I10 answers · I11 cancels
 · I13 losses are bounded
 """
 
@@ -15,7 +15,6 @@ from everstep_checkpoint.entries import Entry, digest_of, fact_sum
 from .stories import GIVEN_UP, JOIN, OUTCOMES, Part, Story
 
 LOSSES_MAX = 5  # two expired leases make a suspect, three losses alone a dead letter
-EARLY_MS = 5  # clocks are read in whole ms, and not at the same moment
 ENDS = ("task_lost", *OUTCOMES)
 
 
@@ -100,7 +99,7 @@ def _settlements(story: Story) -> Iterator[Entry]:
 
 def fenced(story: Story) -> Iterator[str]:
     """Who lost a task settles nothing; each taker's attempt is a later one."""
-    for part, closing in _with_closing(story):
+    for part, closing in with_closing(story):
         lost: dict[str, str] = {}
         last: dict[str, int] = {}
         for entry in [*part.facts, *closing]:
@@ -117,7 +116,8 @@ def fenced(story: Story) -> Iterator[str]:
                 last[task] = attempt
 
 
-def _with_closing(story: Story) -> Iterator[tuple[Part, list[Entry]]]:
+def with_closing(story: Story) -> Iterator[tuple[Part, list[Entry]]]:
+    """Each step, and the checkpoint that closed it, if it is closed."""
     for i, part in enumerate(story.parts):
         closing = story.parts[i + 1].checkpoint if i + 1 < len(story.parts) else None
         yield part, [] if closing is None else [closing]
@@ -194,21 +194,6 @@ def cancelled_for_good(story: Story) -> Iterator[str]:
             yield f"{entry.id}: {entry.kind} of the run {run}, which was revoked in {revoked[run]}"
 
 
-# I12
-
-
-def never_early(story: Story) -> Iterator[str]:
-    """A retry is not taken before it is due."""
-    for part, closing in _with_closing(story):
-        due: dict[str, int] = {}
-        for entry in [*part.facts, *closing]:
-            task, started = entry.text("task"), entry.number("started")
-            if started and started + EARLY_MS < due.get(task, 0):
-                yield f"{entry.id}: {task} was taken {due[task] - started} ms before it was due"
-            if entry.kind == "task_failed" and "retry_at" in entry.raw:
-                due[task] = entry.number("retry_at")
-
-
 # I13
 
 
@@ -235,6 +220,5 @@ LAWS = (
     ("I5", runs_in_turn),
     ("I10", answered_once),
     ("I11", cancelled_for_good),
-    ("I12", never_early),
     ("I13", bounded_losses),
 )
