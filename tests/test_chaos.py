@@ -248,7 +248,8 @@ def test_results_are_only_kept_where_somebody_asked_for_them(tmp_path: Path, mon
     monkeypatch.setenv(RESULTS_ENV, str(tmp_path))
     kept = record("kill", {"server": "redis 7.0"})
     assert kept == tmp_path / "redis-kill.json"
-    assert json.loads(kept.read_text()) == {"server": "redis 7.0", "cpus": os.cpu_count()}
+    found = json.loads(kept.read_text())
+    assert found["server"] == "redis 7.0" and found["cpus"] == os.cpu_count() and found["load"] >= 0
 
 
 def test_the_page_on_reliability_says_what_the_last_soak_measured() -> None:

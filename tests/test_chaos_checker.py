@@ -62,6 +62,11 @@ class Maker(Hand):
         self.performer.committed(commit, answer)
         return answer.status
 
+    def send_for_more(self, commit: Commit) -> None:
+        """As a worker does: the slot that becomes free is offered with it, so this may be a plain commit."""
+        with suppress(EverstepError):
+            self.held += self.moves.commit([(commit, self.offer(1))])[0].leases
+
     def send_late(self, commit: Commit) -> None:
         """What a bug makes of it may be an error; the log tells."""
         with suppress(EverstepError):
@@ -214,6 +219,20 @@ def too_late(rig: Rig) -> None:
     rig.finish()
 
 
+def taken_over_alone(rig: Rig) -> None:
+    """A task alone in its step is taken over; its first worker comes back with an outcome, and asks for more."""
+    rig.submit(rounds=2)
+    rig.until("gather")
+    rig.a.claim(1)
+    late = rig.a.run(rig.a.held[0])
+    rig.expire()
+    rig.b.claim(1)
+    rig.a.send_for_more(late)
+    while rig.a.held:
+        rig.moves_on(rig.a)
+    rig.finish()
+
+
 def resent(rig: Rig) -> None:
     """The reply of a commit is lost, and it is sent again."""
     rig.submit()
@@ -313,6 +332,7 @@ STORIES = (
     watched,
     takeover,
     too_late,
+    taken_over_alone,
     resent,
     redelivered,
     forgotten,
@@ -415,6 +435,11 @@ BUGS: dict[str, tuple[Callable[[Rig], None], Script | Python, set[str]]] = {
         changed(
             "commit", ("rec.p == 'lease' and rec.t == H.token and", "rec.p ~= 'done' and"), ("unlease(rec)\nend", "end")
         ),
+        {"I4"},
+    ),
+    "no fence in the short way of a plain commit": (
+        taken_over_alone,
+        changed("commit", ("and rec.p == 'lease' and rec.t == token and rec.j and not rec.s", "")),
         {"I4"},
     ),
     "successors queued outside the script, and the process dies between": (

@@ -234,6 +234,7 @@ def _judged(order: Order, server: str, evidence: Evidence, folder: Path) -> Outc
     kept = folder if order.folder is not None or not verdict.sound else None
     if kept is not None:
         keep(evidence, folder)
+        (folder / "violations.txt").write_text("".join(f"{each}\n" for each in verdict.violations))
     else:
         shutil.rmtree(folder, ignore_errors=True)
     return Outcome(order, server, verdict, evidence.struck, recoveries(evidence.ran, evidence.struck), kept)

@@ -214,16 +214,24 @@ def _forgotten(case: Case, before: Ran, after: Ran) -> bool:
 
 def causeless(case: Case) -> Iterator[Violation]:
     """No attempt is lost while nothing has befallen its process: leases are renewed, and end by Redis' clock."""
-    reach = case.evidence.lease_ms * 2 + SLACK_S * 1000
     for story in case.stories.values():
         for entry in story.entries:
-            if entry.kind != "task_lost":
-                continue
-            at = entry.number("at")
-            if not any(each.at_ms - SLACK_S * 1000 <= at <= each.at_ms + reach for each in case.evidence.struck):
-                yield Violation(
-                    "I8", story.thread, f"{entry.id}: {entry.text('task')} was lost, and nothing had happened"
-                )
+            if entry.kind == "task_lost" and not _cause(case, entry.number("at"), pid_of(entry.text("by"))):
+                said = f"{entry.id}: {entry.text('task')} was lost, and nothing had happened"
+                yield Violation("I8", story.thread, said)
+
+
+def _cause(case: Case, at_ms: int, pid: int) -> bool:
+    """Did something befall this very process, or anything a moment ago?"""
+    reach_ms = case.evidence.lease_ms * 2 + SLACK_S * 1000
+    before = [each for each in case.evidence.struck if each.at_ms - SLACK_S * 1000 <= at_ms]
+    return any(pid in each.pids or at_ms <= each.at_ms + reach_ms for each in before)
+
+
+def pid_of(worker: str) -> int:
+    """The process of a worker's name, `everstep.<host>.<pid>.<letters>`; 0 if it says none."""
+    words = worker.split(".")
+    return int(words[-2]) if len(words) > 2 and words[-2].isdigit() else 0
 
 
 # I9
