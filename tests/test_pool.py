@@ -302,6 +302,16 @@ def test_state_is_whole_after_all(shop: Shop) -> None:
     assert spec.values(state_at(shop.log, thread, head.n).channels)["seen"] == ["first", "waits", "last"]
 
 
+def test_a_rebuild_whose_process_died_is_anybody_s_at_once(redis_url: str, client: redis.Redis) -> None:
+    pool = Pool(redis_url, ["shop:killing"])
+    for holder, left in (("dead", 0), ("dead2", 1)):
+        client.set(KEYS.recovery, f"{holder} {new_id()}", px=60_000)
+        pool._debts[:] = [Debt("dead", "lost", ())]  # pyright: ignore[reportPrivateUsage]
+        pool._settle_debts()  # pyright: ignore[reportPrivateUsage]
+        assert client.exists(KEYS.recovery) == left, "that of a living process stays"
+    pool._hang_up()  # pyright: ignore[reportPrivateUsage]
+
+
 def test_a_debt_that_redis_can_t_take_before_a_rebuild_is_kept(redis_url: str, client: redis.Redis) -> None:
     client.flushall()  # pyright: ignore[reportUnknownMemberType]
     pool = Pool(redis_url, ["shop:killing"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from everstep_checkpoint.errors import ServerError
 from everstep_scheduler.client.manifest import publish
@@ -95,7 +95,7 @@ class Keeper(threading.Thread):
         # only rounds that Redis has seen are counted: a commit that waits for Redis, too, brings leases of the round in
         # which it was first sent, and two rounds later they would be taken for orphans before we know of them
         said = work.round + 1
-        gone = self._moves.renew(replace(work.offer(tokens), round=said), registry=registry)
+        gone = self._moves.renew(work.offer(tokens)._replace(round=said), registry=registry)
         work.round = said
         reach("renewed")
         for token in gone:

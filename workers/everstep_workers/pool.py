@@ -25,6 +25,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_scheduler.moves.connection import Client, connect, translated
 from everstep_scheduler.moves.contract import LEASE_MS
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
+from everstep_scheduler.recovery.recovery import free_lock_of
 
 from .child import EXIT_USAGE, Order, fork, preload
 from .face import Face, name_ending, worker_name
@@ -269,6 +270,7 @@ class Pool:
         for debt in list(self._debts):
             try:
                 with translated(self._order.url):
+                    free_lock_of(self._redis(), self._order.keys, debt.owner)
                     released = self._redis_moves().release(debt.owner, None, debt.to, "its process died")
                     Face(self._redis(), self._order.keys, debt.owner, debt.queues).died()
             except ServerError as error:
