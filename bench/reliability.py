@@ -24,7 +24,7 @@ TITLES = {
 }
 COLUMNS = (
     "server", "chaos", "seed", "minutes", "lease", "faults", "runs", "steps", "attempts lost", "violations",
-    "recoveries", "p50", "p99", "longest", "load average",
+    "recoveries", "p50", "p99", "longest", "load average", "nice",
 )  # fmt: skip
 LOAD = "load"
 LOAD_HEAD = """
@@ -47,9 +47,9 @@ would be listed below the table.
 FOOT = """
 A **recovery** lasts from the kill of a process until a task that it was running runs again, by the journal that the
 nodes keep. It is as long as the machine is busy: this one has {cpus} cores, shared by clients, workers, Redis and other
-programs; the load average is that of the last five minutes of a run. The bars: 0.5 s at p99 for a process of a pool,
-with any lease; lease and 2 s for a whole pool. Where every kind of fault strikes, a recovery may meet the next one
-before it is over: after a Redis that was away nothing expires for a lease and two seconds.
+programs; the load average is that of the last five minutes of a run, `nice` its priority. The bars: 0.5 s at p99 for
+a process of a pool, with any lease; lease and 2 s for a whole pool. Where every kind of fault strikes, a recovery may
+meet the next one before it is over: after a Redis that was away nothing expires for a lease and two seconds.
 """
 
 
@@ -60,7 +60,7 @@ def record(what: str, document: Found) -> Path | None:
         return None
     path = Path(folder) / f"{str(document['server']).partition(' ')[0]}-{what}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"cpus": os.cpu_count(), "load": round(os.getloadavg()[1], 1)}
+    machine = {"cpus": os.cpu_count(), "load": round(os.getloadavg()[1], 1), "nice": os.nice(0)}
     path.write_text(json.dumps({**document, **machine}, indent=1) + "\n")
     return path
 
@@ -82,7 +82,8 @@ def row(what: str, found: Found) -> list[str]:
     return [
         found["server"], TITLES[what], str(found["seed"]), f"{found['minutes']:g}", f"{found['lease_s']:g} s",
         *(f"{found[name]:,}" for name in ("faults", "runs", "steps", "losses")), f"**{len(found['violations'])}**",
-        f"{known['count']:,}", *(span(known[name]) for name in ("p50_s", "p99_s", "max_s")), f"{found['load']:g}",
+        f"{known['count']:,}", *(span(known[name]) for name in ("p50_s", "p99_s", "max_s")),
+        f"{found['load']:g}", str(found["nice"]),
     ]  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def test_a_short_chaos_on_a_server_of_its_own_loses_nothing_and_does_nothing_twi
 def test_on_the_users_redis_it_keeps_to_a_namespace_and_removes_it(client: redis.Redis, redis_url: str) -> None:
     client.set("mine", "precious")
     client.rpush("rq:queue:mine", "job")
-    words = ["--url", redis_url, "chaos", "--minutes", "0.08", "--seed", str(SEED), "--lease", "1", "--json"]
+    words = ["--url", redis_url, "chaos", "--minutes", "0.06", "--seed", str(SEED), "--lease", "1", "--json"]
     done = subprocess.run([sys.executable, "-m", "everstep", *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(done.stdout)
@@ -68,7 +68,7 @@ def test_on_the_users_redis_it_keeps_to_a_namespace_and_removes_it(client: redis
 def test_it_runs_a_graph_of_the_users(redis_url: str, client: redis.Redis) -> None:
     given = {"count": 0, "done": False}
     outcome = run(
-        Order(SEED, 4.0, redis_url, "examples.counting:graph", "counting", given, ("kill", "cut"), lease_s=1.0)
+        Order(SEED, 3.0, redis_url, "examples.counting:graph", "counting", given, ("kill", "cut"), lease_s=1.0)
     )
     assert outcome.verdict.sound, said(outcome)
     assert outcome.verdict.runs and outcome.verdict.steps
