@@ -199,17 +199,19 @@ class Pool:
         those it died with waits behind another one."""
         queues = tuple(queue + SUSPECT for queue in self._queues)
         solos = [child for child in self._children.values() if child.solo]
-        coming = sum(not child.claimed and time.monotonic() - child.began < SOLO_BEGINS_S for child in solos)
-        waiting, busy = self._suspects(queues, [child.name for child in solos])
+        waiting, held = self._suspects(queues, [child.name for child in solos])
+        busy = sum(held)
+        # who is idle may be about to leave, and is not counted on; who has just been born will take one
+        young = [not child.claimed and time.monotonic() - child.began < SOLO_BEGINS_S for child in solos]
+        coming = sum(new and not has for new, has in zip(young, held, strict=True))
         most = max(self._order.concurrency, SOLOS_PER_CPU * (os.cpu_count() or 1))
-        # who is idle may be about to leave, and is not counted on
         for _ in range(min(waiting - coming, most - busy - coming, SOLOS_MAX - len(solos))):
             self._fork(replace(self._order, queues=queues, solo=True))
 
-    def _suspects(self, queues: Sequence[str], solos: Sequence[str]) -> tuple[int, int]:
-        """How many suspects wait, and how many solo children have one."""
+    def _suspects(self, queues: Sequence[str], solos: Sequence[str]) -> tuple[int, list[bool]]:
+        """How many suspects wait, and which of the solo children have one."""
         if not queues:
-            return 0, 0
+            return 0, [False] * len(solos)
         keys = self._order.keys
         try:
             with translated(self._order.url):
@@ -222,8 +224,8 @@ class Pool:
                 found = pipe.execute()
         except ServerError as error:
             log.debug("no look at suspects: %s", error.what)
-            return 0, 0
-        return sum(found[: len(queues)]), sum(map(bool, found[len(queues) :]))
+            return 0, [False] * len(solos)
+        return sum(found[: len(queues)]), [count > 0 for count in found[len(queues) :]]
 
     # deaths
 
