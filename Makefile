@@ -31,8 +31,9 @@ audit: $(VENV)/.dev ## known holes in what is installed here; needs a vulnerabil
 test: $(VENV)/.dev ## all tests but soak, on the server that the run's seed chooses
 	$(BIN)/pytest -m "not soak" -n $(JOBS) --dist worksteal
 
-soak: $(VENV)/.dev ## the long tests, on every server found
-	$(BIN)/pytest -m soak
+soak: $(VENV)/.dev ## the long tests, on every server found, and docs/RELIABILITY.md made from them
+	EVERSTEP_SOAK_RESULTS=bench/results/soak $(BIN)/pytest -m soak -o faulthandler_timeout=0
+	$(BIN)/python -m bench.reliability
 
 bench: $(VENV)/.dev ## speed, beside a bare loop on the same machine
 	$(BIN)/python -m bench

@@ -5,13 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import pytest
 
+import graphs_for_faults
 from everstep.embedded import EmbeddedServer
+from everstep_checkpoint.errors import ServerUnavailable
+from everstep_checkpoint.log import new_id
 from everstep_scheduler.moves.connection import server_run_id
+from everstep_scheduler.moves.contract import Moves
+from everstep_scheduler.moves.keeper import LeaseKeeper
+from everstep_workers.worker import Worker
 from faults import KEYS, LONG_MS, Fleet, assert_at_rest
 from proxy import FaultProxy
 from servers import StartServer, plain_client, wait_for
@@ -106,6 +112,37 @@ def test_a_refused_login_is_told_without_a_traceback_and_mended_without_a_restar
             client.config_set("requirepass", password)
         fleet.url = via
         wait_for(lambda: fleet.status(thread) == "done", 10, "the run to be done")
+
+
+def test_a_lease_that_comes_with_a_commit_held_up_by_an_outage_is_no_orphan(fleet: Fleet, proxy: FaultProxy) -> None:
+    """Renewals that never arrived are no rounds: else the first that does arrive takes it away from who holds it."""
+    thread = fleet.submit("chain")
+    worker = Worker(proxy.url, [graphs_for_faults.chain], lease_ms=LONG_MS)
+    work, keeper = worker.work, worker._keeper
+    offer = work.offer((new_id(),))  # what is to be refilled, as it was first sent
+    proxy.refuse()
+    for _ in range(5):
+        with pytest.raises(ServerUnavailable):
+            keeper._renew()
+    proxy.accept()
+    (lease,) = work.moves.claim(offer).leases
+    keeper._renew()  # it does not know yet of what the late answer brings
+    assert fleet.redis.zscore(KEYS.leases, lease.token) is not None
+    assert lease.thread == thread and not fleet.lines()
+    work.moves.release(offer.owner, None, "job")
+    work.close()
+
+
+def test_an_inline_caller_counts_only_renewals_that_arrived() -> None:
+    class Away:
+        def renew(self, *_: object, **__: object) -> list[str]:
+            raise ServerUnavailable("Redis is away")
+
+    keeper = LeaseKeeper(cast("Moves", Away()), "me", LONG_MS)
+    for _ in range(3):
+        with pytest.raises(ServerUnavailable):
+            keeper.renew()
+    assert keeper.round == 0
 
 
 # --- full

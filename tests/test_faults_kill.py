@@ -17,6 +17,8 @@ settled      the same, hashed                                   1
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ TABLE = {"claimed": 1, "loaded": 1, "called": 2, "settled": 2, "committed": 1, "
 EFFECTS = {"effected": 2, "recorded": 1, "called": 1, "settled": 1}
 AT_B = 3  # start and `a` pass, `b` does not
 SIXTH_RENEWAL = 6
+MANY = 7
 
 
 @pytest.fixture
@@ -179,6 +182,34 @@ def test_a_worker_killed_in_a_task_that_a_command_added_is_survived(fleet: Fleet
     assert fleet.state("chain", thread)["seen"] == ["a", "b", "c", "U", "b", "c"]
     assert sum(fleet.executions(thread).values()) == 5 + began
     assert fleet.kinds(thread)["task_lost"] == 1
+
+
+def test_all_that_dead_children_held_runs_again_at_once_however_long_it_takes(fleet: Fleet) -> None:
+    """Each is a suspect and runs alone; none waits behind another one that runs long."""
+    threads = [fleet.submit("chain", gated="b") for _ in range(MANY)]
+    fleet.pool("chain", processes=2, concurrency=MANY, lease_ms=60_000)
+    for thread in threads:
+        fleet.began(thread, "b")
+    for pid in {line.pid for line in fleet.lines() if line.node == "b"}:
+        os.kill(pid, signal.SIGKILL)
+    for thread in threads:
+        fleet.began(thread, "b", times=2)
+    fleet.open_gate()
+    fleet.settled(*threads)
+
+
+def test_a_suspect_does_not_wait_for_those_that_run_alone_already(fleet: Fleet) -> None:
+    for round_ in (1, 2):
+        threads = [fleet.submit("chain", thread=f"{round_}-{i}", gated="b") for i in range(3)]
+        if round_ == 1:
+            fleet.pool("chain", processes=1, concurrency=MANY, lease_ms=60_000)
+        for thread in threads:
+            fleet.began(thread, "b")
+        os.kill(fleet.began(threads[0], "b").pid, signal.SIGKILL)
+        for thread in threads:
+            fleet.began(thread, "b", times=2)
+    fleet.open_gate()
+    fleet.settled(*(f"{round_}-{i}" for round_ in (1, 2) for i in range(3)))
 
 
 @pytest.mark.parametrize("graph", ["chain", "achain"])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from everstep_scheduler.moves.connection import connect
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
-from everstep_workers.pool import Debt, Pool
+from everstep_workers.child import Order
+from everstep_workers.pool import Child, Debt, Pool
 from everstep_workers.targets import load_target
 from servers import wait_for
 
@@ -300,6 +302,34 @@ def test_state_is_whole_after_all(shop: Shop) -> None:
     head = shop.log.head(thread)
     assert head is not None
     assert spec.values(state_at(shop.log, thread, head.n).channels)["seen"] == ["first", "waits", "last"]
+
+
+def test_a_solo_child_that_has_a_suspect_is_not_counted_on_for_the_next(
+    redis_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(redis_url, ["shop:killing"])
+    pool._queues = ("shop",)  # pyright: ignore[reportPrivateUsage]
+    order = replace(pool._order, solo=True)  # pyright: ignore[reportPrivateUsage]
+    pool._children = {1: Child(1, "solo", -1, order)}  # pyright: ignore[reportPrivateUsage]
+    client.rpush(KEYS.rq_queue("shop.suspect"), "job")
+    forked: list[Order] = []
+    monkeypatch.setattr(pool, "_fork", forked.append)
+    pool._start_solos()  # pyright: ignore[reportPrivateUsage]
+    assert not forked, "it has just been born, and will take it"
+    client.hset(KEYS.held("solo"), "token", 1)
+    pool._start_solos()  # pyright: ignore[reportPrivateUsage]
+    assert len(forked) == 1, "it has one, whether it has said so or not"
+    pool._hang_up()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_rebuild_whose_process_died_is_anybody_s_at_once(redis_url: str, client: redis.Redis) -> None:
+    pool = Pool(redis_url, ["shop:killing"])
+    for holder, left in (("dead", 0), ("dead2", 1)):
+        client.set(KEYS.recovery, f"{holder} {new_id()}", px=60_000)
+        pool._debts[:] = [Debt("dead", "lost", ())]  # pyright: ignore[reportPrivateUsage]
+        pool._settle_debts()  # pyright: ignore[reportPrivateUsage]
+        assert client.exists(KEYS.recovery) == left, "that of a living process stays"
+    pool._hang_up()  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_debt_that_redis_can_t_take_before_a_rebuild_is_kept(redis_url: str, client: redis.Redis) -> None:

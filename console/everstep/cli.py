@@ -43,6 +43,7 @@ WORDS = {
     "migrate": ("migrating", "Let runs go on whose nodes were renamed or taken away."),
     "recover": ("mending", "Rebuild every index and job from the logs; or mend one log."),
     "acl": ("guarding", "Redis users with the least rights, to be pasted."),
+    "chaos": ("chaos", "Faults at random under a load, and a verdict: was anything lost?"),
     "doctor": ("serving", "Is all well? Each line says what to do if not."),
 }
 

@@ -75,6 +75,12 @@ class Crew:
         return None if self._process is None else self._process.poll()
 
     @property
+    def pid(self) -> int:
+        """The pool's parent."""
+        assert self._process is not None, "the crew has not been started"
+        return self._process.pid
+
+    @property
     def words(self) -> str:
         """The last that it said."""
         text = self._out.read_text(errors="replace") if self._out is not None and self._out.exists() else ""

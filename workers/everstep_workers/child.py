@@ -42,6 +42,18 @@ class Order:
     solo: bool = False
 
 
+def preload(keys: Keys) -> None:
+    """Import in the parent what every child needs and no user wrote: who takes a dead child's place, or its tasks,
+    begins a third of a second sooner, and shares the pages. It opens nothing and starts no thread."""
+    from .face import pin_rq_prefix
+
+    pin_rq_prefix(keys)
+    from everstep_scheduler.inline import compiled as compiled
+
+    from . import targets as targets
+    from . import worker as worker
+
+
 def child_main(order: Order, parent: int, report_fd: int) -> int:
     """Run a worker to its end. Returns the exit code: 2 if it can't begin for a reason that stays, which is told."""
     os.setpgrp()  # a terminal's Ctrl-C is the parent's to handle; it tells us once

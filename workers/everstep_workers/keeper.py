@@ -22,22 +22,23 @@ from .work import Work, log
 
 SWEEP_EVERY_S = 1.0
 SWEEPS_MAX = 10
+MORE_S = 0.05
 SHOW_EVERY_S = 1.0
 REGISTRY_EVERY_S = 20 * 60.0
 
 
 @dataclass
 class Duty:
-    """Something to do again and again. Times of the monotonic clock."""
+    """Something to do again and again. Times of the monotonic clock. `action` is true if it did not come to its end."""
 
-    action: Callable[[], None]
+    action: Callable[[], bool | None]
     every_s: float
     due: float
     failures: int = 0
 
-    def later(self, now: float) -> None:
+    def later(self, now: float, more: bool | None) -> None:
         self.failures = 0
-        self.due = now + self.every_s
+        self.due = now + (min(MORE_S, self.every_s) if more else self.every_s)
 
     def soon(self, now: float) -> None:
         """It failed: again soon, at most a second from now."""
@@ -78,8 +79,8 @@ class Keeper(threading.Thread):
     def _do(self, duty: Duty) -> None:
         try:
             with translated(self._work.setup.url):
-                duty.action()
-            duty.later(time.monotonic())
+                more = duty.action()
+            duty.later(time.monotonic(), more)
         except ServerError as error:
             self._work.patience.say(f"{error.what}; trying again")
             duty.soon(time.monotonic())
@@ -91,8 +92,11 @@ class Keeper(threading.Thread):
         work = self._work
         tokens = tuple(held.lease.token for held in list(work.held.values()))
         registry = time.monotonic() >= self._registry_due
-        work.round += 1
-        gone = self._moves.renew(work.offer(tokens), registry=registry)
+        # only rounds that Redis has seen are counted: a commit that waits for Redis, too, brings leases of the round in
+        # which it was first sent, and two rounds later they would be taken for orphans before we know of them
+        said = work.round + 1
+        gone = self._moves.renew(work.offer(tokens)._replace(round=said), registry=registry)
+        work.round = said
         reach("renewed")
         for token in gone:
             held = work.held.get(token)
@@ -101,11 +105,12 @@ class Keeper(threading.Thread):
         if registry:
             self._registry_due = time.monotonic() + REGISTRY_EVERY_S
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> bool:
+        """Sweep. True if there is more: after a fleet was lost there may be a hundred thousand leases to take back."""
         server = server_run_id(self._client)  # each time: a client may reconnect unseen
-        for _ in range(SWEEPS_MAX):  # what is left is for the next sweep, so that renewals never wait long
-            if not self._moves.sweep(server, self._work.setup.lease_ms).get("more"):
-                break
+        lease_ms = self._work.setup.lease_ms
+        # what is left is for the next sweep, so that renewals never wait long
+        return all(self._moves.sweep(server, lease_ms).get("more") for _ in range(SWEEPS_MAX))
 
     def _audit(self) -> None:
         """A queue that differs from our count for a whole lease: ids that are wrong there go, lost jobs come back.

@@ -16,7 +16,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -25,8 +25,9 @@ from everstep_checkpoint.keys import Keys
 from everstep_scheduler.moves.connection import Client, connect, translated
 from everstep_scheduler.moves.contract import LEASE_MS
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
+from everstep_scheduler.recovery.recovery import free_lock_of
 
-from .child import EXIT_USAGE, Order, fork
+from .child import EXIT_USAGE, Order, fork, preload
 from .face import Face, name_ending, worker_name
 
 LOOK_EVERY_S = 1.0
@@ -35,6 +36,7 @@ QUICK_DEATHS_MAX = 5
 BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 SOLOS_MAX = 32
 SOLOS_PER_CPU = 2
+SOLO_BEGINS_S = 1.0
 KILL_MARGIN_S = 3.0
 SUSPECT = ".suspect"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -110,6 +112,7 @@ class Pool:
 
     def run(self) -> int:
         """Keep the pool until a signal ends it. 0; 2 if the targets can't be loaded; 1 if children die at birth."""
+        preload(self._order.keys)
         kept = {number: signal.signal(number, self._signalled) for number in SIGNALS}
         kept[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _nothing)
         self._wake_read, self._wake_write = os.pipe()
@@ -136,10 +139,10 @@ class Pool:
         if self._reap():
             self._look_at = 0.0
         self._settle_debts()
-        self._fork_due()
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_EVERY_S
-            self._start_solos()
+            self._start_solos()  # before replacements: somebody's task waits for it
+        self._fork_due()
         due = min([self._look_at, *self._fork_at]) - time.monotonic()
         self._listen(min(LOOK_EVERY_S, max(0.0, due)))
 
@@ -192,27 +195,37 @@ class Pool:
         log.info("%s began", self._children[pid].name)
 
     def _start_solos(self) -> None:
-        """Suspects run alone, each in a child that holds nothing else."""
+        """Suspects run alone, each in a child that holds nothing else; as many at once as a child had, so that none of
+        those it died with waits behind another one."""
         queues = tuple(queue + SUSPECT for queue in self._queues)
-        waiting = self._waiting(queues)
-        solos = sum(child.solo for child in self._children.values())
-        most = min(SOLOS_MAX, SOLOS_PER_CPU * (os.cpu_count() or 1), waiting)
-        for _ in range(most - solos):
+        solos = [child for child in self._children.values() if child.solo]
+        waiting, held = self._suspects(queues, [child.name for child in solos])
+        busy = sum(held)
+        # who is idle may be about to leave, and is not counted on; who has just been born will take one
+        young = [not child.claimed and time.monotonic() - child.began < SOLO_BEGINS_S for child in solos]
+        coming = sum(new and not has for new, has in zip(young, held, strict=True))
+        most = max(self._order.concurrency, SOLOS_PER_CPU * (os.cpu_count() or 1))
+        for _ in range(min(waiting - coming, most - busy - coming, SOLOS_MAX - len(solos))):
             self._fork(replace(self._order, queues=queues, solo=True))
 
-    def _waiting(self, queues: Iterable[str]) -> int:
+    def _suspects(self, queues: Sequence[str], solos: Sequence[str]) -> tuple[int, list[bool]]:
+        """How many suspects wait, and which of the solo children have one."""
         if not queues:
-            return 0
+            return 0, [False] * len(solos)
+        keys = self._order.keys
         try:
             with translated(self._order.url):
                 client: Any = self._redis()
                 pipe = client.pipeline(transaction=False)
                 for queue in queues:
-                    pipe.llen(self._order.keys.rq_queue(queue))
-                return sum(pipe.execute())
+                    pipe.llen(keys.rq_queue(queue))
+                for solo in solos:
+                    pipe.hlen(keys.held(solo))
+                found = pipe.execute()
         except ServerError as error:
             log.debug("no look at suspects: %s", error.what)
-            return 0
+            return 0, [False] * len(solos)
+        return sum(found[: len(queues)]), [count > 0 for count in found[len(queues) :]]
 
     # deaths
 
@@ -259,6 +272,7 @@ class Pool:
         for debt in list(self._debts):
             try:
                 with translated(self._order.url):
+                    free_lock_of(self._redis(), self._order.keys, debt.owner)
                     released = self._redis_moves().release(debt.owner, None, debt.to, "its process died")
                     Face(self._redis(), self._order.keys, debt.owner, debt.queues).died()
             except ServerError as error:

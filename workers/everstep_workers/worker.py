@@ -177,7 +177,8 @@ class Worker:
         """Show the process, publish its graphs, start its threads."""
         try:
             self.work.insist(self._face.born)
-            self.work.insist(self._publish)
+            if self.setup.serves_parked:  # a solo child has siblings that did, and somebody's task waits for it
+                self.work.insist(self._publish)
         except Hopeless as error:
             log.error("Redis refuses to know this worker: %s", error)
         log.info("%s: %s, queues %s", self.name, redacted(self.setup.url), ", ".join(self.setup.queues))

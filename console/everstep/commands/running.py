@@ -64,7 +64,7 @@ def submit(
     everstep submit counting '{"count": 0, "done": false}' --thread demo --wait
     everstep submit counting '{"count": 0, "done": false}' --follow --mode updates,custom
     """
-    data, following = _data(given), Following.of(follow, mode, subgraphs)
+    data, following = given_json(given), Following.of(follow, mode, subgraphs)
     with site.open():
         made = site.client.submit(
             graph, data, thread_id=thread, run_id=run, multitask_strategy=if_busy, actor="cli", **following.asked
@@ -72,7 +72,7 @@ def submit(
         return _come_to(site, made, wait or timeout is not None, timeout, as_json, following=following)
 
 
-def _data(given: str, what: str = "INPUT") -> Any:
+def given_json(given: str, what: str = "INPUT") -> Any:
     """The input as the user gave it. Raises UsageError."""
     try:
         text = sys.stdin.read() if given == "-" else Path(given[1:]).read_text() if given.startswith("@") else given
@@ -183,9 +183,9 @@ def resume(
     """
     if answer is None and (question is not None or not (update or goto)):
         raise click.UsageError("give an ANSWER, or --update or --goto")
-    data = _data(answer, "ANSWER") if answer is not None else None
+    data = given_json(answer, "ANSWER") if answer is not None else None
     changes, following = (
-        _data(update, "--update") if update is not None else None,
+        given_json(update, "--update") if update is not None else None,
         Following.of(follow, mode, subgraphs),
     )
     with site.open():

@@ -10,7 +10,7 @@ import click
 from ..site import Site
 
 
-def _end_in_order() -> None:
+def end_in_order() -> None:
     """SIGTERM, and a Ctrl-C that a shell made us ignore, end as Ctrl-C does: server and workers go first."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
@@ -32,7 +32,7 @@ def demo(folder: Path | None, workers: int, keep: bool) -> int:
     """
     from ..demo import run
 
-    _end_in_order()
+    end_in_order()
     return run(folder, workers, keep)
 
 
@@ -49,5 +49,5 @@ def dev(site: Site, targets: tuple[str, ...], concurrency: int) -> int:
     """
     from ..dev import run
 
-    _end_in_order()
+    end_in_order()
     return run(site, targets, concurrency)

@@ -104,10 +104,11 @@ class LeaseKeeper:
 
     def renew(self) -> None:
         """One round. A lease that is gone is found out by its commit, which is refused."""
-        self.round += 1
+        said = self.round + 1  # only those that Redis has seen are counted: a commit that waits for it comes later
         registry = time.monotonic() > self._registry_at
         tokens = tuple(lease.token for lease in self.held)
-        offer = Offer(self._owner, tokens, round=self.round, lease_ms=self._lease_ms)
+        offer = Offer(self._owner, tokens, round=said, lease_ms=self._lease_ms)
         self._moves.renew(offer, registry=registry, callers=self.callers)
+        self.round = said
         if registry:
             self._registry_at = time.monotonic() + REGISTRY_EVERY_S

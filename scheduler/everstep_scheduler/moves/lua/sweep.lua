@@ -2,7 +2,8 @@
 -- H: lease_ms server(its run id) salt
 -- Expired leases -> lost; due wakes -> jobs; steps given up, runs cancelled -> their jobs removed. After a gap in which nobody could
 -- renew, or on a new server, nothing expires for lease + 2 s.
--- Answers JSON: status = ok | rebuild; lost; woken; held = ms until leases may expire again; more = 1: more to clean up
+-- Answers JSON: status = ok | rebuild; lost; woken; held = ms until leases may expire again; more = 1: there is more to do
+local EXPIRED_MAX = 100
 if not alive() then return '{"status":"rebuild"}' end
 call('DEL', S .. 'nothing')
 local key = S .. 'sweep'
@@ -15,10 +16,13 @@ local last, hold = tonumber(seen[1]), tonumber(seen[3]) or 0
 if not last or NOW - last > math.max(H.lease_ms / 2, 500) or seen[2] ~= H.server then hold = NOW + H.lease_ms + 2000 end
 call('HSET', key, 'at', NOW, 'server', H.server, 'hold', hold)
 out.status, out.lost, out.woken = 'ok', 0, wake_due(WAKES_MAX)
+if out.woken == WAKES_MAX then out.more = 1 end
 if hold > NOW then
   out.held = hold - NOW
 else
-  for _, token in ipairs(call('ZRANGEBYSCORE', S .. 'leases', '-inf', NOW, 'LIMIT', 0, 100)) do
+  local expired = call('ZRANGEBYSCORE', S .. 'leases', '-inf', NOW, 'LIMIT', 0, EXPIRED_MAX)
+  if #expired == EXPIRED_MAX then out.more = 1 end
+  for _, token in ipairs(expired) do
     local thread, T, task, rec = by_token(token)
     if thread and rec.p == 'lease' and T.status == 'running' then
       local whole, taken = pcall(lost, thread, T, task, rec, false)
