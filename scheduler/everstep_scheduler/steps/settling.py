@@ -444,7 +444,7 @@ class Settler:
             if writes is not None:
                 fields["writes"] = e.pack_writes(_referred(writes, delta))
         made = e.checkpoint(on, n + 1, sums, **fields)
-        stop, why = self._stop(attempt, step, rows, planned, parts)
+        stop, why = self._stop(attempt, step, rows, planned, parts, facts)
         new = Stand(planned.channels, step, sent, pulls, count, grown, lease.run)
         with self._lock:
             self._coming[lease.token] = (n + 1, str(made["digest"]), new)
@@ -455,7 +455,13 @@ class Settler:
         )  # fmt: skip
 
     def _stop(
-        self, attempt: Attempt, step: int, rows: Sequence[Row], planned: Planned, parts: Parts
+        self,
+        attempt: Attempt,
+        step: int,
+        rows: Sequence[Row],
+        planned: Planned,
+        parts: Parts,
+        facts: Sequence[e.Entry],
     ) -> tuple[Any, str]:
         """Does the run rest here although tasks come next: at a breakpoint, its recursion limit, or after an update?
 
@@ -464,7 +470,8 @@ class Settler:
         if rows and attempt.lease.task == UPDATE_TASK:
             return "interrupted", ""
         before, after = _breakpoints(attempt)
-        if rows and stops_at(planned.ran - {START}, after):
+        handled = _handled_nodes(self.log, attempt.lease, facts) if after else set[str]()
+        if rows and stops_at(planned.ran - {START} | handled, after):
             return "interrupted", ""
         limit = attempt.record.recursion_limit
         if rows and step >= attempt.lease.base + limit + 2:
@@ -614,6 +621,16 @@ def _referred(writes: Sequence[tuple[str, bytes]], delta: Delta) -> list[tuple[s
 
 def _wrote(writes: Sequence[tuple[str, bytes]] | None, facts: Sequence[e.Entry]) -> frozenset[str]:
     return frozenset([name for name, _ in writes or ()] + [name for fact in facts for name, _ in fact.writes()])
+
+
+def _handled_nodes(log: Log, lease: Lease, facts: Sequence[e.Entry]) -> set[str]:
+    """The nodes for which their handlers spoke in this step: a stop after them counts, too (LangGraph)."""
+    tasks = {lease.task, *(fact.text("task") for fact in facts)}
+    spoken = {task.removeprefix(HANDLER) for task in tasks if task.startswith(HANDLER)}
+    if not spoken:
+        return set()
+    step = step_of(log, lease.thread, state_at(log, lease.thread, lease.n))
+    return {task.node for task in step.tasks if task.task in spoken}
 
 
 def _done_facts(log: Log, lease: Lease, state: Any) -> list[e.Entry]:
