@@ -2,7 +2,7 @@
 
 One graph mixes what there is: branches, loops, joins, deferred nodes, Sends, Commands, reducers, nodes that fail and
 are tried again, handled or continued, questions, breakpoints, graphs in graphs. What a node does hangs on its input
-alone, so both engines do the same.
+alone, so both engines do the same. No LangGraph is imported here: worker processes of tests import this.
 """
 
 from __future__ import annotations
@@ -11,17 +11,10 @@ import operator
 import random
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Annotated, Any, TypedDict
-
-import langgraph.types
-import pytest
-from langgraph.errors import NodeError as OracleNodeError
-from langgraph.graph import StateGraph as OracleGraph
-from langgraph.pregel import _runner
 
 from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
@@ -31,14 +24,6 @@ from everstep_scheduler.graph.runtime import END, START, Command, Send
 
 OURS = SimpleNamespace(
     StateGraph=StateGraph, Command=Command, Send=Send, interrupt=interrupt, Retry=RetryPolicy, Error=NodeError
-)
-THEIRS = SimpleNamespace(
-    StateGraph=OracleGraph,
-    Command=langgraph.types.Command,
-    Send=langgraph.types.Send,
-    interrupt=langgraph.types.interrupt,
-    Retry=langgraph.types.RetryPolicy,
-    Error=OracleNodeError,
 )
 LIMIT = 5  # supersteps; loops end there
 SENDS_UNTIL = 15  # so long a log
@@ -249,12 +234,3 @@ def _router(lib: Any, source: str, ends: tuple[str, ...], sends: bool) -> Callab
         return [ends[size % len(ends)], ends[size % 2 % len(ends)], *more]
 
     return route
-
-
-@contextmanager
-def patient_oracle() -> Iterator[None]:
-    """LangGraph waits for the siblings of a node that failed, and takes what they write. Left to itself it may, or may
-    not: see test_what_a_sibling_of_a_failed_node_wrote_late_counts."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_runner, "_should_stop_others", lambda done, **_: False)
-        yield

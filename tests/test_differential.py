@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 
-from drawn import CHANCES, OURS, THEIRS, Drawn, Node, built, drawn, patient_oracle, stops
+from drawn import CHANCES, OURS, Drawn, Node, built, drawn, stops
 from everstep_scheduler.client.client import connect
 from everstep_scheduler.graph.runtime import END, START
 from everstep_scheduler.inline.logmoves import LogMoves
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from everstep_scheduler.reading.derive import derive
 from servers import run_seed
-from sidebyside import Story, Turn, on
+from sidebyside import THEIRS, Story, patient_oracle
 from test_interrupts import working
 from test_subgraphs import sound
+from turns import Turn, on
 
 BATCHES, BATCH = 16, 125  # inline: 2,000
 REDIS = 40

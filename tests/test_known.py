@@ -14,11 +14,12 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 from langgraph.errors import InvalidUpdateError as OracleInvalid
 
-from drawn import CHANCES, OURS, THEIRS, Drawn, Node, built, drawn, patient_oracle, stops
+from drawn import CHANCES, OURS, Drawn, Node, built, drawn, stops
 from everstep_scheduler.graph.runtime import END, START
 from everstep_scheduler.inline.savers import InMemorySaver
 from servers import run_seed
-from sidebyside import SYNC, Seen, Turn, history, on, take, told, waiting
+from sidebyside import SYNC, THEIRS, patient_oracle
+from turns import Seen, Turn, history, on, take, told, waiting
 
 SEEDS = [random.Random(f"{run_seed()} known {i}").randrange(2**31) for i in range(20)]
 ON = on("t")
