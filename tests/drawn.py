@@ -140,9 +140,7 @@ def _node(
         made = replace(made, asks=tuple(f"{name}{i}" for i in range(dice.choice([1, 1, 2]))))
     if comes("fails"):
         handled = ends if dice.random() < 0.4 else ()
-        made = replace(
-            made, fails=dice.choice([1, 1, 2]), tries=1 if made.asks else dice.choice([1, 1, 3]), handled=handled
-        )
+        made = replace(made, fails=dice.choice([1, 1, 2]), tries=dice.choice([1, 1, 3]), handled=handled)
     made = replace(made, counts=counts and comes("counts"))
     return replace(made, goes=ends, sends=comes("sends")) if comes("goes") else made
 

@@ -129,6 +129,9 @@ ONCE: dict[str, tuple[Drawn, list[Turn]]] = {
     "a question beside a handler": (graph(HANDLED, Node("y"), Node("q", asks=("?",))), [INPUT]),
     "a stop after a node that was handled": (graph(HANDLED, Node("y"), after=("x",)), [INPUT, GO_ON]),
     "the same, alone": (graph(HANDLED, Node("y"), wide=False, after=("x",)), [INPUT, GO_ON]),
+    "retries are counted from the last answer on": (
+        graph(Node("x", asks=("?", "??"), fails=2, tries=3)), [INPUT, Turn("answer all"), Turn("answer all")],
+    ),
     "the same, in a child": (
         graph(Node("c", inner=graph(Node("x", fails=1, handled=(END,)), after=("x",))), Node("s")), [INPUT, GO_ON],
     ),

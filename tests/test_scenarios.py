@@ -89,7 +89,8 @@ def survives(fleet: Fleet, name: str, killed: int, failpoint: str) -> None:
                 seen = telling.result()
             assert seen == take(OURS, alone, on("t"), turn), f"turn {i}: {turn}"
             assert history(remote, on("t")) == history(alone, on("t")), f"turn {i}: {turn}"
-        assert lost(client.log_store, "t") == 1, "one attempt died, and the log says so"
+        held = 0 if failpoint.startswith("committed") else 1  # behind a commit it may have died with nothing in hand
+        assert held <= lost(client.log_store, "t") <= 1, "one attempt died, and the log says so"
         assert sound(client.log_store, "t")
         assert_at_rest(fleet.redis)
 

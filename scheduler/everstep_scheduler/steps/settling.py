@@ -118,7 +118,7 @@ class Settler:
         )  # fmt: skip
 
     def _raised(self, attempt: Attempt, result: Result, raised_error: BaseException) -> Commit:
-        error = _error_of(attempt, _plain(raised_error))
+        error = _error_of(self.log, attempt, _plain(raised_error))
         handler = attempt.handler_of(raised_error) if error.retry_s is None else None
         if handler is not None:
             return self._handled(attempt, result, error, handler)
@@ -523,9 +523,9 @@ def _breakpoints(attempt: Attempt) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return before, spec.interrupt_after if told.interrupt_after is None else told.interrupt_after
 
 
-def _error_of(attempt: Attempt, error: Exception) -> Raised:
+def _error_of(log: Log, attempt: Attempt, error: Exception) -> Raised:
     """The outcome of an attempt that raised, or whose child failed: then the error is the child's."""
-    failures, dice = _failures(attempt.lease), random.random()  # noqa: S311 - jitter, not a secret
+    failures, dice = _failures(log, attempt.lease), random.random()  # noqa: S311 - jitter, not a secret
     if not isinstance(error, ChildFailed):
         return raised(attempt.node, error, failures, dice)
     policies = attempt.node.retry if attempt.node is not None else ()
@@ -537,9 +537,16 @@ def _plain(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else RuntimeError(f"the node called {type(error).__name__}: {error}")
 
 
-def _failures(lease: Lease) -> int:
-    """Attempts that raised, this one included: those whose process died don't count."""
-    return max(lease.attempt - lease.lost, 1)
+def _failures(log: Log, lease: Lease) -> int:
+    """Attempts that raised since the task last asked, this one included: those whose process died don't count, and a
+    question is no failure. With an answer LangGraph, too, counts anew."""
+    counted = max(lease.attempt - lease.lost, 1)
+    if not lease.answers or counted == 1:
+        return counted
+    facts = log.pages(lease.thread, f"{lease.n}-1", str(lease.n))
+    kinds = [fact.kind for fact in facts if fact.text("task") == lease.task]
+    asked = len(kinds) - kinds[::-1].index("task_paused") if "task_paused" in kinds else 0
+    return 1 + kinds[asked:].count("task_failed")
 
 
 def _check_size(attempt: Attempt, size: int) -> None:
