@@ -121,6 +121,9 @@ HANDLED = Node("x", fails=1, handled=("y", "y", "y"))
 INPUT, GO_ON = Turn("input", {"log": ["first"]}), Turn("go on")
 ONCE: dict[str, tuple[Drawn, list[Turn]]] = {
     "a copy of an input goes on": (graph(Node("a")), [INPUT, Turn("update", back=2, node="__copy__"), GO_ON]),
+    "an update of a copy of an input": (
+        graph(Node("a"), Node("b")), [INPUT, Turn("update", back=2, node="__copy__"), Turn("update", {"log": ["u"]})],
+    ),
     "a replay of an input tells its values": (graph(Node("a")), [INPUT, Turn("replay", back=2)]),
     "a child stops, alone": (graph(Node("c", inner=STOPS)), [INPUT, GO_ON]),
     "two children stop": (graph(Node("c", inner=STOPS), Node("d", inner=STOPS)), [INPUT, GO_ON]),
