@@ -157,8 +157,9 @@ class Fleet:
     # who works
 
     def worker(self, *graphs: str, failpoint: str = "", via: str = "", **told: Any) -> Process:
-        """A process with one bare worker; nobody reaps it, so its leases have to run out."""
-        targets = [f"graphs_for_faults:{name}" for name in graphs]
+        """A process with one bare worker; nobody reaps it, so its leases have to run out. A graph of another module
+        than `graphs_for_faults` is named with it: `scenarios:asked`."""
+        targets = [name if ":" in name else f"graphs_for_faults:{name}" for name in graphs]
         said = self.folder / f"said-{len(self.processes)}"
         env = {**os.environ, "EVERSTEP_FAILPOINT": failpoint, "RQ_KEY_PREFIX": KEYS.rq}
         settings = {"url": via or self.url, "graphs": targets, "lease_ms": LONG_MS, "concurrency": 1, **told}

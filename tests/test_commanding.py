@@ -5,7 +5,6 @@ Where LangGraph drops what it can't place, or loses what it took before, we refu
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +28,6 @@ from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START, Command, Send
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from everstep_scheduler.moves.record import Config
-from servers import run_seed
 from test_interrupts import (
     OURS,
     THEIRS,
@@ -407,43 +405,3 @@ def test_an_update_opens_hundreds_that_asked_each_once(saver: Saver) -> None:
 
 
 # --- random threads
-
-
-def next_call(graph: Any, dice: random.Random, turn: int) -> Any:
-    asked = waiting(graph.get_state(on("t")).interrupts)
-    if turn == 0 or dice.random() < 0.1:
-        return {"log": [f"input {turn}"]}
-    to = {each: dice.randint(0, 9) for each in dice.sample(asked, dice.randint(0, len(asked)))}
-    update = dice.choice([None, {"log": [f"U{turn}"]}])
-    goto = tuple(dice.sample("bcd", dice.choice([0, 0, 1, 2])))
-    return Do(update, goto, to=to) if to or update or goto else None
-
-
-def random_graph(lib: Any, seed: int) -> Any:
-    """Four nodes, one of which may ask, behind random edges; those that a Command adds don't ask."""
-    dice = random.Random(seed)
-    graph = lib.StateGraph(State)
-    graph.add_node("a", asks(lib, "a", "?a") if dice.random() < 0.6 else says("a"))
-    for name in "bcd":
-        graph.add_node(name, lambda state, name=name: {"log": [[name, len(state["log"])]]})
-    for place, name in enumerate("abcd"):
-        graph.add_edge(dice.choice([START, *"abcd"[:place]]), name)
-    if dice.random() < 0.5:
-        graph.add_edge(dice.sample("abcd", 2), dice.choice([*"bcd", END]))
-    return graph
-
-
-def test_random_commands_have_langgraphs_history() -> None:
-    dice = random.Random(run_seed())
-    for _ in range(GRAPHS):
-        seed = dice.randrange(2**31)
-        saver, config = InMemorySaver(), {**on("t"), "recursion_limit": 12}
-        ours = random_graph(OURS, seed).compile(checkpointer=saver, name="g")
-        theirs = random_graph(THEIRS, seed).compile(checkpointer=OracleSaver())
-        own = random.Random(seed)
-        for turn in range(8):
-            step = next_call(ours, own, turn)
-            mine, his = do(OURS, ours, config, step), do(THEIRS, theirs, config, step, durability="sync")
-            assert mine == his, f"seed {seed}, turn {turn}: {step}"
-            assert past(ours, config) == past(theirs, config), f"seed {seed}, turn {turn}: {step}"
-        assert verify(saver.log, "t").sound, f"seed {seed}"

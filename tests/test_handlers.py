@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import operator
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -28,10 +27,6 @@ from everstep_scheduler.graph.runtime import END, START, Command, Send
 from everstep_scheduler.inline.logmoves import LogMoves
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver
 from everstep_scheduler.reading.derive import Reader
-from servers import run_seed
-from test_differential import history as steps_of
-from test_differential import outcome
-from test_plan import random_graph
 from test_worker import running
 
 OURS = SimpleNamespace(
@@ -176,48 +171,6 @@ def test_handlers_go_the_same_on_workers_and_on_redis(build: Callable[[Any], Any
         assert history(inline, "inline") == history(remote, "remote") == history(memory, "t")
         for thread in ("inline", "remote"):
             assert verify(fleet.log_store, thread).sound
-
-
-def failing_at_random(lib: Any, dice: random.Random) -> Any:
-    """The library, with a builder some of whose nodes fail, and whose handlers go on to nodes that there are."""
-
-    class Builder(lib.StateGraph):  # type: ignore[misc]
-        def add_node(self, name: Any, action: Any = None, **options: Any) -> Any:
-            if dice.random() < 0.4:
-                ends, size = [dice.choice("ab"), lib.Send("a", {"log": []}), END], dice.randint(2, 5)
-
-                def handler(state: Any, error: lib.Error) -> Any:
-                    update = {"log": [f"h {error.node}"]}
-                    return lib.Command(update=update, goto=ends[len(state["log"]) % 3])
-
-                def node(state: Any) -> Any:
-                    if len(state["log"]) % size:
-                        raise ValueError(name)
-                    return action(state)
-
-                return super().add_node(name, node, error_handler=handler, **options)
-            return super().add_node(name, action, **options)
-
-    return SimpleNamespace(**{**vars(lib), "StateGraph": Builder})
-
-
-@pytest.mark.parametrize("kind", ["memory", "redis"])
-def test_random_graphs_with_failing_nodes_have_langgraphs_history(kind: str, request: pytest.FixtureRequest) -> None:
-    saver = InMemorySaver() if kind == "memory" else RedisSaver(request.getfixturevalue("redis_url"))
-    seeds, handled = random.Random(run_seed()), 0
-    for _ in range(20 if kind == "memory" else 8):
-        seed = seeds.randrange(2**31)
-        thread = f"t{seed}"
-        config = {**on(thread), "recursion_limit": 12}
-        ours = random_graph(failing_at_random(OURS, random.Random(seed)), seed).compile(checkpointer=saver, name="g")
-        theirs = random_graph(failing_at_random(THEIRS, random.Random(seed)), seed).compile(checkpointer=TheirSaver())
-        for data in ({"log": ["x"]}, {"log": ["y", "z"]}):
-            ends = [outcome(ours, data, config), outcome(theirs, data, config, durability="sync")]
-            assert ends[0] == ends[1], f"seed {seed}"
-            assert steps_of(ours, config) == steps_of(theirs, config), f"seed {seed}"
-        assert verify(saver.log, thread).sound, f"seed {seed}"
-        handled += sum(entry.kind == "task_added" for entry in saver.log.pages(thread))
-    assert handled > 3, "the graphs do fail"
 
 
 # -- a handler that fails, and what then goes on

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START, Command, Send
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from everstep_workers.worker import Worker
-from servers import run_seed, wait_for
+from servers import wait_for
 from test_recovery import wipe
 
 OURS = SimpleNamespace(StateGraph=StateGraph, Command=Command, Send=Send, interrupt=interrupt)
@@ -462,48 +461,3 @@ def test_questions_and_answers_survive_the_loss_of_all_indexes(redis_url: str, c
 
 
 # --- random graphs
-
-
-def random_graph(lib: Any, seed: int) -> Any:
-    """Up to six nodes, some of which ask, behind random edges and routers, with breakpoints at random."""
-    dice = random.Random(seed)
-    names = list("abcdef")[: dice.randint(2, 6)]
-    graph = lib.StateGraph(State)
-    for name in names:
-        questions = [f"{name}{i}" for i in range(dice.choice([0, 0, 1, 1, 2]))]
-        graph.add_node(name, asks(lib, name, *questions))
-    for place, name in enumerate(names):
-        graph.add_edge(dice.choice([START, *names[:place]]), name)
-    if dice.random() < 0.5:
-        graph.add_edge(dice.sample(names, 2), dice.choice([*names, END]))
-    stops = {kind: dice.sample(names, dice.randint(0, 1)) for kind in ("interrupt_before", "interrupt_after")}
-    return graph, stops
-
-
-def next_call(graph: Any, dice: random.Random, turn: int) -> Any:
-    """An input at first; then answers to some of what is asked, or a bare continue."""
-    asked = waiting(graph.get_state({"configurable": {"thread_id": "t"}}).interrupts)
-    if turn == 0 or dice.random() < 0.1:
-        return {"log": [f"input {turn}"]}
-    if not asked:
-        return None
-    return Answer(to={each: dice.randint(0, 9) for each in dice.sample(asked, dice.randint(1, len(asked)))})
-
-
-def test_random_graphs_that_ask_have_langgraphs_history() -> None:
-    dice = random.Random(run_seed())
-    for _ in range(GRAPHS):
-        seed = dice.randrange(2**31)
-        saver, config = InMemorySaver(), {**on("t"), "recursion_limit": 12}
-        builder, stops = random_graph(OURS, seed)
-        ours = builder.compile(checkpointer=saver, name="g", **stops)
-        builder, stops = random_graph(THEIRS, seed)
-        theirs = builder.compile(checkpointer=OracleSaver(), **stops)
-        own = random.Random(seed)
-        for turn in range(8):
-            step = next_call(ours, own, turn)
-            mine, his = call(OURS, ours, config, step), call(THEIRS, theirs, config, step, durability="sync")
-            assert mine == his, f"seed {seed}, turn {turn}: {step}"
-            assert state_of(ours, config) == state_of(theirs, config), f"seed {seed}, turn {turn}"
-            assert history(ours, config) == history(theirs, config), f"seed {seed}, turn {turn}"
-        assert verify(saver.log, "t").sound, f"seed {seed}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import operator
-import random
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, TypedDict
@@ -311,58 +310,6 @@ TABLE: list[Builder] = [
 @pytest.mark.parametrize("data", [{"log": ["in"], "n": 1, "best": 2}, {"n": 0}, {}])
 def test_states_and_next_nodes_are_langgraphs(build: Builder, data: dict[str, Any]) -> None:
     assert ours(build(OURS).spec(), data) == theirs(build(THEIRS), data)
-
-
-def commands_at_random(lib: Any, dice: random.Random, name: str, names: list[str]) -> Callable[[Any], Any]:
-    """A node that goes where the length of the log says."""
-    ends = [*dice.sample(names, 2), END]
-    sends = dice.random() < 0.5
-
-    def node(state: Any) -> Any:
-        size = len(state["log"])
-        more = [lib.Send(end, {"log": []}) for end in ends[: size % 2]] if sends else []
-        first = lib.Command(update={"log": [name]}, goto=[ends[size % 3], *more])
-        return [first, lib.Command(update={"log": ["again"]})] if size % 5 == 4 else first
-
-    return node
-
-
-def random_graph(lib: Any, seed: int) -> Any:
-    """Up to seven nodes with random edges, joins, Sends, Commands and routers, some deferred; loops end at the step
-    limit."""
-    dice = random.Random(seed)
-    names = list("abcdefg")[: dice.randint(2, 7)]
-    commanding = [name for name in names if dice.random() < 0.25]
-    graph = lib.StateGraph(State)
-    for name in dice.sample(names, len(names)):
-        node = commands_at_random(lib, dice, name, names) if name in commanding else says(name)
-        graph.add_node(name, node, defer=dice.random() < 0.25)
-    for place, name in enumerate(names):  # each can be reached, which we demand and LangGraph does not
-        graph.add_edge(dice.choice([START, *names[:place]]), name)
-    for _ in range(dice.randint(0, 3)):
-        graph.add_edge(dice.sample(names, dice.randint(1, min(3, len(names)))), dice.choice([*names, END]))
-    for source in dice.sample([START, *names], 2):
-        ends = [*dice.sample(names, 2), END]
-        sends = dice.random() < 0.4
-
-        def route(state: Any, ends: list[str] = ends, sends: bool = sends) -> Any:
-            size = len(state["log"]) if isinstance(state, dict) else 0
-            more = [lib.Send(end, {"log": []}) for end in ends[: size % 3] if end != END] if sends else []
-            return [ends[size % 3], ends[size % 2], *more]
-
-        graph.add_conditional_edges(source, route)
-    return graph
-
-
-@pytest.mark.parametrize("batch", range(8))
-def test_random_graphs_go_as_in_langgraph(batch: int) -> None:
-    lengths = 0
-    for seed in range(batch * 10, batch * 10 + 10):
-        found = ours(random_graph(OURS, seed).spec(), {"log": ["x"]})
-        known = theirs(random_graph(THEIRS, seed), {"log": ["x"]})
-        assert found[: STEPS_MAX + 1] == known[: STEPS_MAX + 1], f"seed {seed}"
-        lengths += len(known)
-    assert lengths > 40  # the graphs do something
 
 
 def test_a_model_state_goes_as_in_langgraph() -> None:

@@ -23,12 +23,12 @@ from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 
 from everstep_scheduler.client.client import connect
 from everstep_scheduler.graph.asking import get_stream_writer
-from everstep_scheduler.graph.runtime import START
+from everstep_scheduler.graph.runtime import END, START
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver
 from servers import run_seed
-from test_interrupts import IN, Answer, on, waiting, working
+from test_interrupts import IN, Answer, State, asks, on, says, waiting, working
 from test_streams import LOG_MODES, OURS, THEIRS, Chat, TheirChat
-from test_subgraphs import STORIES, chain, family
+from test_subgraphs import STORIES, chain
 
 _ID = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[A-Za-z0-9_-]{43}|\d{12}-[0-9a-f]{8}|[0-9a-f]{32}"
@@ -144,6 +144,27 @@ def test_what_runs_in_graphs_in_graphs_is_told_the_same_on_workers(redis_url: st
                 remote, thread = client.graph(graph.name, compiled), f"{story}, {'typed' if compiled else 'plain'}"
                 modes = MODES if compiled is not None else ["updates"]
                 compared(told(OURS, remote, TOLD[story][1], modes, thread, timeout=20), theirs(story, modes), thread)
+
+
+def family(lib: Any, dice: random.Random, depth: int = 2, prefix: str = "") -> Any:
+    """A random graph: nodes that say, ask, or are such graphs, some of which stop at a node; joins."""
+    names = [f"{prefix}{letter}" for letter in "abcd"[: dice.randint(1, 4)]]
+    graph = lib.StateGraph(State)
+    for name in names:
+        kind = dice.random()
+        if depth and kind < 0.5:
+            inner, stops = family(lib, dice, depth - 1, f"{name}_"), {}
+            if depth == 2 and dice.random() < 0.5:  # deeper down, LangGraph passes one when a sibling is answered
+                stops = {dice.choice(["interrupt_before", "interrupt_after"]): [f"{name}_a"]}
+            graph.add_node(name, inner.compile(**stops))
+        else:
+            questions = [f"{name}{i}" for i in range(dice.choice([1, 1, 2]))]
+            graph.add_node(name, asks(lib, name, *questions) if kind < 0.75 else says(name))
+    for place, name in enumerate(names):
+        graph.add_edge(dice.choice([START, *names[:place]]), name)
+    if len(names) > 2 and dice.random() < 0.5:
+        graph.add_edge(dice.sample(names[:2], 2), dice.choice([*names[2:], END]))
+    return graph
 
 
 def test_random_graphs_in_graphs_are_told_as_in_langgraph() -> None:

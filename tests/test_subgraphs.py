@@ -6,7 +6,6 @@ On the same stories: inline in memory, inline on Redis, and on workers, where a 
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -25,13 +24,13 @@ from everstep_scheduler.client.client import connect
 from everstep_scheduler.graph.handling import NodeError
 from everstep_scheduler.graph.options import CachePolicy
 from everstep_scheduler.graph.retry import RetryPolicy
-from everstep_scheduler.graph.runtime import END, START, Runtime
+from everstep_scheduler.graph.runtime import START, Runtime
 from everstep_scheduler.graph.subgraphs import child_thread
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from everstep_scheduler.reading.children import children
 from everstep_scheduler.steps.caches import InMemoryCache
 from everstep_workers.worker import specs_of
-from servers import run_seed, wait_for
+from servers import wait_for
 from test_interrupts import (
     IN,
     OURS,
@@ -326,48 +325,6 @@ def test_graphs_in_graphs_go_as_in_langgraph(story: str, saver: Saver) -> None:
         assert state_of(ours, on("t")) == state_of(theirs, on("t")), f"state after call {i}"
         assert history(ours, on("t")) == history(theirs, on("t")), f"history after call {i}"
     assert sound(saver.log, "t")
-
-
-def family(lib: Any, dice: random.Random, depth: int = 2, prefix: str = "") -> Any:
-    """A random graph: nodes that say, ask, or are such graphs, some of which stop at a node; joins."""
-    names = [f"{prefix}{letter}" for letter in "abcd"[: dice.randint(1, 4)]]
-    graph = lib.StateGraph(State)
-    for name in names:
-        kind = dice.random()
-        if depth and kind < 0.5:
-            inner, stops = family(lib, dice, depth - 1, f"{name}_"), {}
-            if depth == 2 and dice.random() < 0.5:  # deeper down, LangGraph passes one when a sibling is answered
-                stops = {dice.choice(["interrupt_before", "interrupt_after"]): [f"{name}_a"]}
-            graph.add_node(name, inner.compile(**stops))
-        else:
-            questions = [f"{name}{i}" for i in range(dice.choice([1, 1, 2]))]
-            graph.add_node(name, asks(lib, name, *questions) if kind < 0.75 else says(name))
-    for place, name in enumerate(names):
-        graph.add_edge(dice.choice([START, *names[:place]]), name)
-    if len(names) > 2 and dice.random() < 0.5:
-        graph.add_edge(dice.sample(names[:2], 2), dice.choice([*names[2:], END]))
-    return graph
-
-
-def test_random_graphs_in_graphs_go_as_in_langgraph(saver: Saver) -> None:
-    """Results, values and what is next, through answers and continues. Questions are told in the results: in the state
-    LangGraph goes on to show those that were answered, where their graph then stopped."""
-    dice = random.Random(run_seed())
-    for _ in range(FAMILIES if isinstance(saver, InMemorySaver) else FAMILIES // 3):
-        seed = dice.randrange(2**31)
-        ours = family(OURS, random.Random(seed)).compile(checkpointer=saver, name="g")
-        theirs = family(THEIRS, random.Random(seed)).compile(checkpointer=OracleSaver())
-        own, config = random.Random(seed), on(f"t{seed}")
-        for turn in range(7):
-            asked = waiting(ours.get_state(config).interrupts)
-            picked = (
-                {each: own.randint(0, 9) for each in own.sample(asked, own.randint(1, len(asked)))} if asked else {}
-            )
-            step = IN if turn == 0 else Answer(to=picked) if asked else None
-            mine, his = call(OURS, ours, config, step), call(THEIRS, theirs, config, step, durability="sync")
-            assert mine == his, f"seed {seed}, turn {turn}: {step}"
-            assert state_of(ours, config)[:2] == state_of(theirs, config)[:2], f"seed {seed}, turn {turn}: {step}"
-        assert sound(saver.log, f"t{seed}"), f"seed {seed}"
 
 
 def test_graphs_in_graphs_go_the_same_on_workers(redis_url: str) -> None:

@@ -6,7 +6,6 @@ A history is compared whole: source, step, next, values, the parent by its place
 from __future__ import annotations
 
 import operator
-import random
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
@@ -19,12 +18,9 @@ from everstep_checkpoint.replay import verify
 from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.runtime import END, START
 from everstep_scheduler.inline.compiled import CompiledGraph
-from everstep_scheduler.inline.logmoves import LogMoves
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
-from everstep_scheduler.reading.derive import derive
 from everstep_scheduler.steps.stateface import StateUpdate
-from servers import run_seed
-from test_plan import OURS, THEIRS, random_graph
+from test_plan import OURS, THEIRS
 
 Config = dict[str, Any]
 THREAD = "t"
@@ -261,89 +257,3 @@ def test_supersteps_of_updates_are_langgraphs(saver: Saver, bulk: str, shape: st
     same(ours, theirs, begin)
     assert (done(act(StateUpdate), ours) == "done") is (done(act(TheirUpdate), theirs) == "done")
     same(ours, theirs, go_on)
-
-
-def trip(dice: random.Random) -> tuple[int, str, Any]:
-    """A way back: how many checkpoints before the head, and what to do there."""
-    return dice.randrange(8), dice.choice(["replay", "input", "update", "clear", "copy", "as input"]), dice.random()
-
-
-def as_node(names: list[str], chance: float) -> str | None:
-    """For whom an update speaks; None: whoever ran last."""
-    return [None, *names][int(chance * (len(names) + 1))]
-
-
-def travel(graph: Any, names: list[str], back: int, what: str, chance: float, **more: Any) -> str:
-    history = list(graph.get_state_history(ON))
-    config = {**history[min(back, len(history) - 1)].config, "recursion_limit": 12}
-    match what:
-        case "replay":
-            return outcome(lambda: graph.invoke(None, config, **more))
-        case "input":
-            return outcome(lambda: graph.invoke({"log": ["y"]}, config, **more))
-        case "update":
-            node = as_node(names, chance)
-            return outcome(lambda: graph.update_state(config, {"log": ["u"]}, as_node=node))
-        case "clear":
-            return outcome(lambda: graph.update_state(config, None, as_node=END))
-        case "copy":
-            return outcome(lambda: graph.update_state(config, None, as_node="__copy__"))
-        case _:
-            return outcome(lambda: graph.update_state(config, {"log": ["i"]}, as_node="__input__"))
-
-
-def outcome(action: Callable[[], Any]) -> str:
-    """How it ended. LangGraph raises also where a run ends in the very step of its limit: there the history tells."""
-    try:
-        action()
-    except Exception as error:  # noqa: BLE001 - whatever it is, both must raise it
-        return "done" if "Recursion" in type(error).__name__ else type(error).__name__
-    return "done"
-
-
-@pytest.mark.parametrize("kind", ["memory", "redis"])
-def test_random_graphs_travel_as_in_langgraph(kind: str, request: pytest.FixtureRequest) -> None:
-    dice = random.Random(run_seed())
-    for _ in range(GRAPHS if kind == "memory" else GRAPHS // 4):
-        seed = dice.randrange(2**31)
-        saver: Saver = InMemorySaver() if kind == "memory" else RedisSaver(request.getfixturevalue("redis_url"))
-        saver.moves.delete(THREAD)
-        ours = random_graph(OURS, seed).compile(checkpointer=saver, name="g")
-        theirs = random_graph(THEIRS, seed).compile(checkpointer=OracleSaver())
-        start = {**ON, "recursion_limit": 12}
-        assert outcome(lambda: ours.invoke({"log": ["x"]}, start)) == outcome(  # noqa: B023
-            lambda: theirs.invoke({"log": ["x"]}, start, durability="sync")  # noqa: B023
-        )
-        went: list[Any] = []
-        spoken: set[tuple[str, str]] = set()  # a checkpoint, and a node that waited there when an update spoke for it
-        for _ in range(TRIPS):
-            went.append(trip(dice))
-            names = sorted(ours.spec.nodes)
-            back, what, chance = went[-1]
-            history = list(ours.get_state_history(ON))
-            there = history[min(back, len(history) - 1)]
-            place = there.config["configurable"]["checkpoint_id"]
-            mine, his = travel(ours, names, *went[-1]), travel(theirs, names, *went[-1], durability="sync")
-            if what == "update" and (node := as_node(names, chance)) in there.next:
-                spoken.add((place, str(node)))
-            if (mine, his) == ("done", "InvalidUpdateError") and went[-1][1] == "update":
-                break  # one node ran, for a join and an edge at once: to LangGraph that is two, and ambiguous
-            assert mine == his, f"seed {seed} {went}"
-            if what == "clear" and any((place, node) in spoken for node in there.next):
-                break  # to LangGraph what an update wrote in a waiting task's name, on another branch, is that task's
-            assert told(ours) == told(theirs), f"seed {seed} {went}"
-        assert verify(saver.log, THREAD).problems == [], f"seed {seed} {went}"
-        if kind == "memory":
-            indexes_are_what_the_log_says(saver)
-
-
-def indexes_are_what_the_log_says(saver: Saver) -> None:
-    moves = saver.moves
-    assert isinstance(moves, LogMoves)
-    kept, told = moves._threads[THREAD], derive(saver.log, THREAD)  # pyright: ignore[reportPrivateUsage]
-    assert (kept.n, kept.digest, kept.step, kept.status, kept.run, kept.rec, kept.base) == (
-        told.n, told.digest, told.step, told.status, told.run, told.rec, told.base
-    )  # fmt: skip
-    assert (kept.width, kept.left, kept.failed, sorted(kept.open)) == (
-        told.width, told.left, told.failed, sorted(task.task for task in told.tasks)
-    )  # fmt: skip

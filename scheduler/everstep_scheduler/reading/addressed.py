@@ -58,7 +58,8 @@ def last_writer(log: Log, thread: str, at: e.Entry | None) -> str:
             break
         if ran:
             return ran[0]
-        if entry.branch_of is None and entry.n == 1:
+        on = entry.branch_of
+        if (entry.n == 1) if on is None else (on.n == 0):  # nothing is before it: also a copy of such a checkpoint
             return START
     raise InvalidUpdateError("Ambiguous update, specify as_node", thread=thread, fix="update_state(..., as_node='...')")
 

@@ -21,6 +21,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import InvalidUpdateError, Trimmed
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import (
+    HANDLER,
     Channels,
     Fold,
     State,
@@ -176,7 +177,7 @@ class LogStream:
             writes = _writes(state, entry)
             self._written |= {name for name, _ in writes}
             yield from self._result(entry, writes)
-        parent, self._parent = _branched(entry) or self._parent, entry.checkpoint_id
+        parent, self._parent = _builds_on(entry, self._parent), entry.checkpoint_id
         if state is not None and self._fold is not None:
             self._opened = _Opened(state.birth, entry.n, entry.digest, entry.number("step"))
         if not ours or state is None:
@@ -185,7 +186,8 @@ class LogStream:
             start = TaskRef(START_TASK, START_NODE, "")
             yield from self._emit("checkpoints", entry, self._shown(state, [start], parent))
             return
-        if "values" in self._telling and (source == "fork" or self._shows(self._written)):
+        later = task == START_TASK and not self._written and self.record.kind != "input"  # an earlier run's input
+        if "values" in self._telling and (source == "fork" or later or self._shows(self._written)):
             yield "values", self.reading.values(state.channels, self.keys)
         self._written = set()
         refs = self._refs(entry)
@@ -297,7 +299,8 @@ class LogStream:
             if fact.kind in kinds and fact.text("task") not in (START_TASK, UPDATE_TASK, JOIN_TASK):
                 kinds[fact.kind][fact.text("task")] = fact
         refs = self._refs(frame.state.entry, facts)
-        return _Step(frame.state, _branched(frame.state.entry) or frame.parent, facts, refs, waiting, *kinds.values())
+        parent = _builds_on(frame.state.entry, frame.parent)
+        return _Step(frame.state, parent, facts, refs, waiting, *kinds.values())
 
     def _stands(self, step: _Step) -> Iterator[Told]:
         state, entry = step.state, step.state.entry
@@ -322,7 +325,8 @@ class LogStream:
 
     def _beside(self, step: _Step) -> Iterator[Told]:
         """The values with what is done beside what waits, of the outermost graph: where its reducers are at hand."""
-        order = [ref.task for ref in sorted(step.refs, key=lambda ref: bool(ref.part))]
+        refs = sorted(step.refs, key=lambda ref: bool(ref.part))
+        order = [task for ref in refs for task in (ref.task, HANDLER + ref.task)]
         done = [step.done[task] for task in order if task in step.done]
         writes = [(name, value) for fact in done for name, value in fact.writes() if value is not None]
         told = "values" in self._telling and not self.where.ns
@@ -348,7 +352,8 @@ class LogStream:
         return bool(set(written) if self.keys is None else set(written) & set(self.keys))
 
     def _asked(self, entry: e.Entry) -> Iterator[Told]:
-        """A question: among the updates, beside the values as they stand, and as what came of its task."""
+        """A question: among the updates, beside the values as they stand, and as what came of its task. Nothing of a
+        graph in the graph that stopped at a breakpoint of its own: the rest tells it, once for all."""
         asked = tuple(questions(entry, self.reading.codec))
         if not asked:
             return  # a breakpoint within what it called
@@ -485,10 +490,12 @@ class _Opened:
         return e.idempotency_key(self.birth, self.n, self.digest, task)
 
 
-def _branched(entry: e.Entry) -> str:
-    """The checkpoint that a branch builds on; empty where it is the one before."""
+def _builds_on(entry: e.Entry, before: str) -> str:
+    """The id of the checkpoint that one builds on: the one before, or another where it is a branch; empty if none."""
     named = entry.branch_of
-    return e.checkpoint_id(named.n, named.digest) if named is not None else ""
+    if named is None:
+        return before
+    return e.checkpoint_id(named.n, named.digest) if named.n else ""
 
 
 def _writes(state: State | None, entry: e.Entry) -> Writes:

@@ -19,7 +19,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import RunFailed, UnknownType, type_name
 from everstep_checkpoint.log import Log, new_id
-from everstep_checkpoint.replay import Channels, state_at, step_of
+from everstep_checkpoint.replay import HANDLER, Channels, state_at, step_of
 
 from ..graph.retry import RetryPolicy
 from ..graph.runtime import Command, Send
@@ -104,7 +104,7 @@ def stopped_after(log: Log, thread: str, ending: Ending, marked: tuple[str, ...]
     if not marked or not ending.digest:
         return False
     (last,) = log.read(thread, f"{ending.n}-0", f"{ending.n}-0")
-    if last.text("task") != JOIN_TASK:
+    if last.text("task") != JOIN_TASK and not last.text("task").startswith(HANDLER):
         return stops_at([last.text("node")], marked)
     before = step_of(log, thread, state_at(log, thread, ending.n - 1))
     return stops_at((task.node for task in before.tasks), marked)

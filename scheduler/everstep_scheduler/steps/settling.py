@@ -118,7 +118,7 @@ class Settler:
         )  # fmt: skip
 
     def _raised(self, attempt: Attempt, result: Result, raised_error: BaseException) -> Commit:
-        error = _error_of(attempt, _plain(raised_error))
+        error = _error_of(self.log, attempt, _plain(raised_error))
         handler = attempt.handler_of(raised_error) if error.retry_s is None else None
         if handler is not None:
             return self._handled(attempt, result, error, handler)
@@ -444,7 +444,7 @@ class Settler:
             if writes is not None:
                 fields["writes"] = e.pack_writes(_referred(writes, delta))
         made = e.checkpoint(on, n + 1, sums, **fields)
-        stop, why = self._stop(attempt, step, rows, planned, parts)
+        stop, why = self._stop(attempt, step, rows, planned, parts, facts)
         new = Stand(planned.channels, step, sent, pulls, count, grown, lease.run)
         with self._lock:
             self._coming[lease.token] = (n + 1, str(made["digest"]), new)
@@ -455,7 +455,13 @@ class Settler:
         )  # fmt: skip
 
     def _stop(
-        self, attempt: Attempt, step: int, rows: Sequence[Row], planned: Planned, parts: Parts
+        self,
+        attempt: Attempt,
+        step: int,
+        rows: Sequence[Row],
+        planned: Planned,
+        parts: Parts,
+        facts: Sequence[e.Entry],
     ) -> tuple[Any, str]:
         """Does the run rest here although tasks come next: at a breakpoint, its recursion limit, or after an update?
 
@@ -464,7 +470,8 @@ class Settler:
         if rows and attempt.lease.task == UPDATE_TASK:
             return "interrupted", ""
         before, after = _breakpoints(attempt)
-        if rows and stops_at(planned.ran - {START}, after):
+        handled = _handled_nodes(self.log, attempt.lease, facts) if after else set[str]()
+        if rows and stops_at(planned.ran - {START} | handled, after):
             return "interrupted", ""
         limit = attempt.record.recursion_limit
         if rows and step >= attempt.lease.base + limit + 2:
@@ -516,9 +523,9 @@ def _breakpoints(attempt: Attempt) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return before, spec.interrupt_after if told.interrupt_after is None else told.interrupt_after
 
 
-def _error_of(attempt: Attempt, error: Exception) -> Raised:
+def _error_of(log: Log, attempt: Attempt, error: Exception) -> Raised:
     """The outcome of an attempt that raised, or whose child failed: then the error is the child's."""
-    failures, dice = _failures(attempt.lease), random.random()  # noqa: S311 - jitter, not a secret
+    failures, dice = _failures(log, attempt.lease), random.random()  # noqa: S311 - jitter, not a secret
     if not isinstance(error, ChildFailed):
         return raised(attempt.node, error, failures, dice)
     policies = attempt.node.retry if attempt.node is not None else ()
@@ -530,9 +537,16 @@ def _plain(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else RuntimeError(f"the node called {type(error).__name__}: {error}")
 
 
-def _failures(lease: Lease) -> int:
-    """Attempts that raised, this one included: those whose process died don't count."""
-    return max(lease.attempt - lease.lost, 1)
+def _failures(log: Log, lease: Lease) -> int:
+    """Attempts that raised since the task last asked, this one included: those whose process died don't count, and a
+    question is no failure. With an answer LangGraph, too, counts anew."""
+    counted = max(lease.attempt - lease.lost, 1)
+    if not lease.answers or counted == 1:
+        return counted
+    facts = log.pages(lease.thread, f"{lease.n}-1", str(lease.n))
+    kinds = [fact.kind for fact in facts if fact.text("task") == lease.task]
+    asked = len(kinds) - kinds[::-1].index("task_paused") if "task_paused" in kinds else 0
+    return 1 + kinds[asked:].count("task_failed")
 
 
 def _check_size(attempt: Attempt, size: int) -> None:
@@ -614,6 +628,16 @@ def _referred(writes: Sequence[tuple[str, bytes]], delta: Delta) -> list[tuple[s
 
 def _wrote(writes: Sequence[tuple[str, bytes]] | None, facts: Sequence[e.Entry]) -> frozenset[str]:
     return frozenset([name for name, _ in writes or ()] + [name for fact in facts for name, _ in fact.writes()])
+
+
+def _handled_nodes(log: Log, lease: Lease, facts: Sequence[e.Entry]) -> set[str]:
+    """The nodes for which their handlers spoke in this step: a stop after them counts, too (LangGraph)."""
+    tasks = {lease.task, *(fact.text("task") for fact in facts)}
+    spoken = {task.removeprefix(HANDLER) for task in tasks if task.startswith(HANDLER)}
+    if not spoken:
+        return set()
+    step = step_of(log, lease.thread, state_at(log, lease.thread, lease.n))
+    return {task.node for task in step.tasks if task.task in spoken}
 
 
 def _done_facts(log: Log, lease: Lease, state: Any) -> list[e.Entry]:
