@@ -19,7 +19,7 @@ from bench.rows import plot, row, table
 EXPECTED = {
     *("evalsha", "eval", "time", "mget", "get", "set", "del", "unlink", "exists", "expire", "pexpire", "multi", "exec"),
     *("hget", "hgetall", "hmget", "hset", "hdel", "hincrby", "zadd", "zrem", "zscore", "zpopmin", "zrangebyscore"),
-    *("hkeys", "hstrlen", "llen", "zremrangebyscore"),
+    *("hkeys", "hstrlen", "llen", "lrange", "zremrangebyscore"),
     *("lpop", "rpush", "lindex", "blpop", "sadd", "xadd", "xrange", "xrevrange", "xread", "info", "client|setinfo"),
 }
 BACKGROUND_S = 8
