@@ -40,6 +40,7 @@ from everstep_scheduler.client.client import publish
 from everstep_scheduler.client.inbox import InboxReader
 from everstep_scheduler.graph.durability import durability_of, replicas_of
 from everstep_scheduler.moves.record import RunRecord
+from everstep_scheduler.reading.children import children
 from everstep_workers.worker import Worker
 from servers import StartServer, plain_client, wait_for
 
@@ -92,7 +93,8 @@ def pair(own_server: StartServer) -> Iterator[Pair]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    primary = own_server(extra=("--port", port, "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"))
+    quick = ("--repl-diskless-sync-delay", "0", "--shutdown-timeout", "0")
+    primary = own_server(extra=("--port", port, "--bind", "127.0.0.1", *quick))
     replica = own_server(extra=("--replicaof", "127.0.0.1", port))
     made = Pair(primary, replica)
     with plain_client(primary.url) as admin:  # the answer to a first WAIT takes a second: then it keeps up
@@ -344,6 +346,29 @@ def test_a_submit_whose_replica_stalls_is_written_and_warns(pair: Pair) -> None:
         with pytest.warns(DurabilityWarning, match="thread 't': the beginning of run 'r' is written"):
             run = client.submit("shop", {"x": 0}, thread_id="t", run_id="r", durability=REPLICATED)
         assert run.status() == "running"
+
+
+def test_the_command_line_says_what_lacks_on_a_line_of_its_own(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EVERSTEP_URL", pair.primary.url)
+    with connect(pair.primary.url) as client:
+        publish(client.redis, client.keys, [graph(REPLICATED).spec])
+    pair.stalls()
+    assert main(["submit", "shop", '{"x": 0}', "--thread", "t"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "durable" in line]
+    assert len(said) == 1 and said[0].startswith("warning: thread 't': the beginning of run")
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_graph_that_is_a_node_is_promised_what_its_caller_was(pair: Pair) -> None:
+    outer = StateGraph(State).add_node("child", graph()).add_edge(START, "child").add_edge("child", END)
+    made = outer.compile(name="outer", durability=REPLICATED)
+    with working(pair.primary.url, made) as client:
+        assert client.submit("outer", {"x": 0}, thread_id="t").result(timeout=20) == {"x": 3}
+        (child,) = children(client.log_store, "t")
+        first = next(client.log(child))
+        assert RunRecord.decode(e.unwrap(first.raw["record"], "")).durability == REPLICATED
 
 
 @pytest.mark.usefixtures("strict")
