@@ -30,7 +30,7 @@ OURS: Any = {
 # Named in code and never imported by users, or by another way than a name of the package.
 ELSEWHERE = {
     "types.PregelTask": Task, "runtime.ExecutionInfo": ours_runtime.ExecutionInfo,
-    "errors.EmptyInputError": errors.EmptyInputError, "invoke(durability)": "sync",
+    "errors.EmptyInputError": errors.EmptyInputError,
 }  # fmt: skip
 BY_ANNOTATION = {"LastValue", "BinaryOperatorAggregate", "DeltaChannel"}
 SET_BY_INIT = {"checkpointer"}

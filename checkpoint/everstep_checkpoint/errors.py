@@ -32,7 +32,9 @@ EverstepError
     ├── NoServer               none can be found or started
     ├── ServerUnavailable      it does not answer, or refuses the login
     ├── ServerFull             maxmemory is reached
-    └── ServerUnsuitable       its settings would lose data
+    └── ServerUnsuitable       its settings would lose data, or can't keep what a run asks for
+
+DurabilityWarning (a UserWarning): what is written is not as durable as was asked for
 """
 
 from __future__ import annotations
@@ -238,4 +240,9 @@ class ServerFull(ServerError):
 
 
 class ServerUnsuitable(ServerError):
-    """Redis' settings would lose data."""
+    """Redis' settings would lose data, or it can't keep the durability that was asked for. Nothing was written."""
+
+
+class DurabilityWarning(UserWarning):
+    """What is written stays so, and the run goes on; but fewer replicas have it than were asked for, or it may not be
+    on disk. Says what lacks."""

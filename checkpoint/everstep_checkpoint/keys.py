@@ -215,6 +215,11 @@ class Keys:
         return f"{self.stem}alive"
 
     @property
+    def mark(self) -> str:
+        """String with expiry: written behind a commit, so that WAIT tells of all before it."""
+        return f"{self.stem}mark"
+
+    @property
     def recovery(self) -> str:
         """String with expiry: who rebuilds."""
         return f"{self.stem}recovery"

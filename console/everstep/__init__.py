@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from everstep_checkpoint.errors import DurabilityWarning as DurabilityWarning
     from everstep_checkpoint.errors import EverstepError as EverstepError
     from everstep_checkpoint.errors import GraphRecursionError as GraphRecursionError
     from everstep_checkpoint.errors import InvalidUpdateError as InvalidUpdateError
@@ -60,7 +61,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "everstep_checkpoint.errors": (
-        "EverstepError", "GraphRecursionError", "InvalidUpdateError", "NodeTimeoutError", "RunCancelled", "RunFailed",
+        "DurabilityWarning", "EverstepError", "GraphRecursionError", "InvalidUpdateError",
+        "NodeTimeoutError", "RunCancelled", "RunFailed",
     ),
     "everstep_scheduler.client.client": ("Client", "connect"),
     "everstep_scheduler.graph.asking": ("Interrupt", "get_stream_writer", "interrupt"),

@@ -29,7 +29,7 @@ _READ = (
 _WRITE = (
     "del", "discard", "eval", "evalsha", "exec", "expire", "hdel", "hincrby", "hset", "lpop", "lpush", "lrem",
     "lset", "multi", "persist", "pexpire", "rename", "rpush", "sadd", "script|load", "set", "srem", "unlink",
-    "unwatch", "watch", "xadd", "xdel", "xtrim", "zadd", "zpopmin", "zrem", "zremrangebyscore",
+    "unwatch", "wait", "watch", "xadd", "xdel", "xtrim", "zadd", "zpopmin", "zrem", "zremrangebyscore",
 )  # fmt: skip
 _WORK = ("blpop", "subscribe", "unsubscribe")
 # What RQ's own worker sends beside these, with our job class.

@@ -2,7 +2,7 @@
 
     everstep [--url ...] WORD ...
       └─ Words finds WORD's module and imports it; `--help` imports none of them
-      └─ main() turns an error into one line with its fix, and into an exit code
+      └─ main() turns an error into one line with its fix, and into an exit code; a warning into a line
 
 Data goes to stdout, messages to stderr. A user's mistake never shows a traceback.
 """
@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
+from typing import Any
 
 import click
 
 from everstep_checkpoint import errors as x
-from everstep_checkpoint.errors import EverstepError
+from everstep_checkpoint.errors import DurabilityWarning, EverstepError
 
 from .site import DEFAULT_URL, Site
 
@@ -148,7 +151,9 @@ def cli(ctx: click.Context, url: str, namespace: str, partition: str) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command line. Returns its exit code."""
     try:
-        done = cli.main(args=args, prog_name="everstep", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_warned, warnings.showwarning)
+            done = cli.main(args=args, prog_name="everstep", standalone_mode=False)
         sys.stdout.flush()
         return done if isinstance(done, int) else OK
     except click.ClickException as error:
@@ -164,6 +169,16 @@ def main(args: Sequence[str] | None = None) -> int:
     except EverstepError as error:
         tell(error)
         return exit_code(error)
+
+
+def _warned(
+    others: Callable[..., None], said: Warning | str, category: type[Warning], *where: Any, **more: Any
+) -> None:
+    """What is not as durable as was asked for, on stderr, without a line of our source."""
+    if issubclass(category, DurabilityWarning):
+        click.echo(f"warning: {said}", err=True)
+    else:
+        others(said, category, *where, **more)
 
 
 def tell(error: EverstepError, trace: Sequence[str] = ()) -> None:

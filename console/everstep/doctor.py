@@ -16,6 +16,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from . import fleet, show
 from .finding import ACT, KNOW, OK, Check, Finding, Look
+from .promised import promised
 from .site import Site
 
 OLDEST = (7, 0)
@@ -49,7 +50,7 @@ def examine(site: Site) -> list[Finding]:
 def _told(look: Look) -> Iterator[Finding]:
     """What Redis says of itself; all that hangs on it is left out where this user may not ask."""
     look.info = look.redis.info("all")
-    for check in (server, durability, memory, clients):
+    for check in (server, durability, promised, memory, clients):
         yield from check(look)
 
 

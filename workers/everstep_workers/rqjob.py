@@ -35,10 +35,12 @@ from everstep_checkpoint.errors import GraphError, ServerError
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
+from everstep_scheduler.graph.durability import COMMIT
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import patiently, server_run_id, translated
 from everstep_scheduler.moves.contract import LEASE_MS, Lease, Offer
 from everstep_scheduler.moves.live import LiveWriter
+from everstep_scheduler.moves.promises import Promises
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_scheduler.steps.caches import RedisCache
@@ -302,6 +304,8 @@ class Turn:
         answer = _insist(lambda: self._moves.commit([(commit, Offer(self._owner))]))[0]
         if answer.status != "ok":
             log.info("job %s: its outcome came too late (%s)", self._job, answer.status)
+        if (durability := attempt.record.durability) != COMMIT:
+            Promises(self._client, self._keys).report((durability,), f"job {self._job}", log)
 
 
 class Beat(threading.Thread):

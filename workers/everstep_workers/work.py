@@ -18,10 +18,12 @@ from everstep_checkpoint.errors import LogError, ServerError
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
+from everstep_scheduler.graph.durability import COMMIT
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import Client, connect
 from everstep_scheduler.moves.contract import JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
 from everstep_scheduler.moves.live import LiveWriter
+from everstep_scheduler.moves.promises import Promises
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_scheduler.steps.caches import RedisCache
@@ -106,6 +108,7 @@ class Work:
         shared = self.client()
         self.recovery = Recovery(shared, setup.keys, self.leases, self.patience.say, setup.lease_ms, setup.name)
         self.moves = self._moves(shared)
+        self.promises = Promises(shared, setup.keys, setup.url)
         self.live = LiveWriter(lambda: connect(setup.url, connections=2), setup.keys)
         cache, kept = RedisCache(shared, keys=setup.keys), RedisLog(shared, setup.keys)
         hears = through(self.live)
@@ -292,6 +295,7 @@ class Work:
         fresh: list[Held] = []
         for each, (commit, offer), answer in zip(done, pairs, answers, strict=True):
             fresh += self._passed(each, commit, offer, answer)
+        self._kept(done)
         return fresh
 
     def came(self, done: Done, commit: Commit, offer: Offer, raw: object) -> list[Held]:
@@ -307,7 +311,15 @@ class Work:
             except BaseException:
                 self._keeps(done, offer)
                 raise
-        return self._passed(done, commit, offer, answer)
+        fresh = self._passed(done, commit, offer, answer)
+        self._kept((done,))
+        return fresh
+
+    def _kept(self, done: Sequence[Done]) -> None:
+        """Wait for what runs were promised beyond the commits just answered. Leases that came are held meanwhile."""
+        more = [x for x in done if x.held.attempt is not None and x.held.attempt.record.durability != COMMIT]
+        if more:
+            self.promises.report({x.held.attempt.record.durability for x in more if x.held.attempt}, more[0].held, log)
 
     def _refused(self, done: Done, error: Hopeless) -> list[Held]:
         attempt = done.held.attempt

@@ -37,6 +37,10 @@ timeout_s = click.option(
     "--if-busy", type=click.Choice(["enqueue", "reject", "interrupt", "rollback"]), default="enqueue",
     help="If a run is under way: wait behind it, exit with code 4, stop it and begin, or undo it and begin (enqueue).",
 )  # fmt: skip
+@click.option(
+    "--durability", metavar="WORD",
+    help="What each step is promised: commit, fsync or replicas=N (what the graph says).",
+)  # fmt: skip
 @waits
 @follows
 @timeout_s
@@ -49,6 +53,7 @@ def submit(
     thread: str | None,
     run: str | None,
     if_busy: Mode,
+    durability: str | None,
     wait: bool,
     follow: bool,
     mode: str | None,
@@ -67,7 +72,14 @@ def submit(
     data, following = given_json(given), Following.of(follow, mode, subgraphs)
     with site.open():
         made = site.client.submit(
-            graph, data, thread_id=thread, run_id=run, multitask_strategy=if_busy, actor="cli", **following.asked
+            graph,
+            data,
+            thread_id=thread,
+            run_id=run,
+            multitask_strategy=if_busy,
+            actor="cli",
+            durability=durability,
+            **following.asked,
         )
         return _come_to(site, made, wait or timeout is not None, timeout, as_json, following=following)
 

@@ -34,10 +34,12 @@ from everstep_checkpoint.log import Log, new_id, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at
 
+from ..graph.durability import COMMIT
 from ..graph.runtime import Command, Send
 from ..moves.connection import DEFAULT_URL, translated
 from ..moves.connection import connect as connected
 from ..moves.contract import MOVE_MAX, Mode, Start, check_thread
+from ..moves.promises import Promises, warn
 from ..moves.record import Config, On, check_run_id, commands, start_of, start_with
 from ..moves.redismoves import RedisMoves, Scripts
 from ..reading.carried import Errors
@@ -108,6 +110,7 @@ class Client(Travelling):
         self.log_store: Log = RedisLog(self.redis, keys)
         self.recovery = Recovery(self.redis, keys)
         self.moves = RedisMoves(Scripts(self.redis, keys, self.recovery, url))
+        self.promises = Promises(self.redis, keys, url)
         self._manifests: dict[str, tuple[float, Manifest]] = {}
 
     def __enter__(self) -> Client:
@@ -169,6 +172,7 @@ class Client(Travelling):
         actor: str = "",
         stream_mode: str | Sequence[str] = (),
         subgraphs: bool = False,
+        durability: str | None = None,
     ) -> Run:
         """Record a run, for the workers to do. When this returns, no death of any process loses it.
 
@@ -178,13 +182,16 @@ class Client(Travelling):
         "reject" (ThreadBusy), "interrupt" (the run under way is stopped, what it finished stays, and this one begins),
         "rollback" (the same, but the thread is set back to where it was before that run). `stream_mode`: "custom" and
         "messages", if somebody is to hear what nodes say while they run, and with `subgraphs` also the nodes of graphs
-        that are nodes; all other modes need no asking.
+        that are nodes; all other modes need no asking. `durability`: what each step is promised, and this call for the
+        run's beginning: "commit", "fsync" (it is on disk; needs `appendfsync always`) or "replicas=N" (N replicas have
+        it); by default what the graph says. What is written and not kept so is told by a DurabilityWarning.
 
-        Raises UnknownGraph, InvalidInput, EmptyInputError, InvalidThreadId, RunConflict, ThreadBusy, TooLarge.
+        Raises UnknownGraph, InvalidInput, EmptyInputError, InvalidThreadId, RunConflict, ThreadBusy, TooLarge;
+        ServerUnsuitable for a durability that the server can't keep.
         """
         said = Config.of(
             config, context=context, metadata=metadata, tags=tags, actor=actor, multitask_strategy=multitask_strategy,
-            live=live_modes(check_modes(stream_mode)), subgraphs=subgraphs,
+            live=live_modes(check_modes(stream_mode)), subgraphs=subgraphs, durability=durability,
         )  # fmt: skip
         return self.begin(graph, input, said, thread_id=thread_id, run_id=run_id)
 
@@ -207,10 +214,12 @@ class Client(Travelling):
         given = said.thread_id if thread_id is None else thread_id
         thread = thread_id_text(run if given is None else given)
         if spec is not None:
+            said = said.promised(spec.durability)
             if missing := self._lacking(thread, spec.lacking(input), on):
                 raise spec.lacks(missing)
             return self.started(start_of(spec, thread, run, input, said, "input", on=on), Reading(spec))
         known = self.manifest(graph)
+        said = said.promised(known.durability)
         form, writes = take(known, known.keyed(input), lambda names: self._lacking(thread, names, on))
         start = start_with(
             said.record("input", form), writes, thread=thread, run=run, graph=known.name, queue=known.queue,
@@ -231,15 +240,17 @@ class Client(Travelling):
         return [name for name in names if name not in have]
 
     def started(self, start: Start, reading: Reading) -> Run:
-        """Record a run that is made already. Raises RunConflict, ThreadBusy, EmptyInputError, LogError."""
+        """Record a run that is made already. Raises RunConflict, ThreadBusy, EmptyInputError, LogError, ServerError."""
         thread = start.thread
+        self.promises.check(start.durability)
         try:
             answer = begun(self.log_store, start, self.moves.start)
         except CorruptEntry as error:
             raise self._unreadable(thread, error) from error
         match answer.status:
             case "started" | "queued" | "attached":
-                return Run(self, thread, start.run, answer.entry, reading)
+                self.confirm(start.durability, thread, f"the beginning of run {start.run!r}")
+                return Run(self, thread, start.run, answer.entry, reading, start.durability)
             case "conflict":
                 what = f"the run id {start.run!r} was used with another input"
                 raise RunConflict(what, thread=thread, fix="give a new run_id, or leave it out")
@@ -254,6 +265,11 @@ class Client(Travelling):
                 raise gone_on(thread)
             case _:
                 raise self._unreadable(thread)
+
+    def confirm(self, durability: str, thread: str, what: str) -> None:
+        """Wait until all that was committed before this call is kept as a run was promised; else warn."""
+        if durability != COMMIT:
+            warn(self.promises.kept((durability,)), f"thread {thread!r}: {what}")
 
     def _unreadable(self, thread: str, error: EverstepError | None = None) -> Exception:
         """A thread that takes no entry (`error`), or that no rebuild could adopt: reading it says which entry it is."""
@@ -286,6 +302,10 @@ class Client(Travelling):
         status, entry, *_ = found.decode().split(" ")
         return status, entry
 
+    def _durability(self, graph: str) -> str:
+        """What a graph says of the durability of its runs, where it is published."""
+        return self.manifest(graph).durability if self.redis.exists(self.keys.graph(graph)) else COMMIT
+
     def reading(self, graph: str) -> Reading:
         """How the values of a graph's threads are read without its code."""
         known = self.redis.exists(self.keys.graph(graph))
@@ -298,11 +318,12 @@ class Client(Travelling):
         *,
         stream_mode: str | Sequence[str] = (),
         subgraphs: bool = False,
+        durability: str | None = None,
     ) -> Run:
         """Continue what failed, was cancelled or reached its limit, as a new run; done tasks are not done again.
 
         `run_id`: the run that is meant; Superseded if the thread has gone on with another one since. `stream_mode`,
-        `subgraphs`: as in `submit`. Raises
+        `subgraphs`, `durability`: as in `submit`. Raises
         ThreadBusy while a run is under way, EmptyInputError if nothing is left to do, UnknownThread.
         """
         thread = thread_id_text(thread_id)
@@ -314,8 +335,9 @@ class Client(Travelling):
                 raise Superseded(what, thread=thread, fix="submit its input again, or retry without a run id")
             if status == "done":
                 raise EmptyInputError("nothing to retry: the last run is done", thread=thread, fix="submit an input")
-            heard = Config.of(None, live=live_modes(check_modes(stream_mode)), subgraphs=subgraphs)
-            return self.proceed(thread, graph, queue, heard)
+            live = live_modes(check_modes(stream_mode))
+            heard = Config.of(None, live=live, subgraphs=subgraphs, durability=durability)
+            return self.proceed(thread, graph, queue, heard.promised(self._durability(graph)))
 
     def resume(
         self,
@@ -330,6 +352,7 @@ class Client(Travelling):
         actor: str = "",
         stream_mode: str | Sequence[str] = (),
         subgraphs: bool = False,
+        durability: str | None = None,
     ) -> Run:
         """Answer what a run asked with `interrupt()`, as a new run that goes on there; durable when it returns.
 
@@ -338,7 +361,7 @@ class Client(Travelling):
 
         `update`: keys to write to the state as it stands, through their reducers; `goto`: nodes or Sends to run beside
         what is open. With either the thread may be done, and `answer` None says that nothing is answered.
-        `stream_mode`, `subgraphs`: as in `submit`.
+        `stream_mode`, `subgraphs`, `durability`: as in `submit`.
 
         Raises InvalidResume (several questions and no id, an unknown id, an answer that does not fit its schema),
         ThreadBusy, EmptyInputError (the thread is done), UnknownThread, RunConflict; InvalidUpdateError for a key or a
@@ -348,7 +371,9 @@ class Client(Travelling):
         with translated(self.url):
             graph, queue = self._thread(thread, "graph", "queue")
             live = live_modes(check_modes(stream_mode))
-            said = Config.of(config, context=context, actor=actor, live=live, subgraphs=subgraphs)
+            said = Config.of(
+                config, context=context, actor=actor, live=live, subgraphs=subgraphs, durability=durability
+            ).promised(self._durability(graph))
             command: Command[Any] = Command(update=update, goto=goto, resume=answer)
             if commands(command):
                 lore = ManifestLore(self.manifest(graph))

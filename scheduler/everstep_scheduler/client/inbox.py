@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, cast
 
-from everstep_checkpoint.errors import EverstepError, InvalidInput, ServerError
+from everstep_checkpoint.errors import EverstepError, InvalidInput, ServerError, ServerUnsuitable
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 
@@ -118,7 +118,7 @@ class InboxReader:
         try:
             self._submit(client, entry_id, _read(fields))
         except ServerError as error:
-            if not is_hopeless(error):
+            if not is_hopeless(error) and not isinstance(error, ServerUnsuitable):
                 raise
             self._reject(client, entry_id, fields, str(error))  # it would be refused for ever, and all behind it wait
             return
@@ -141,6 +141,7 @@ class InboxReader:
                 multitask_strategy=strategy(said.get("if_busy", "enqueue")),
                 stream_mode=[each.strip() for each in said.get("stream_mode", "").split(",") if each.strip()],
                 subgraphs=_flag(said, "subgraphs"),
+                durability=said.get("durability"),
             )
 
     def _reject(self, client: Client, entry_id: bytes, fields: Message, reason: str) -> None:

@@ -22,6 +22,7 @@ from everstep_checkpoint.errors import CorruptEntry, EmptyInputError, InvalidInp
 from everstep_checkpoint.keys import Keys
 
 from ..graph.drawing.picture import Edge, Graph, graph_from, graph_of
+from ..graph.durability import COMMIT
 from ..graph.runtime import END, START
 from ..graph.schema import did_you_mean
 from ..reading.shapes import Reading
@@ -80,6 +81,7 @@ class Manifest(BaseModel):
     output_schema: JsonSchema
     channels: dict[str, str]
     entry: bool = False
+    durability: str = COMMIT
     edges: list[Edge] = []
     joins: list[str] = []
     graphs: dict[str, Inner] = {}
@@ -150,6 +152,7 @@ def manifest_of(spec: GraphSpec) -> Manifest:
         output_schema=spec.output_schema_json(),
         channels={name: channel.reducer_name for name, channel in spec.channels.items()},
         entry=spec.direct,
+        durability=spec.durability,
         edges=list(seen.edges),
         joins=[join.channel for join in spec.joins],
         graphs=_inner(spec),

@@ -85,6 +85,7 @@ class RemoteGraph(StateFace):
         multitask_strategy: Mode = "enqueue",
         timeout: float | None = None,
         subgraphs: bool = False,
+        durability: str | None = None,
     ) -> Any:
         """Run to the end on the workers; the output values, or all chunks if `stream_mode` is not "values".
 
@@ -92,7 +93,8 @@ class RemoteGraph(StateFace):
         changes the state there and adds nodes to run; a run that rests with questions gives its values with
         `__interrupt__`. With a `checkpoint_id` the run begins there, as a branch: None replays,
         an input is applied to that state; ThreadBusy if a run is under way. Without a thread_id the thread's id is the
-        run's. `timeout`: seconds. `multitask_strategy`: what an input does on a busy thread, as in `Client.submit`.
+        run's. `timeout`: seconds. `multitask_strategy`: what an input does on a busy thread, `durability`: what each
+        step is promised, both as in `Client.submit`.
 
         Raises RunFailed, which is also what the node raised where that is known (`Client.register_errors`);
         NodeTimeoutError, GraphRecursionError, RunCancelled, InvalidInput, TimeoutError.
@@ -100,7 +102,7 @@ class RemoteGraph(StateFace):
         modes = check_modes(stream_mode)
         said = Config.of(
             config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after,
-            live=live_modes(modes), subgraphs=subgraphs, multitask_strategy=multitask_strategy,
+            live=live_modes(modes), subgraphs=subgraphs, multitask_strategy=multitask_strategy, durability=durability,
         )  # fmt: skip
         if stream_mode != "values":
             outputs = self._reading().outputs
@@ -121,6 +123,7 @@ class RemoteGraph(StateFace):
         multitask_strategy: Mode = "enqueue",
         timeout: float | None = None,
         subgraphs: bool = False,
+        durability: str | None = None,
     ) -> Iterator[Chunk]:
         """The run chunk by chunk, in LangGraph's modes; in several at once as (mode, chunk).
 
@@ -135,6 +138,7 @@ class RemoteGraph(StateFace):
         said = Config.of(
             config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after,
             live=live_modes(check_modes(stream_mode)), subgraphs=subgraphs, multitask_strategy=multitask_strategy,
+            durability=durability,
         )  # fmt: skip
         yield from self._chunks(input, config, said, stream_mode, run_id, timeout, None, subgraphs)
 
@@ -188,6 +192,7 @@ class RemoteGraph(StateFace):
     def _begin(self, input: object, config: Given, said: Config, run_id: str | None) -> Run | None:
         """The run for an input, or one that continues; None if there is nothing to continue on a known thread."""
         may_wait(f"the graph {self.name!r}")  # before anything is begun
+        said = said.promised(self._durability)
         _check_thread(config)
         if said.checkpoint_id and said.has_thread:
             return self._travel(input, said, run_id)
@@ -224,7 +229,7 @@ class RemoteGraph(StateFace):
         codec = self.spec.codec if self.spec is not None else PLAIN
         start = forking(self._log, thread, going.at, said.record("fork"), run, *self._named(), codec)
         put = self.client.branched(replaying(self._log, thread, start, going.at, self.spec))
-        return Run(self.client, thread, run, put.started.entry, self._reading())
+        return Run(self.client, thread, run, put.started.entry, self._reading(), start.durability)
 
     def _values(self, said: Config) -> Any:
         """The output values as the thread has them, and its questions."""
@@ -261,6 +266,10 @@ class RemoteGraph(StateFace):
         if not said.has_thread:
             raise InvalidThreadId("no thread_id", fix='pass config={"configurable": {"thread_id": "..."}}')
         return thread_id_text(said.thread_id)
+
+    @property
+    def _durability(self) -> str:
+        return self.spec.durability if self.spec is not None else self.manifest.durability
 
     def _named(self) -> tuple[str, str]:
         if self.spec is not None:

@@ -25,6 +25,7 @@ from everstep_checkpoint.errors import (
 )
 from everstep_checkpoint.replay import state_at
 
+from ..graph.durability import COMMIT
 from ..reading.ending import OWN_ERRORS, Ending, EndingFinder
 from ..reading.nested import shaped
 from ..reading.shapes import Chunk, Reading, check_modes
@@ -40,12 +41,15 @@ if TYPE_CHECKING:
 class Run:
     """A run by its id. `entry`: the fact in the log with which it began."""
 
-    def __init__(self, client: Client, thread_id: str, run_id: str, entry: str, reading: Reading) -> None:
+    def __init__(
+        self, client: Client, thread_id: str, run_id: str, entry: str, reading: Reading, durability: str = COMMIT
+    ) -> None:
         self.thread_id = thread_id
         self.run_id = run_id
         self._client = client
         self._entry = entry
         self._reading = reading
+        self._durability = durability  # as far as this client was told
 
     def __repr__(self) -> str:
         return f"Run(thread_id={self.thread_id!r}, run_id={self.run_id!r})"
@@ -59,6 +63,9 @@ class Run:
         they are its `__interrupt__`.
 
         Without a timeout (seconds) it waits for as long as it takes. A node that runs on a worker may not wait.
+
+        A durability that `submit` was told is seen to for the end, too, and so for all of the run; a DurabilityWarning
+        says where it is not kept.
 
         Raises RunFailed, which is also what the node raised where that is a builtin or registered class;
         NodeTimeoutError, GraphRecursionError, RunCancelled; TimeoutError saying what it waits for.
@@ -86,6 +93,7 @@ class Run:
         finder = EndingFinder(self.run_id)
         for entry in self._follow(timeout):
             if (ended := finder.feed(entry)) is not None:
+                self._confirm()
                 return ended
         raise AssertionError("a followed run ends, or raises")
 
@@ -149,8 +157,14 @@ class Run:
         may_wait(f"run {self.run_id!r}")
         stream = EventStream(self._client, self, self._entry, self._reading, modes, keys, timeout, nested=subgraphs)
         yield from stream.read(after)
+        if stream.ended is not None:
+            self._confirm()
         if stream.ended is not None and stream.ended.status not in ("done", "interrupted"):
             self._raise(stream.ended)
+
+    def _confirm(self) -> None:
+        """The end was seen; a replica that has what is written now has all of the run."""
+        self._client.confirm(self._durability, self.thread_id, f"the end of run {self.run_id!r}")
 
     def _not_as_it_was(self, event: Event) -> LogError:
         again = "`run.events()` goes on; `run.chunks()` begins anew"

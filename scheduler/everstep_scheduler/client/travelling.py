@@ -24,6 +24,7 @@ from ..steps.branching import Branched, Wish, branch, forking
 if TYPE_CHECKING:
     from everstep_checkpoint.log import Log
 
+    from ..moves.promises import Promises
     from ..moves.redismoves import RedisMoves
     from ..recovery.recovery import Recovery
 
@@ -36,7 +37,12 @@ class Travelling:
     moves: RedisMoves
     recovery: Recovery
 
+    promises: Promises
+
     def _thread(self, thread: str, *names: str) -> list[str]:
+        raise NotImplementedError
+
+    def confirm(self, durability: str, thread: str, what: str) -> None:
         raise NotImplementedError
 
     def fork(self, thread_id: object, target: object = None, checkpoint_id: str | None = None) -> str:
@@ -92,5 +98,9 @@ class Travelling:
 
     def branched(self, wish: Wish) -> Branched:
         """Put a checkpoint at the head of a thread at rest. Raises ThreadBusy, RunConflict, Conflict, LogError."""
+        if not wish.rests:
+            self.promises.check(wish.start.durability)
         with translated(self.url):
-            return branch(self.log_store, self.moves, wish)
+            put = branch(self.log_store, self.moves, wish)
+        self.confirm(wish.start.durability, wish.thread, f"checkpoint {put.n}")
+        return put

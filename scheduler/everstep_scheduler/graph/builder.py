@@ -15,6 +15,7 @@ from everstep_checkpoint.errors import GraphError
 
 from .callables import INJECTED_INTO_HANDLERS, carrier, first_schema, form_of, hints, is_async
 from .channels import HIDDEN, Channel, channel_of
+from .durability import COMMIT, durability_of
 from .handling import DEFAULT, PREFIX, handler_name
 from .options import Cache, CachePolicy, Options, Timeout, queue_name
 from .results import command_ends
@@ -301,6 +302,7 @@ class StateGraph:
         interrupt_after: Breakpoints = None,
         cache: Cache | None = None,
         name: str | None = None,
+        durability: str = COMMIT,
     ) -> CompiledGraph:
         """A graph that runs. `checkpointer` keeps its threads; `name` is the graph's, and its queue's. A graph that is
         to be a node of another one is kept by that one's; for it True says that its state lasts over calls, False that
@@ -308,6 +310,8 @@ class StateGraph:
 
         `interrupt_before`, `interrupt_after`: nodes at which each run stops, "*" for all; `invoke(None, config)` goes
         on. `cache` keeps outcomes of nodes with a cache policy, of inline runs; workers keep them in Redis.
+        `durability`: what its runs are promised where the call says nothing, as in `invoke`. A graph that is a node, or
+        that a node calls, has its caller's. Raises GraphError, InvalidInput.
         """
         from ..inline.compiled import CompiledGraph  # late: what runs graphs imports what builds them
 
@@ -317,7 +321,8 @@ class StateGraph:
             raise GraphError(
                 f"{checkpointer!r} is no checkpointer", fix="InMemorySaver(), or RedisSaver('redis://127.0.0.1:6379/0')"
             )
-        return CompiledGraph(self.spec(name, interrupt_before, interrupt_after), checkpointer, cache, keeps)
+        spec = replace(self.spec(name, interrupt_before, interrupt_after), durability=durability_of(durability))
+        return CompiledGraph(spec, checkpointer, cache, keeps)
 
     # -- inside
 

@@ -27,6 +27,7 @@ from everstep_checkpoint.errors import (
 )
 
 from .channels import JOINS, Channel, Write
+from .durability import COMMIT
 from .kinds import stored
 from .managed import NO_STEPS, Steps
 from .options import CachePolicy, TimeoutPolicy
@@ -128,6 +129,7 @@ class GraphSpec:
     interrupt_before: tuple[str, ...] = ()
     interrupt_after: tuple[str, ...] = ()
     home: str = ""  # the queue of the graph that this one is nested in
+    durability: str = COMMIT  # what its runs are promised where the call says nothing
 
     direct: ClassVar[bool] = False  # does an input lead straight to its node, in one checkpoint?
 

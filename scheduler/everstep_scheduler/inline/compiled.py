@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from everstep_checkpoint.errors import InvalidInput
 from everstep_checkpoint.keys import thread_id_text
 from everstep_checkpoint.log import Log, new_id
 
 from ..graph.drawing.picture import Graph, graph_of
+from ..graph.durability import COMMIT
 from ..graph.options import Cache
 from ..graph.runtime import END, START
 from ..graph.schema import as_dict, updates_of
 from ..graph.spec import GraphSpec
 from ..moves.contract import START_NODE, Mode, RunKind, Start
+from ..moves.promises import warn
 from ..moves.record import Config, Form, Nodes, Writes, kind_of, start_of
 from ..reading.shapes import Chunk, check_modes, live_modes
 from ..steps.branching import Wish, branch, forking, on, replaying, travel
@@ -28,6 +30,15 @@ from ..steps.stateface import StateFace
 from .calledgraph import Wanted, called, calling, spec_within
 from .driver import Inline, Opening
 from .savers import InMemorySaver, Saver
+
+
+class Told(NamedTuple):
+    """What a call says of its run."""
+
+    before: Nodes
+    after: Nodes
+    strategy: Mode
+    durability: str | None
 
 
 class CompiledGraph(StateFace):
@@ -76,6 +87,7 @@ class CompiledGraph(StateFace):
         interrupt_after: Nodes = None,
         subgraphs: bool = False,
         multitask_strategy: Mode = "enqueue",
+        durability: str | None = None,
     ) -> Any:
         """Run to the end here; the output values, or all chunks if `stream_mode` is not "values".
 
@@ -87,13 +99,16 @@ class CompiledGraph(StateFace):
         "max_concurrency": 16, "metadata": {...}, "tags": [...]}. A `run_id` makes it idempotent. `multitask_strategy`
         says what an input does on a busy thread: "enqueue" (it waits its turn), "reject" (ThreadBusy), "interrupt" (the
         run under way is stopped, what it finished stays, and this one begins at once), "rollback" (the same, but the
-        thread is set back to where it was before that run).
+        thread is set back to where it was before that run). `durability`: what each step is promised, the run's
+        beginning included: "commit" (it is stored before the next one begins), "fsync" (it is on disk; needs
+        `appendfsync always`), "replicas=N" (N replicas have it); LangGraph's "sync", "async" and "exit" mean "commit".
+        By default what `compile` says. What is written and not kept so is told by a DurabilityWarning.
 
         Raises what the node raised; GraphRecursionError, InvalidUpdateError, EmptyInputError, InvalidInput, ThreadBusy;
-        RunCancelled if somebody stopped the run.
+        RunCancelled if somebody stopped the run; ServerUnsuitable for a durability that the server can't keep.
         """
-        stops = interrupt_before, interrupt_after, multitask_strategy
-        run = self._invoked(input, config, context, stream_mode, run_id, stops, subgraphs)
+        told = Told(interrupt_before, interrupt_after, multitask_strategy, durability)
+        run = self._invoked(input, config, context, stream_mode, run_id, told, subgraphs)
         chunks = list(run.events(None))
         return run.output() if stream_mode == "values" else chunks
 
@@ -109,10 +124,11 @@ class CompiledGraph(StateFace):
         interrupt_after: Nodes = None,
         subgraphs: bool = False,
         multitask_strategy: Mode = "enqueue",
+        durability: str | None = None,
     ) -> Any:
         """`invoke` on an event loop: async nodes run on it, sync ones in threads."""
-        stops = interrupt_before, interrupt_after, multitask_strategy
-        run = self._invoked(input, config, context, stream_mode, run_id, stops, subgraphs)
+        told = Told(interrupt_before, interrupt_after, multitask_strategy, durability)
+        run = self._invoked(input, config, context, stream_mode, run_id, told, subgraphs)
         chunks = [chunk async for chunk in _on_loop(run)]
         return run.output() if stream_mode == "values" else chunks
 
@@ -128,6 +144,7 @@ class CompiledGraph(StateFace):
         interrupt_after: Nodes = None,
         subgraphs: bool = False,
         multitask_strategy: Mode = "enqueue",
+        durability: str | None = None,
     ) -> Iterator[Any]:
         """Run here, chunk by chunk, in LangGraph's modes; in several at once as (mode, chunk).
 
@@ -137,8 +154,8 @@ class CompiledGraph(StateFace):
         happens in graphs that are nodes, each chunk with its namespace first: () is this graph, ("child:<task id>",)
         that in its node "child".
         """
-        stops = interrupt_before, interrupt_after, multitask_strategy
-        yield from self._run(input, config, context, stream_mode, run_id, stops, subgraphs=subgraphs).events(None)
+        told = Told(interrupt_before, interrupt_after, multitask_strategy, durability)
+        yield from self._run(input, config, context, stream_mode, run_id, told, subgraphs=subgraphs).events(None)
 
     async def astream(
         self,
@@ -152,10 +169,11 @@ class CompiledGraph(StateFace):
         interrupt_after: Nodes = None,
         subgraphs: bool = False,
         multitask_strategy: Mode = "enqueue",
+        durability: str | None = None,
     ) -> AsyncIterator[Any]:
         """`stream` on an event loop."""
-        stops = interrupt_before, interrupt_after, multitask_strategy
-        run = self._run(input, config, context, stream_mode, run_id, stops, subgraphs=subgraphs)
+        told = Told(interrupt_before, interrupt_after, multitask_strategy, durability)
+        run = self._run(input, config, context, stream_mode, run_id, told, subgraphs=subgraphs)
         async for chunk in _on_loop(run):
             yield chunk
 
@@ -171,6 +189,10 @@ class CompiledGraph(StateFace):
     @property
     def _log(self) -> Log:
         return self._saver().log
+
+    @property
+    def _durability(self) -> str:
+        return self.spec.durability if self.checkpointer is not None else COMMIT
 
     def _named(self) -> tuple[str, str]:
         return self.spec.name, self.spec.default_queue
@@ -195,6 +217,8 @@ class CompiledGraph(StateFace):
     def _branch(self, wish: Wish) -> tuple[int, str]:
         saver = self._saver()
         put = branch(saver.log, saver.moves, wish)
+        if wish.start.durability != COMMIT:
+            warn(saver.promises.kept((wish.start.durability,)), f"thread {wish.thread!r}: checkpoint {put.n}")
         return put.n, put.digest
 
     # cache
@@ -252,13 +276,13 @@ class CompiledGraph(StateFace):
         context: Any,
         mode: str | Sequence[str],
         run_id: str | None,
-        stops: tuple[Nodes, Nodes, Mode],
+        told: Told,
         subgraphs: bool,
     ) -> Inline:
         """A run whose output is wanted, or chunks that show the keys of the output, as in LangGraph's `invoke`."""
         keys = list(self.spec.output_schema.fields)
         modes = () if mode == "values" else mode
-        return self._run(data, config, context, modes, run_id, stops, keys, subgraphs=subgraphs)
+        return self._run(data, config, context, modes, run_id, told, keys, subgraphs=subgraphs)
 
     def _run(
         self,
@@ -267,24 +291,26 @@ class CompiledGraph(StateFace):
         context: Any,
         mode: str | Sequence[str],
         run_id: str | None,
-        stops: tuple[Nodes, Nodes, Mode],
+        told: Told,
         keys: Sequence[str] | None = None,
         *,
         subgraphs: bool = False,
     ) -> Inline:
         live = live_modes(check_modes(mode))
         said = Config.of(
-            config, context=context, interrupt_before=stops[0], interrupt_after=stops[1], live=live,
-            subgraphs=subgraphs, multitask_strategy=stops[2],
+            config, context=context, interrupt_before=told.before, interrupt_after=told.after, live=live,
+            subgraphs=subgraphs, multitask_strategy=told.strategy, durability=told.durability,
         )  # fmt: skip
         attempt = calling(said)
         if attempt is not None:
+            _check_called(said)
             return called(self, attempt, Wanted(data, said, config, mode, keys, run_id or new_id(), subgraphs))
         if self.keeps:
             raise InvalidInput(
                 "a graph with checkpointer=True is kept by the graph that it is a node of, or whose node calls it",
                 fix="add_node() it there, call it in a node, or compile(checkpointer=InMemorySaver())",
             )
+        said = said.promised(self._durability)
         saver = self.checkpointer or InMemorySaver()
         thread = self._thread(said) if self.checkpointer is not None else new_id()
         run = run_id or new_id()
@@ -309,6 +335,15 @@ class CompiledGraph(StateFace):
             start = start_of(self.spec, thread, run, data, said, "input", on=on(going.at))
             return "input", lambda drive: drive.begin(start)
         return None, None
+
+
+def _check_called(said: Config) -> None:
+    """A run that a node calls is kept as the caller's. Raises InvalidInput."""
+    if said.durability not in ("", COMMIT):
+        raise InvalidInput(
+            f"durability {said.durability!r} was asked for in a node",
+            fix="ask for it where the outermost graph is invoked",
+        )
 
 
 def run_in_memory(graph: GraphSpec, state: Any, config: Mapping[str, Any]) -> Any:

@@ -31,10 +31,12 @@ from everstep_checkpoint.errors import (
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.replay import state_at
 
+from ..graph.durability import COMMIT
 from ..graph.options import Cache
 from ..graph.spec import GraphSpec
 from ..moves.connection import patiently, translated
 from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Start, Started
+from ..moves.promises import warn
 from ..moves.record import Config, commands, start_of
 from ..reading.carried import Errors
 from ..reading.ending import Ending, ending
@@ -180,7 +182,15 @@ class Inline:
 
     def begin(self, start: Start, *, only: bool = False) -> Started:
         """Record the run, and lease its first task; or take up one of the same input whose caller is gone."""
-        return begin(self.saver, start, self._offer(1), self._insist_at_start, self._left, only=only)
+        self.saver.promises.check(start.durability)
+        begun = begin(self.saver, start, self._offer(1), self._insist_at_start, self._left, only=only)
+        self._kept(start.durability, f"the beginning of run {start.run!r}")
+        return begun
+
+    def _kept(self, durability: str, what: str) -> None:
+        """Wait for what is promised beyond the commit just answered, and warn the caller if it is not kept."""
+        if durability != COMMIT:
+            warn(self.saver.promises.kept((durability,)), f"thread {self.thread!r}: {what}")
 
     def _driven(self, started: Started) -> None:
         """Until the end we give our word that somebody drives the run. It may be one that another caller began."""
@@ -194,7 +204,9 @@ class Inline:
 
     def branch(self, wish: Wish) -> Started:
         """Put a checkpoint at the head, and lease its tasks."""
+        self.saver.promises.check(wish.start.durability)
         put = branch(self.saver.log, self.saver.moves, wish, lambda: self._offer(self.parallel), self._insist_at_start)
+        self._kept(wish.start.durability, f"the beginning of run {wish.start.run!r}")
         return put.started
 
     def _insist_at_start(self, action: Callable[[], T]) -> T:
@@ -364,6 +376,7 @@ class Inline:
         offer = self._offer(self.parallel - len(self._jobs) - len(self._ready), job.attempt.lease.thread)
         answer = self._insist(lambda: self.saver.moves.commit([(commit, offer)]))[0]
         self._after(job, commit, answer)
+        self._kept(job.attempt.record.durability, f"a step of run {lease.run!r}")
         yield from self.telling.said()
         if told and answer.status == "ok":
             yield from self._tell(lease.thread)

@@ -19,6 +19,7 @@ from everstep_checkpoint.errors import GraphError
 
 from ..graph.builder import Breakpoints, StateGraph
 from ..graph.callables import hints
+from ..graph.durability import COMMIT
 from ..graph.entry import PREVIOUS, EntrySpec, Final, Kept, R, S, entry_of
 from ..graph.options import Cache, CachePolicy, Timeout
 from ..graph.retry import RetryPolicy
@@ -57,11 +58,13 @@ class entrypoint:
         timeout: Timeout = None,
         name: str | None = None,
         queue: str | None = None,
+        durability: str = COMMIT,
     ) -> None:
         self._checkpointer = checkpointer
         self._context_schema = context_schema
         self._name = name
         self._cache = cache
+        self._durability = durability
         self._node: dict[str, Any] = {
             "retry_policy": retry_policy, "cache_policy": cache_policy, "timeout": timeout, "queue": queue,
         }  # fmt: skip
@@ -79,7 +82,7 @@ class entrypoint:
         builder = _Entry(state, self._context_schema, input_schema=given, output_schema=value)
         builder.add_node(name, func, input_schema=given, destinations=[], **self._node)
         builder.add_edge(START, name).add_edge(name, END)
-        return builder.compile(self._checkpointer, cache=self._cache, name=self._name)
+        return builder.compile(self._checkpointer, cache=self._cache, name=self._name, durability=self._durability)
 
 
 class _Entry(StateGraph):

@@ -32,6 +32,7 @@ from ..moves.contract import (
 )
 from ..moves.keeper import LeaseKeeper
 from ..moves.live import LiveWriter
+from ..moves.promises import Keeper, NoPromises
 from ..steps.effects import PATIENCE_S, Fenced
 from ..steps.failpoints import reach
 from .logmoves import LogMoves, Thread
@@ -175,6 +176,7 @@ class KeptSaver:
     lease_ms = LEASE_MS
     keeper: LeaseKeeper | None = None
     live: LiveWriter | None = None
+    promises: Keeper = NoPromises()  # the commit of the attempt covers it
 
     def __init__(self, base: Log, moves: Moves, lease: Lease, owner: str, lost: Callable[[], None]) -> None:
         self.owner = owner

@@ -21,6 +21,7 @@ from ..moves.connection import DEFAULT_URL, connect, server_run_id, translated
 from ..moves.contract import LEASE_MS, Lease, Moves
 from ..moves.keeper import LeaseKeeper
 from ..moves.live import LiveWriter
+from ..moves.promises import Keeper, NoPromises, Promises
 from ..moves.redismoves import RedisMoves, Scripts
 from ..recovery.recovery import Recovery
 from .logmoves import LogMoves
@@ -34,7 +35,7 @@ def owner_name() -> str:
 class Saver(Protocol):
     """What `compile(checkpointer=...)` takes. `keeper` is None where nothing can take a task away.
 
-    `live` writes what nodes say for readers elsewhere; None where there is no elsewhere.
+    `live` writes what nodes say for readers elsewhere; None where there is no elsewhere. `promises` sees to durability.
     """
 
     @property
@@ -49,6 +50,8 @@ class Saver(Protocol):
     def keeper(self) -> LeaseKeeper | None: ...
     @property
     def live(self) -> LiveWriter | None: ...
+    @property
+    def promises(self) -> Keeper: ...
 
 
 class InMemorySaver:
@@ -62,6 +65,7 @@ class InMemorySaver:
         self.owner = owner_name()
         self.log: Log = MemoryLog()
         self.moves: Moves = LogMoves(self.log)
+        self.promises: Keeper = NoPromises()
 
 
 MemorySaver = InMemorySaver
@@ -95,6 +99,7 @@ class RedisSaver:
         recovery = Recovery(self.client, self.keys, self._held, lease_ms=self.lease_ms, owner=self.owner)
         moves = RedisMoves(Scripts(self.client, self.keys, recovery, self.url))
         self.moves: Moves = moves
+        self.promises: Keeper = Promises(self.client, self.keys, self.url)
         self.keeper: LeaseKeeper | None = LeaseKeeper(moves, self.owner, self.lease_ms, lambda: self._sweep(moves))
         self.live: LiveWriter | None = LiveWriter(lambda: connect(self.url, connections=2), self.keys)
 

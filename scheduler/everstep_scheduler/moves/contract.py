@@ -19,6 +19,8 @@ from everstep_checkpoint.errors import InvalidInput
 from everstep_checkpoint.keys import is_within
 from everstep_checkpoint.replay import HANDLER as HANDLER
 
+from ..graph.durability import COMMIT
+
 START_TASK = "start"
 UPDATE_TASK = "update"
 JOIN_TASK = "join"
@@ -143,6 +145,7 @@ class Start:
 
     `mode`: on a busy thread it waits (enqueue), is told busy (reject), or the run under way is stopped and it begins
     (interrupt). rollback: the same, if that run is `over`, and it builds on what was before that; else told moved.
+    `durability`: what its caller sees to, before and behind the move (`promises`).
     """
 
     thread: str
@@ -161,6 +164,7 @@ class Start:
     parent: str = ""
     command: Commanded | None = None
     over: str = ""
+    durability: str = COMMIT
 
     @property
     def stopper(self) -> str:

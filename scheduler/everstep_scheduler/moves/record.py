@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -22,6 +22,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Codec, pack
 from everstep_checkpoint.errors import CorruptEntry, InvalidInput, InvalidUpdateError, TooLarge
 
+from ..graph.durability import COMMIT, durability_of
 from ..graph.runtime import Command
 from .contract import MOVE_MAX, START_NODE, START_TASK, UPDATE_TASK, Answered, Mode, RunKind, Start
 
@@ -95,6 +96,7 @@ class RunRecord:
 
     `parent`: of a run that a task called, the root's thread and the way from there (`graph.placing.Place`).
     `interrupt_before`, `interrupt_after`: the nodes at which it is to stop, `*` for all; None: the graph's own.
+    `durability`: what each of its steps is promised (`graph.durability`).
     `live`: the stream modes, `custom` and `messages`, that its nodes are listened to in; with `subgraphs` also those of
     the graphs that its tasks call.
     """
@@ -106,7 +108,7 @@ class RunRecord:
     tags: tuple[str, ...] = ()
     context: Any = None
     recursion_limit: int = RECURSION_LIMIT
-    durability: str = "sync"
+    durability: str = COMMIT
     actor: str = ""
     trace: str = ""
     deadline: int = 0
@@ -179,6 +181,7 @@ class Config:
     live: tuple[str, ...] = ()
     subgraphs: bool = False
     multitask_strategy: Mode = "enqueue"
+    durability: str = ""
 
     @property
     def has_thread(self) -> bool:
@@ -205,6 +208,7 @@ class Config:
         live: Sequence[str] = (),
         subgraphs: bool = False,
         multitask_strategy: str = "enqueue",
+        durability: str | None = None,
     ) -> Config:
         """From `{"configurable": {"thread_id": ...}, "recursion_limit": ..., "metadata": ..., "tags": ...}`.
 
@@ -233,7 +237,12 @@ class Config:
             live=tuple(live),
             subgraphs=subgraphs and bool(live),
             multitask_strategy=strategy(multitask_strategy),
+            durability=durability_of(durability),
         )
+
+    def promised(self, by_default: str) -> Config:
+        """With the graph's durability, where the call says none."""
+        return self if self.durability else replace(self, durability=by_default)
 
     def record(self, kind: RunKind, form: Form = "typed") -> RunRecord:
         """The record of a run with this config."""
@@ -245,6 +254,7 @@ class Config:
             self.tags,
             self.context,
             self.recursion_limit,
+            self.durability or COMMIT,
             actor=self.actor,
             trace=self.trace,
             interrupt_before=self.interrupt_before,
@@ -340,7 +350,10 @@ def start_with(
     _check_size(thread, said, answers)
     how: Mode = "reject" if on and mode == "enqueue" else mode
     base = on.step if on else None
-    return Start(thread, run, record.kind, graph, queue, insum, said, task, node, how, tuple(answers), at, base)
+    return Start(
+        thread, run, record.kind, graph, queue, insum, said, task, node, how, tuple(answers), at, base,
+        durability=record.durability,
+    )  # fmt: skip
 
 
 def start_of(

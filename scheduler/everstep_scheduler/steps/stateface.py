@@ -82,6 +82,11 @@ class StateFace(ABC):
     def _named(self) -> tuple[str, str]:
         """The graph's name and its default queue."""
 
+    @property
+    @abstractmethod
+    def _durability(self) -> str:
+        """What the graph's runs are promised where a call says nothing."""
+
     @abstractmethod
     def _writes(self, node: str, values: Any, thread: str) -> Writes:
         """Values as a node's writes. Raises UnknownNode or InvalidInput, InvalidUpdateError."""
@@ -253,7 +258,7 @@ class StateFace(ABC):
     # one superstep
 
     def _superstep(self, config: Given, updates: Sequence[StateUpdate], timeout: float | None) -> dict[str, Any]:
-        said = Config.of(config)
+        said = Config.of(config).promised(self._durability)
         thread = self._thread(said)
         first = updates[0]
         special = first.as_node in (INPUT, COPY) or (first.as_node == END and first.values is None)
