@@ -1,4 +1,4 @@
-"""The simulation's model of the store is held to the scripts: the same calls with the same dice on it and on real servers.
+"""The simulation's model of the store is held to the scripts: the same calls, with the same dice, on real servers.
 
 After each move the answers are the same, each open task is in the same place, and so is what stands in queues, leases,
 wakes and parked lists; and the logs say the same. Time passes where both are told that a lease or a wake is due.
@@ -300,7 +300,9 @@ class Story:
         )  # fmt: skip
         stop: Any = self.dice.choice(("", "", "", "", "interrupted", "failed")) if rows else ""
         head = (lease.n + 1, str(made["digest"]), lease.n)
-        return Commit(lease, "next", (made,), head, tuple(rows), parts, stop=stop, why="why" if stop == "failed" else "")
+        return Commit(
+            lease, "next", (made,), head, tuple(rows), parts, stop=stop, why="why" if stop == "failed" else ""
+        )
 
     def _done(self, lease: Lease) -> Commit:
         return Commit(lease, "done", (self._fact(lease, "task_done", writes=e.pack_writes([])),))

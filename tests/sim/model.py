@@ -195,7 +195,8 @@ class Model:
     def _discard(self, thread: str, t: Thread) -> None:
         """The step under way is given up."""
         for task, rec in t.open.items():
-            if rec.job and self.jobs.pop(rec.job, None):
+            if rec.job in self.jobs:
+                del self.jobs[rec.job]
                 self._leave(thread, t, task, rec, listed=True)
         t.open, t.unmade = {}, []
 

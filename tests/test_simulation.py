@@ -1,0 +1,78 @@
+"""Schedules of the simulation: real worker code on the model of the store, with everything that may go wrong.
+
+A failure names its schedule; `python -m sim 17` in tests/ runs schedule 17 again, and tells what happened.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+
+from sim.model import Model
+from sim.mutants import MODELS, PATCHES
+from sim.schedule import Failed, run
+from sim.stories import STORIES
+
+SCHEDULES, PARTS = 10_000, 8
+MUTANT_MAX = 1500
+
+
+def first_of(dice: random.Random) -> int:
+    """Where a test begins to count: a schedule of the first story."""
+    return dice.randrange(10**6) * len(STORIES)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_schedule_comes_to_its_rest_with_each_task_done_once(part: int, seed: random.Random) -> None:
+    first = first_of(seed)
+    for number in range(SCHEDULES // PARTS):
+        run(first + number)
+
+
+def test_a_seed_repeats_its_schedule_exactly(seed: random.Random) -> None:
+    first = first_of(seed)
+    for number in range(first, first + len(STORIES)):
+        once, again = run(number, tells=True), run(number, tells=True)
+        assert once.done
+        assert once.done == again.done
+        assert once.outcome == again.outcome
+
+
+def test_a_failure_names_its_schedule_and_that_one_fails_again(seed: random.Random) -> None:
+    first = _found(MODELS[0], nullcontext(), first_of(seed))
+    with pytest.raises(Failed, match=f"again with: python -m sim {first.seed}") as again:
+        run(first.seed, MODELS[0], tells=True)
+    assert again.value.done
+    assert str(again.value.__cause__) == str(first.__cause__)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_a_defect_of_the_store_is_found(model: type[Model], seed: random.Random) -> None:
+    _found(model, nullcontext(), first_of(seed))
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.__name__)
+def test_a_defect_of_the_worker_is_found(patch: Any, seed: random.Random) -> None:
+    for story in range(len(STORIES)):
+        run(story)  # what it comes to undisturbed is known before the defect is there
+    _found(Model, patch(), first_of(seed))
+
+
+def _found(model: type[Model], patched: AbstractContextManager[None], first: int) -> Failed:
+    with patched:
+        for number in range(first, first + MUTANT_MAX):
+            try:
+                run(number, model)
+            except Failed as failed:
+                return failed
+    raise AssertionError(f"{MUTANT_MAX} schedules from {first} on did not find it")
+
+
+@pytest.mark.soak
+def test_ten_times_as_many_schedules_hold(seed: random.Random) -> None:
+    first = first_of(seed)
+    for number in range(10 * SCHEDULES):
+        run(first + number)
