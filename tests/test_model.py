@@ -27,7 +27,7 @@ from servers import plain_client, server_binaries
 from sim.model import Model, Record, Thread
 
 KEYS = Keys(rq="rq")
-THREADS = ("t0", "t1", "t2")
+THREADS = ("t0", "t1")
 QUEUES = ("g", "h", "g.suspect", "h.suspect")
 OWNERS = ("w1", "w2")
 LEASE_MS = 3_600_000
@@ -190,11 +190,17 @@ class Story:
     round: int = 0
 
     def step(self) -> str:
-        seldom = ("start", "start", "go_on", "cancel", "expire", "due", "sweep", "gap", "release", "renew", "again")
+        seldom = ("start", "go_on", "cancel", "expire", "due", "sweep", "gap", "release", "renew", "again")
         move = self.dice.choice((*seldom, "reclaim", "part", "zombie", "resend", *["claim"] * 5, *["commit"] * 14))
+        if self.dice.random() < 0.4:  # what is seldom gets its turn when it can
+            move = "go_on" if self._asks() else "release" if any(lease.suspect for lease in self.held) else move
         getattr(self, move)()
         self.both.agree()
         return move
+
+    def _asks(self) -> bool:
+        threads = self.both.model.threads.values()
+        return any(rec.asks for t in threads if t.status != "running" for rec in t.open.values())
 
     def offer(self, least: int = 0) -> Offer:
         self.made += 1
@@ -204,7 +210,9 @@ class Story:
 
     def start(self) -> None:
         self.made += 1
-        run, thread = f"r{self.made if self.dice.random() < 0.9 else self.dice.randrange(9)}", self.dice.choice(THREADS)
+        thread = self.dice.choice(THREADS)
+        t = self.both.model.threads.get(thread)
+        run = self.dice.choice(sorted(t.runs)) if t is not None and self.dice.random() < 0.15 else f"r{self.made}"
         mode: Any = self.dice.choice(("enqueue", "enqueue", "enqueue", "reject", "interrupt"))
         self.both("start", self._start(thread, run, "input", mode=mode, sum=self.dice.choice("sssx")))
 
@@ -216,8 +224,11 @@ class Story:
     def go_on(self) -> None:
         """Continue, or answer what is asked, or what is not."""
         self.made += 1
-        thread = self.dice.choice(THREADS)
-        t = self.both.model.threads.get(thread)
+        known = self.both.model.threads
+        rests = [x for x in known if known[x].status != "running" and known[x].open]
+        rests = [x for x in rests if any(rec.asks for rec in known[x].open.values())] or rests
+        thread = self.dice.choice(rests or THREADS)
+        t = known.get(thread)
         asks = [(task, x) for task, rec in t.open.items() for x in rec.asks.split()] if t else []
         given = self.dice.sample(asks, self.dice.randint(0, len(asks)))
         if t is not None and t.open and self.dice.random() < 0.1:
@@ -230,8 +241,8 @@ class Story:
     def cancel(self) -> None:
         thread = self.dice.choice(THREADS)
         t = self.both.model.threads.get(thread)
-        runs = [*(t.runs if t else ()), "unknown", ""]
-        if self.dice.random() < 0.4:
+        runs = [*([start.run for start, _ in t.queued] * 3 if t else ()), *(t.runs if t else ()), "unknown", ""]
+        if self.dice.random() < 0.6:
             self.both("cancel", thread, self.dice.choice(runs), "somebody")
 
     def claim(self) -> None:
@@ -250,8 +261,11 @@ class Story:
         known = {lease.token for lease in self.held + self.gone}
         self.held += [lease for lease in answer.leases if lease.token not in known]
 
-    def _pop(self) -> Lease | None:
-        lease = self.held.pop(self.dice.randrange(len(self.held))) if self.held else None
+    def _pop(self, *, suspect: bool = False) -> Lease | None:
+        """Something that is held; `suspect`: a suspect, if there is one."""
+        first = next((i for i, lease in enumerate(self.held) if lease.suspect), None) if suspect else None
+        at = first if first is not None else self.dice.randrange(max(len(self.held), 1))
+        lease = self.held.pop(at) if self.held else None
         self.gone += [lease] if lease is not None else []
         return lease
 
@@ -272,7 +286,7 @@ class Story:
         t = self.both.model.threads[lease.thread]
         holds = lease.token in self.both.model.leases and (t.n, t.digest) == (lease.n, lease.digest)
         closes = lease.plans if not holds else t.left == 1 and lease.plans
-        others = [self._failed, self._failed, self._retry, self._asked, self._handled]
+        others = [self._failed, self._retry, self._asked, self._asked, self._handled]
         outcome = self._next if closes else self._done
         if self.dice.random() < 0.3 and lease.task != "join":
             outcome = self.dice.choice(others)
@@ -315,7 +329,7 @@ class Story:
 
     def _asked(self, lease: Lease) -> Commit:
         """A question, or a breakpoint of what it called."""
-        question = f"q{self.made}" if self.dice.random() < 0.8 else ""
+        question = f"q{self.made}" if self.dice.random() < 0.9 else ""
         said = self._fact(lease, "task_paused", asks=e.wrap(b"\x01"))
         return Commit(lease, "paused", (said,), question=question, kept=lease.answers)
 
@@ -348,7 +362,8 @@ class Story:
         owner, to = self.dice.choice(OWNERS), self.dice.choice(("job", "parked", "lost"))
         if self.dice.random() < 0.2:
             self.both("release", owner, None, to, "why")
-        elif (lease := self._pop()) is not None:
+        elif (lease := self._pop(suspect=True)) is not None:
+            to = "lost" if lease.suspect else to
             self.both("release", owner, [lease.token], to, "why", self.dice.choice(("", "", "b")))
 
     def expire(self) -> None:
