@@ -86,6 +86,13 @@ class Both:
             key = KEYS.rq_queue(queue)
             self.client.rpush(key, *self.client.lrange(key, 0, 0))
 
+    def requeues(self, thread: str, task: str) -> None:
+        """Somebody pushes the job of a failed task, as `rq requeue` does."""
+        rec = self.model.threads[thread].open[task]
+        self.model.queues.setdefault(rec.waits_in, []).append(rec.job)
+        stored = json.loads(self.client.hget(KEYS.stem + "open:" + thread, task))
+        self.client.rpush(KEYS.rq_queue(rec.waits_in), stored["j"])
+
     def agree(self) -> None:
         for thread in THREADS:
             t = self.model.threads.get(thread)
@@ -149,8 +156,10 @@ def _recorded(rec: dict[str, Any]) -> dict[str, Any]:
     return {name: rec.get(name, 0) for name in numbers} | {name: rec.get(name, "") for name in texts}
 
 
-def _said(entry: e.Entry) -> tuple[str, dict[str, bytes]]:
-    return entry.id, {name: value for name, value in entry.raw.items() if name != "at"}
+def _said(entry: e.Entry) -> tuple[str, dict[str, Any]]:
+    """An entry; an error as what its JSON says, since Lua's tables have no order."""
+    said = {name: value for name, value in entry.raw.items() if name != "at"}
+    return entry.id, said | ({"error": json.loads(said["error"])} if said.get("error", b"")[:1] == b"{" else {})
 
 
 def _text(found: Any) -> list[str]:
@@ -190,7 +199,7 @@ class Story:
     round: int = 0
 
     def step(self) -> str:
-        seldom = ("start", "go_on", "cancel", "expire", "due", "sweep", "gap", "release", "renew", "again")
+        seldom = ("start", "start", "go_on", "cancel", "expire", "due", "sweep", "gap", "release", "renew", "again")
         move = self.dice.choice((*seldom, "reclaim", "part", "zombie", "resend", *["claim"] * 5, *["commit"] * 14))
         if self.dice.random() < 0.4:  # what is seldom gets its turn when it can
             move = "go_on" if self._asks() else "release" if any(lease.suspect for lease in self.held) else move
@@ -239,7 +248,8 @@ class Story:
         self.both("start", self._start(thread, f"r{self.made}", kind, answers=answers, at=at))
 
     def cancel(self) -> None:
-        thread = self.dice.choice(THREADS)
+        waits = [x for x, t in self.both.model.threads.items() if t.queued]
+        thread = self.dice.choice(waits or THREADS)
         t = self.both.model.threads.get(thread)
         runs = [*([start.run for start, _ in t.queued] * 3 if t else ()), *(t.runs if t else ()), "unknown", ""]
         if self.dice.random() < 0.6:
@@ -386,6 +396,11 @@ class Story:
         self.both("sweep", self.dice.choice(("another", "server")), LEASE_MS)
 
     def again(self) -> None:
+        """A job is pushed once more: of a task that failed, or that waits."""
+        threads = self.both.model.threads.items()
+        failed = [(x, task) for x, t in threads for task, rec in t.open.items() if rec.place == "failed"]
+        if failed and self.dice.random() < 0.7:
+            return self.both.requeues(*self.dice.choice(failed))
         self.both.pushes(self.dice.choice(QUEUES))
 
 

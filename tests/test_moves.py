@@ -796,6 +796,14 @@ def test_an_answer_to_what_is_not_asked_is_stale_and_writes_nothing(stage: Stage
     assert stage.start("r2", "resume", answers=(("p0", "q0"),)).status == "started"
 
 
+def test_an_answer_before_its_question_is_stale_once_all_that_is_open_has_asked(stage: Stage) -> None:
+    two_ask(stage)
+    before = stage.told()
+    assert stage.start("r2", "resume", answers=(("p0", ""),)).status == "stale"
+    assert stage.told() == before
+    assert stage.start("r2", "resume", answers=(("p0", "q0"),)).status == "started"
+
+
 def test_where_only_questions_are_open_there_is_nothing_to_continue(stage: Stage) -> None:
     two_ask(stage)
     before = stage.told()

@@ -584,6 +584,8 @@ class Model:
                 self._drop_held(owner, token)
                 self.lease.pop(token, None)
                 self.leases.pop(token, None)
+        if tokens is None:
+            self.held.pop(owner, None)  # also what it named of others' leases
         return released
 
     def _give_back(
@@ -698,4 +700,5 @@ def _refused(start: Start, t: Thread | None) -> str:
         asks = rec is not None and rec.place == "asked" and each.question in rec.asks.split()
         if each.question and not asks:
             return "stale"
-    return ""
+    opens = t.left + t.failed + t.halted > 0 or any(each.question for each in start.answers)
+    return "" if opens else "stale"

@@ -680,6 +680,8 @@ def _refused(start: Start, t: Thread | None) -> str:
         return "stale"
     asked = {name: task.question.split() for name, task in t.open.items() if task.place == "asked"}
     known = all(each.question in asked.get(each.task, ()) for each in start.answers if each.question)
+    # An answer that came before its question is too late where all that is open has asked meanwhile: it opens nothing.
+    known = known and bool(command or t.left + t.failed + t.halted or any(each.question for each in start.answers))
     return "" if known and start.at in (None, t.after) else "stale"
 
 

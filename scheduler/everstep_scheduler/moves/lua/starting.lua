@@ -17,10 +17,13 @@ local function refusal(s, T)
   if (T.cleaning or '') ~= '' then return 'busy' end
   if s.at and (T.n ~= s.at[1] or T.digest ~= s.at[2]) then return 'stale' end
   if command and T.run ~= command.after then return 'stale' end
+  local opens = T.left + T.failed + T.halted > 0 or command
   for _, a in ipairs(s.answers) do
     local rec = a[2] ~= '' and record(s.thread, a[1])
     if a[2] ~= '' and not (rec and asks(rec, a[2])) then return 'stale' end
+    opens = opens or a[2] ~= ''
   end
+  if not opens then return 'stale' end -- before the question, it was said, but all that is open has asked meanwhile
 end
 
 -- Where the values of a Command's parts begin in ARGV: behind the fields of the fact, from `at` on, and the answers.
