@@ -38,6 +38,8 @@ def holds(model: Model) -> None:
         if t.status == "running" and ((t.left, t.failed, t.asked) != (going, failed, asked) or not going):
             said = f"{t.left} left, {t.failed} failed, {t.asked} asked"
             raise Astray(f"{thread} says {said}; its tasks say {going}, {failed}, {asked}")
+        if t.status != "running" and going > len(t.unmade):
+            raise Astray(f"{thread} is {t.status}, and tasks of it wait for workers or are at one")
     if leased != len(model.leases):
         raise Astray(f"{len(model.leases)} leases of {leased} tasks")
 
