@@ -16,6 +16,7 @@ from typing import Any
 
 from . import peers, workloads
 from .floor import many_chains
+from .load import expired, paused, queued
 from .place import Place, cpu_count
 from .rows import Row, plot, ratios, row, table
 
@@ -33,10 +34,24 @@ class Sizes:
     peer_chains: int = 40
     widths: tuple[int, ...] = (100, 10_000)
     moved: int = 10_000
+    flooded: int = 4000  # threads, with 250 jobs each
+    paused: int = 100_000
+    expired: int = 100_000
 
 
 FULL = Sizes()
-QUICK = Sizes(rounds=3, floor_steps=600, runs=25, chains=60, peer_chains=10, widths=(100, 1000), moved=2000)
+QUICK = Sizes(
+    rounds=3,
+    floor_steps=600,
+    runs=25,
+    chains=60,
+    peer_chains=10,
+    widths=(100, 1000),
+    moved=2000,
+    flooded=80,
+    paused=1000,
+    expired=5000,
+)
 
 
 def speed(place: Place, sizes: Sizes) -> list[Row]:
@@ -148,12 +163,40 @@ def quiet(place: Place, sizes: Sizes) -> list[Row]:
     ]
 
 
+def heavy(place: Place, sizes: Sizes) -> list[Row]:
+    """A million queued jobs, a hundred thousand paused threads, as many leases that ran out. Minutes long."""
+    few, many = queued(place, sizes.flooded)
+    name = f"{many.queued:,} queued jobs"
+    rows = [
+        row(f"claim p99 beside {few.queued:,} queued jobs", "us", few.p99_us, details=few._asdict()),
+        row(f"claim p99 beside {name}", "us", many.p99_us, details=many._asdict()),
+        row("claim p99, many / few", "x", many.p99_us / few.p99_us, target=1.5),
+        row("claim p99 on the server, many / few", "x", many.server_p99_us / few.server_p99_us, target=1.5),
+        row(f"memory of {name} and their logs", "MB", many.memory_mb),
+        row("memory of a queued job", "B", many.memory_mb * 2**20 / many.queued),
+    ]
+    still = paused(place, sizes.paused)
+    rows += [
+        row(f"a paused thread, of {still.threads:,}", "B", still.bytes_each),
+        row("leases and jobs that paused threads hold", "", still.held, target=0),
+    ]
+    swept = expired(place, sizes.expired)
+    name = f"sweep of {swept.leases:,} leases"
+    rows += [
+        row(f"{name}, calls", "calls", swept.calls, note=f"{swept.seconds:.1f} s"),
+        row(f"{name}, most of a call", "leases", swept.most_of_a_call, target=100),
+        row(f"{name}, longest call", "ms", swept.longest_ms, target=10, note=f"{swept.over_10_ms} over 10 ms"),
+    ]
+    return rows
+
+
 PARTS: dict[str, Callable[[Place, Sizes], list[Row]]] = {
     "speed": speed,
     "wide": wide,
     "counted": counted,
     "quiet": quiet,
 }
+LOAD = {"load": heavy}
 
 
 def about(place: Place) -> dict[str, Any]:
@@ -178,20 +221,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--only", action="append", choices=tuple(PARTS), help="this part; may be repeated")
+    parser.add_argument(
+        "--load", action="store_true", help="instead: a million queued jobs, 100,000 paused threads and expired leases"
+    )
     said = parser.parse_args(argv)
+    parts = LOAD if said.load else {name: PARTS[name] for name in said.only or PARTS}
     rows: list[Row] = []
     with Place() as place:
         document = about(place)
         if document["load"] > cpu_count() / 4:
             print(f"the machine is busy (load {document['load']}): read ratios only, or try again", file=sys.stderr)
-        for name in said.only or PARTS:
+        for name, part in parts.items():
             print(f"{name} ...", file=sys.stderr)
-            rows += PARTS[name](place, QUICK if said.quick else FULL)
+            rows += part(place, QUICK if said.quick else FULL)
     print(table(rows))
     document["load_after"] = round(os.getloadavg()[0], 1)
     document["rows"] = [each.document() for each in rows]
     title = f"everstep {document['versions']['everstep']}: targets at the dashed line"
-    if not said.quick and not said.only:
+    if parts == PARTS and not said.quick:
         RESULTS.mkdir(exist_ok=True)
         _write(RESULTS / f"{document['versions']['everstep']}.json", document)
         (RESULTS / f"{document['versions']['everstep']}.svg").write_text(plot(rows, title))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
+from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START, Send
 from everstep_scheduler.graph.spec import GraphSpec
@@ -80,4 +81,30 @@ def _gather(state: Wide) -> Wide:
     return {}
 
 
-GRAPHS: dict[str, Callable[[], GraphSpec]] = {"chain": chain, "fan": fan}
+def flood() -> GraphSpec:
+    """`width` Sends, whose jobs have a queue of their own: filling one claims nothing of the other."""
+    built = StateGraph(Wide)
+    built.add_node("spread", _spread)
+    built.add_node("work", _work, queue="flood.work")
+    built.add_edge(START, "spread")
+    built.add_conditional_edges("spread", _each, ["work"])
+    return built.spec("flood")
+
+
+class Asking(TypedDict, total=False):
+    answer: str
+
+
+def asking() -> GraphSpec:
+    """One node, which asks."""
+    built = StateGraph(Asking)
+    built.add_node("ask", _ask)
+    built.add_edge(START, "ask")
+    return built.spec("asking")
+
+
+def _ask(state: Asking) -> Asking:
+    return {"answer": interrupt("which?")}
+
+
+GRAPHS: dict[str, Callable[[], GraphSpec]] = {"chain": chain, "fan": fan, "asking": asking}

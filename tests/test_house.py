@@ -229,6 +229,12 @@ def test_each_service_says_whether_it_is_well(compose: dict[str, Any]) -> None:
         assert service["restart"] == "unless-stopped"
 
 
+def test_the_worker_of_compose_is_asked_at_the_port_where_it_tells_its_health(compose: dict[str, Any]) -> None:
+    worker = compose["services"]["worker"]
+    port = worker["command"][worker["command"].index("--health") + 1]
+    assert f"http://127.0.0.1:{port}/livez" in worker["healthcheck"]["test"][-1]
+
+
 def test_compose_waits_longer_than_the_worker_drains(compose: dict[str, Any]) -> None:
     worker = compose["services"]["worker"]
     grace = int(worker["command"][worker["command"].index("--grace") + 1])

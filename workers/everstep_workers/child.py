@@ -29,7 +29,8 @@ log = logging.getLogger("everstep.worker")
 
 @dataclass(frozen=True)
 class Order:
-    """What a child is to do. `solo`: run suspects alone, from these queues, and end when there are none."""
+    """What a child is to do. `solo`: run suspects alone, from these queues, and end when there are none.
+    `cells`: where its pulse is told."""
 
     url: str
     targets: tuple[str, ...]
@@ -40,6 +41,7 @@ class Order:
     lease_ms: int = LEASE_MS
     keys: Keys = field(default_factory=Keys)
     solo: bool = False
+    cells: memoryview[float] | None = None
 
 
 def preload(keys: Keys) -> None:
@@ -61,7 +63,7 @@ def child_main(order: Order, parent: int, report_fd: int) -> int:
     for number in (*SIGNALS, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    _die_with(parent)
+    die_with(parent)
     try:
         _run(order, report_fd)
     except EverstepError as error:
@@ -74,6 +76,7 @@ def _run(order: Order, report_fd: int) -> None:
     from .face import pin_rq_prefix, worker_name
 
     pin_rq_prefix(order.keys)
+    from .pulse import Pulse
     from .targets import load_targets
     from .worker import Worker
 
@@ -90,6 +93,7 @@ def _run(order: Order, report_fd: int) -> None:
         idle_exit_s=SOLO_IDLE_S if order.solo else 0.0,
         pooled=True,
         on_change=lambda change: _report(report_fd, change),
+        pulse=Pulse(order.cells),
     )
     gc.freeze()  # what is there now stays: modules and graphs, which no collection need look at
     worker.run()
@@ -103,7 +107,7 @@ def _report(fd: int, change: dict[str, Any]) -> None:
         log.debug("nobody reads our reports")
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """On Linux the kernel tells us when the parent dies; elsewhere the worker looks for it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

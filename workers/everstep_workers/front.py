@@ -18,6 +18,7 @@ import redis
 
 from everstep_checkpoint.errors import ServerError
 
+from .pulse import FRONT
 from .slots import OFFER_MAX
 from .work import Work, log
 
@@ -50,6 +51,7 @@ class Front(threading.Thread):
 
     def run(self) -> None:
         while not self._work.draining.is_set():
+            self._work.pulse.beat(FRONT)
             try:
                 self._turn()
             except ServerError as error:
@@ -60,6 +62,7 @@ class Front(threading.Thread):
             except Exception as error:  # noqa: BLE001 - the loop's door
                 log.error("everstep's own error while claiming", exc_info=error)
                 self._work.draining.wait(CLAIM_EVERY_S)
+        self._work.pulse.rest()
 
     def _turn(self) -> None:
         work = self._work

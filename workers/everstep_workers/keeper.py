@@ -18,6 +18,7 @@ from everstep_scheduler.recovery.recovery import audit, differing
 from everstep_scheduler.steps.failpoints import reach
 
 from .face import Face
+from .pulse import KEEPER
 from .work import Work, log
 
 SWEEP_EVERY_S = 1.0
@@ -68,15 +69,18 @@ class Keeper(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(max(0.0, min(duty.due for duty in self._duties) - time.monotonic())):
+            self._work.pulse.beat(KEEPER)
             for duty in self._duties:
                 if duty.due <= time.monotonic() and not self._ended.is_set():
                     self._do(duty)
+        self._work.pulse.rest()
 
     def end(self) -> None:
         """Renew nothing any more."""
         self._ended.set()
 
     def _do(self, duty: Duty) -> None:
+        self._work.pulse.again()
         try:
             with translated(self._work.setup.url):
                 more = duty.action()

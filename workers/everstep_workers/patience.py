@@ -13,6 +13,8 @@ import redis
 from everstep_checkpoint.errors import ServerError
 from everstep_scheduler.moves.connection import is_hopeless, patiently, server_error, translated
 
+from .pulse import Pulse
+
 SAY_EVERY_S = 5.0
 TRIES_MAX = 3
 
@@ -27,8 +29,9 @@ class Hopeless(Exception):
 class Patience:
     """Shared by all threads of a process. `given_up` says when to stop insisting."""
 
-    def __init__(self, url: str, given_up: Callable[[], bool]) -> None:
+    def __init__(self, url: str, given_up: Callable[[], bool], pulse: Pulse) -> None:
         self._url = url
+        self._pulse = pulse
         self._given_up = given_up
         self._troubles = 0
         self._told = 0.0
@@ -56,17 +59,20 @@ class Patience:
             self.say(f"{server_error(error, self._url).what}; trying again")
         with self._lock:
             self._troubles += 1
+            self._pulse.away(True)
         try:
             return patiently(self._counted(action), self._given_up)
         finally:
             with self._lock:
                 self._troubles -= 1
+                self._pulse.away(self.troubled)
 
     def _counted(self, action: Callable[[], T]) -> Callable[[], T]:
         tries = 0
 
         def once() -> T:
             nonlocal tries
+            self._pulse.again()
             try:
                 with translated(self._url):
                     return action()

@@ -2,6 +2,7 @@
 
     fork P children ──► a child dies ──► its leases released as lost ──► a replacement
                   └───► suspects wait ──► solo children, one suspect at a time each, gone when idle
+    health process, if asked for ──► tells over HTTP and as a file how they are
     SIGTERM ──► passed on ──► grace ──► SIGKILL for who is left, leases given back
 
 The parent imports no user code and runs no thread, so that it can fork at any time and outlives everything that a node
@@ -29,6 +30,8 @@ from everstep_scheduler.recovery.recovery import free_lock_of
 
 from .child import EXIT_USAGE, Order, fork, preload
 from .face import Face, name_ending, worker_name
+from .health import WITHIN_S, HealthProcess
+from .pulse import DRAINING, MAIN, PID, WORKING, Board, Pulse
 
 LOOK_EVERY_S = 1.0
 QUICK_DEATH_S = 5.0
@@ -52,6 +55,7 @@ class Child:
     name: str
     reports: int
     order: Order
+    row: int
     began: float = field(default_factory=time.monotonic)
     queues: tuple[str, ...] = ()
     claimed: bool = False
@@ -76,7 +80,11 @@ def _nothing(number: int, frame: object) -> None:
 
 
 class Pool:
-    """`processes` workers for `targets`, until SIGTERM or SIGINT. `run` returns the exit code."""
+    """`processes` workers for `targets`, until SIGTERM or SIGINT. `run` returns the exit code.
+
+    `health`: `PORT` or `HOST:PORT` for /livez and /readyz. `health_file`: there while the pool is live.
+    `health_within_s`: how old a process's last progress may be. Raises InputError if health can't be told there.
+    """
 
     def __init__(
         self,
@@ -89,6 +97,9 @@ class Pool:
         grace_s: float = 30.0,
         lease_ms: int = LEASE_MS,
         keys: Keys | None = None,
+        health: str = "",
+        health_file: str = "",
+        health_within_s: float = WITHIN_S,
     ) -> None:
         self._order = Order(url, tuple(targets), "", concurrency, tuple(queues), grace_s, lease_ms, keys or Keys())
         self._processes = processes
@@ -102,6 +113,13 @@ class Pool:
         self._failed = 0
         self._client: Client | None = None
         self._moves: RedisMoves | None = None
+        self._board = Board(processes + SOLOS_MAX)
+        self._pulse = Pulse(self._board.rows[0])
+        self._health: HealthProcess | None = None
+        if health or health_file:
+            self._health = HealthProcess(
+                self._board, processes, file=health_file, address=health, within_s=health_within_s
+            )
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -119,11 +137,14 @@ class Pool:
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._pulse.state(WORKING)
         try:
             while not (self._signals or self._failed):
                 self._turn()
             self._end()
         finally:
+            if self._health is not None:
+                self._health.end()
             signal.set_wakeup_fd(-1)
             for number, handler in kept.items():
                 signal.signal(number, handler)
@@ -136,9 +157,11 @@ class Pool:
 
     def _turn(self) -> None:
         """One turn: bury the dead, fork what is due, look for suspects; then wait for a child or a second."""
+        self._pulse.beat(MAIN)
         if self._reap():
             self._look_at = 0.0
         self._settle_debts()
+        self._tell_health()
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_EVERY_S
             self._start_solos()  # before replacements: somebody's task waits for it
@@ -187,12 +210,23 @@ class Pool:
             self._fork(self._order)
 
     def _fork(self, order: Order) -> None:
-        ending = name_ending()
-        files = [self._wake_read, self._wake_write, *(x.reports for x in self._children.values() if x.reports >= 0)]
+        ending, rows = name_ending(), len(self._board.rows)
+        row = self._board.take(*((self._processes + 1, rows) if order.solo else (1, self._processes + 1)))
+        files = [*self._files(), *(self._health.files if self._health is not None else ())]
         self._hang_up()
-        pid, reports = fork(replace(order, name_ending=ending), files)
-        self._children[pid] = Child(pid, worker_name(pid, ending), reports, order)
+        pid, reports = fork(replace(order, name_ending=ending, cells=self._board.rows[row]), files)
+        self._board.rows[row][PID] = pid
+        self._children[pid] = Child(pid, worker_name(pid, ending), reports, order, row)
         log.info("%s began", self._children[pid].name)
+
+    def _files(self) -> list[int]:
+        """The parent's own files, which nobody forked from it is to have."""
+        return [self._wake_read, self._wake_write, *(x.reports for x in self._children.values() if x.reports >= 0)]
+
+    def _tell_health(self) -> None:
+        if self._health is not None and self._health.due:
+            self._hang_up()
+            self._health.start(self._files())
 
     def _start_solos(self) -> None:
         """Suspects run alone, each in a child that holds nothing else; as many at once as a child had, so that none of
@@ -244,6 +278,7 @@ class Pool:
         if child.reports >= 0:
             self._hear(child)
         del self._children[child.pid]
+        self._board.clear(child.row)
         if child.reports >= 0:
             os.close(child.reports)
         wanted = bool(self._signals or self._failed)
@@ -286,6 +321,7 @@ class Pool:
 
     def _end(self) -> None:
         """Pass the signal on, wait for the grace, kill who is left."""
+        self._pulse.state(DRAINING)
         if self._signals:
             said = "process drains" if len(self._children) == 1 else "processes drain"
             log.info(

@@ -33,6 +33,7 @@ from everstep_scheduler.steps.voice import through
 
 from .line import Line
 from .patience import Hopeless, Patience
+from .pulse import Pulse
 from .slots import OFFER_MAX, Done, Held, Slots, Tally
 from .tempo import Tempo
 
@@ -87,8 +88,9 @@ class Work:
     committer: Callable[[Done], None]
     watch: Callable[[Held], None]
 
-    def __init__(self, setup: Setup, graphs: Mapping[str, GraphSpec]) -> None:
+    def __init__(self, setup: Setup, graphs: Mapping[str, GraphSpec], pulse: Pulse | None = None) -> None:
         self.setup = setup
+        self.pulse = pulse or Pulse()
         self.roots = graphs  # as they are published; those nested in them are theirs alone
         self.graphs = with_nested(graphs)
         self.slots = Slots(setup.concurrency)
@@ -102,7 +104,7 @@ class Work:
         self.suspended = False
         self.claims = 0
         self._rest_until = 0.0  # no thread could be begun; nothing is claimed for idle slots until then
-        self.patience = Patience(setup.url, self._gives_up)
+        self.patience = Patience(setup.url, self._gives_up, self.pulse)
         self.insist = self.patience.insist
         self._clients: list[Client] = []
         shared = self.client()
@@ -139,7 +141,11 @@ class Work:
         return self._moves(self.own_line())
 
     def _moves(self, client: Client) -> RedisMoves:
-        return RedisMoves(Scripts(client, self.setup.keys, self.recovery, self.setup.url))
+        return RedisMoves(Scripts(client, self.setup.keys, self._rebuild, self.setup.url))
+
+    def _rebuild(self) -> None:
+        with self.pulse.rebuilding():
+            self.recovery()
 
     def close(self) -> None:
         self.live.close()

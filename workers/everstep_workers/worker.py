@@ -38,6 +38,7 @@ from .hands import Hands
 from .keeper import Keeper
 from .loop import Committer, Loop
 from .patience import Hopeless
+from .pulse import DRAINING, MAIN, WORKING, Pulse
 from .slots import Deadlines, Held
 from .work import Setup, Work, log
 
@@ -98,6 +99,7 @@ class Worker:
         idle_exit_s: float = 0.0,
         pooled: bool = False,
         on_change: Callable[[dict[str, Any]], None] = lambda change: None,
+        pulse: Pulse | None = None,
     ) -> None:
         specs = specs_of(graphs)
         self.setup = Setup(
@@ -113,7 +115,7 @@ class Worker:
             pooled=pooled,
         )
         pin_rq_prefix(self.setup.keys)
-        self.work = Work(self.setup, specs)
+        self.work = Work(self.setup, specs, pulse)
         self._on_change = on_change
         self._woken = threading.Event()
         self._deadlines = Deadlines(concurrency)
@@ -144,6 +146,7 @@ class Worker:
     def run(self) -> None:
         """Work until drained. In the main thread SIGTERM and SIGINT drain; a second one ends at once."""
         kept = self._take_signals()
+        self.work.pulse.beat(MAIN)
         try:
             self._open()
             while not self.work.draining.is_set():
@@ -187,6 +190,7 @@ class Worker:
             thread.start()
         if self.setup.serves_parked:
             self._inbox.start()
+        self.work.pulse.state(WORKING)
 
     def _read_inbox(self) -> None:
         """The inbox thread. It ends when its connection is closed under it; other processes read on."""
@@ -208,6 +212,7 @@ class Worker:
 
     def _look(self) -> None:
         """One look of the main thread: deadlines, what waits behind a slow node, the parent, idleness."""
+        self.work.pulse.beat(MAIN)
         self._hands.relieve()
         for held in self._deadlines.passed():
             if self.work.overrule(held, Result.timeout):
@@ -239,6 +244,7 @@ class Worker:
 
     def _drain(self) -> None:
         """Claim nothing, let nodes end, give the rest back."""
+        self.work.pulse.state(DRAINING)
         self._say_drain()
         self._try("waking the front", self._front.wake)
         self._inbox_client.close()

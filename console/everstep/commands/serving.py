@@ -41,6 +41,17 @@ MARGIN = 17
     metavar="S",
     help="A silent host's tasks move on after this (10).",
 )
+@click.option(
+    "--health", metavar="[HOST:]PORT", help="Answer GET /livez and /readyz there; HOST is 127.0.0.1 if left out."
+)
+@click.option("--health-file", metavar="PATH", help="A file that is there while all is live, touched once a second.")
+@click.option(
+    "--health-within",
+    type=click.FloatRange(1, 3600),
+    default=30.0,
+    metavar="S",
+    help="Without progress for so long, a process is not live (30).",
+)
 @click.option("--quiet", is_flag=True, help="Warnings only.")
 @click.pass_obj
 def worker(
@@ -51,6 +62,9 @@ def worker(
     queues: str | None,
     grace: float,
     lease: float,
+    health: str | None,
+    health_file: str | None,
+    health_within: float,
     quiet: bool,
 ) -> int:
     """Work on graphs until SIGTERM or Ctrl-C; then finish or hand back what is under way.
@@ -67,7 +81,8 @@ def worker(
     named = tuple(name.strip() for name in queues.split(",") if name.strip()) if queues else ()
     pool = Pool(
         site.url, targets, processes=processes, concurrency=concurrency, queues=named, grace_s=grace,
-        lease_ms=int(lease * 1000), keys=site.keys,
+        lease_ms=int(lease * 1000), keys=site.keys, health=health or "", health_file=health_file or "",
+        health_within_s=health_within,
     )  # fmt: skip
     return pool.run()
 
