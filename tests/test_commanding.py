@@ -272,11 +272,12 @@ def test_a_replay_has_what_commands_said_there_as_in_langgraph(saver: Saver) -> 
         graph.invoke(None, at.config)
         graph.invoke({"log": ["new"]}, at.config)
         graph.update_state(at.config, {"log": ["S"]}, as_node="a")
+        graph.invoke(lib.Command(goto="q"), at.config)
     assert past(ours, on("t")) == past(theirs, on("t"))
     assert verify(saver.log, "t").sound
-    first = next(each for each in ours.get_state_history(on("t")) if each.next == ("a",))
-    with pytest.raises(InvalidResume, match="what is open at the last checkpoint"):
-        ours.invoke(Command(goto="c"), first.config)
+    planned = next(each for each in ours.get_state_history(on("t")) if each.next == ("a",))
+    with pytest.raises(InvalidResume, match="a question that waits at the last checkpoint"):
+        ours.invoke(Command(goto="c", resume=1), planned.config)
 
 
 # --- what makes no sense

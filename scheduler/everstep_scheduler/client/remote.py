@@ -30,7 +30,7 @@ from ..reading.shapes import Chunk, Reading, check_modes, live_modes
 from ..reading.standing import standing
 from ..steps.branching import Wish, forking, on, replaying, travel
 from ..steps.caches import RedisCache
-from ..steps.commanding import SpecLore
+from ..steps.commanding import Lore, SpecLore, commanding_at
 from ..steps.stateface import StateFace
 from .intake import ManifestLore, node_of, take, take_update
 from .manifest import Manifest
@@ -91,7 +91,7 @@ class RemoteGraph(StateFace):
 
         `input` None continues what rested, Command(resume=...) answers its question, Command(update=..., goto=...)
         changes the state there and adds nodes to run; a run that rests with questions gives its values with
-        `__interrupt__`. With a `checkpoint_id` the run begins there, as a branch: None replays,
+        `__interrupt__`. With a `checkpoint_id` the run begins there, as a branch: None replays, a Command changes it,
         an input is applied to that state; ThreadBusy if a run is under way. Without a thread_id the thread's id is the
         run's. `timeout`: seconds. `multitask_strategy`: what an input does on a busy thread, `durability`: what each
         step is promised, both as in `Client.submit`.
@@ -207,8 +207,7 @@ class RemoteGraph(StateFace):
             if kind == "resume":
                 command: Any = input
                 if commands(command):
-                    lore = SpecLore(self.spec) if self.spec is not None else ManifestLore(self.manifest)
-                    return self.client.command(thread, lore, command, said, run_id, self._reading())
+                    return self.client.command(thread, self._lore(), command, said, run_id, self._reading())
                 return self.client.answer(thread, self.name, queue, command.resume, said, run_id, self._reading())
             return self.client.proceed(thread, self.name, queue, said, run_id, self._reading())
         except EmptyInputError:
@@ -227,9 +226,19 @@ class RemoteGraph(StateFace):
             return self.client.begin(self.name, input, said, run_id=run_id, spec=self.spec, on=on(going.at))
         run = check_run_id(run_id or said.run_id or new_id())
         codec = self.spec.codec if self.spec is not None else PLAIN
-        start = forking(self._log, thread, going.at, said.record("fork"), run, *self._named(), codec)
-        put = self.client.branched(replaying(self._log, thread, start, going.at, self.spec))
-        return Run(self.client, thread, run, put.started.entry, self._reading(), start.durability)
+        if going.how == "command":
+            command: Any = input
+            wish = commanding_at(
+                self._log, thread, run, command, said, self._lore(), going.at, self.spec, codec=self._reading().codec
+            )
+        else:
+            start = forking(self._log, thread, going.at, said.record("fork"), run, *self._named(), codec)
+            wish = replaying(self._log, thread, start, going.at, self.spec)
+        put = self.client.branched(wish)
+        return Run(self.client, thread, run, put.started.entry, self._reading(), wish.start.durability)
+
+    def _lore(self) -> Lore:
+        return SpecLore(self.spec) if self.spec is not None else ManifestLore(self.manifest)
 
     def _values(self, said: Config) -> Any:
         """The output values as the thread has them, and its questions."""

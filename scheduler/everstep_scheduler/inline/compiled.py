@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from everstep_checkpoint.errors import InvalidInput
 from everstep_checkpoint.keys import thread_id_text
 from everstep_checkpoint.log import Log, new_id
+from everstep_checkpoint.replay import State
 
 from ..graph.drawing.picture import Graph, graph_of
 from ..graph.durability import COMMIT
@@ -25,6 +26,7 @@ from ..moves.promises import warn
 from ..moves.record import Config, Form, Nodes, Writes, kind_of, start_of
 from ..reading.shapes import Chunk, check_modes, live_modes
 from ..steps.branching import Wish, branch, forking, on, replaying, travel
+from ..steps.commanding import SpecLore, commanding_at
 from ..steps.loading import Loader
 from ..steps.stateface import StateFace
 from .calledgraph import Wanted, called, calling, spec_within
@@ -94,7 +96,8 @@ class CompiledGraph(StateFace):
         `input` None continues what rested, Command(resume=...) answers its question, Command(update=..., goto=...)
         changes the state there and adds nodes to run. A run that rests with questions gives its values with
         `__interrupt__`. `interrupt_before`, `interrupt_after`: nodes to stop at, "*" for all.
-        With a `checkpoint_id` the run begins there, as a branch: None replays, an input is applied to that state;
+        With a `checkpoint_id` the run begins there, as a branch: None replays, an input is applied to that state, a
+        Command without an answer changes it;
         ThreadBusy if a run is under way. `config`: {"configurable": {"thread_id": ...}, "recursion_limit": 10007,
         "max_concurrency": 16, "metadata": {...}, "tags": [...]}. A `run_id` makes it idempotent. `multitask_strategy`
         says what an input does on a busy thread: "enqueue" (it waits its turn), "reject" (ThreadBusy), "interrupt" (the
@@ -331,10 +334,17 @@ class CompiledGraph(StateFace):
             start = forking(self._log, thread, going.at, record, run, *self._named(), self.spec.codec)
             wish = replaying(self._log, thread, start, going.at, self.spec)
             return "fork", lambda drive: drive.branch(wish)
+        if going.how == "command":
+            changed = self._commanded(data, said, thread, run, going.at)
+            return "fork", lambda drive: drive.branch(changed)
         if going.how == "input":
             start = start_of(self.spec, thread, run, data, said, "input", on=on(going.at))
             return "input", lambda drive: drive.begin(start)
         return None, None
+
+    def _commanded(self, command: Any, said: Config, thread: str, run: str, at: State) -> Wish:
+        lore, codec = SpecLore(self.spec), self.spec.codec
+        return commanding_at(self._log, thread, run, command, said, lore, at, self.spec, codec=codec)
 
 
 def _check_called(said: Config) -> None:

@@ -22,8 +22,8 @@ from everstep_checkpoint.errors import Conflict, InvalidInput, InvalidResume, Ru
 from everstep_checkpoint.log import Head, Log, new_id
 from everstep_checkpoint.replay import State, commands_of, input_writes, state_at
 
-from ..moves.contract import START_NODE, START_TASK, Branch, Moves, Offer, Start, Started
-from ..moves.record import On, RunRecord, kind_of, start_with
+from ..moves.contract import START_NODE, START_TASK, Branch, Commanded, Moves, Offer, Start, Started
+from ..moves.record import On, RunRecord, commands, kind_of, start_with
 from ..reading.addressed import addressed
 from ..reading.overlay import overlaid_state
 
@@ -42,7 +42,7 @@ class Wish:
     `start`: the run, its record and input. `parent`: what it builds on, `at` by default. `input`: the run's own input
     is to be applied next, beside the tasks that are open at `at` (LangGraph: as_node="__input__"). `channels`: the
     state of a new thread, or that of `at` with what Commands updated. `rests`: the run ends here, and whoever continues
-    goes on. `added`: with the tasks that Commands added at `at`.
+    goes on. `added`: with the tasks that Commands added at `at`. `more`: with those that a Command adds now.
     """
 
     thread: str
@@ -54,6 +54,7 @@ class Wish:
     channels: dict[str, bytes] | None = None
     rests: bool = False
     added: bool = False
+    more: Commanded | None = None
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ class Branched:
 
 @dataclass(frozen=True)
 class Travel:
-    """Where a run begins that names a checkpoint. `how`: replay it, apply an input to it, or go on as usual (plain)."""
+    """Where a run begins that names a checkpoint. `how`: replay it, as it is or as a Command changes it, apply an input
+    to it, or go on as usual (plain)."""
 
-    how: Literal["replay", "input", "plain"]
+    how: Literal["replay", "command", "input", "plain"]
     at: State
 
 
@@ -77,25 +79,28 @@ def travel(log: Log, thread: str, checkpoint_id: str, data: object) -> Travel:
     """What a `checkpoint_id` means for a run, with an input or without (LangGraph: `_loop._first`).
 
     An input or an answer at the last checkpoint is one as any other; an answer elsewhere finds no question that waits.
-    A replay always begins a branch, also at the last checkpoint, unless that one is an update or a fork: then it goes
-    on from there.
+    A replay, and a Command that answers nothing, always begin a branch, also at the last checkpoint, unless that one is
+    an update or a fork: then it goes on from there.
 
     Raises InvalidInput, NotFound, Trimmed, InvalidResume.
     """
     at, head = addressed(log, thread, checkpoint_id), log.head(thread)
     last = head is not None and head.n == at.n
     kind = kind_of(data)
-    if kind == "resume" and not last:
+    told = commands(data) and getattr(data, "resume", None) is None
+    if kind == "resume" and not told and not last:
         raise InvalidResume(
-            "a Command is for what is open at the last checkpoint",
+            "an answer is for a question that waits at the last checkpoint",
             thread=thread,
             checkpoint=checkpoint_id,
-            fix="replay that checkpoint, invoke(None, config), or update_state(config, ...): each begins a branch; then"
-            " give the Command without a checkpoint_id",
+            fix="replay that checkpoint, invoke(None, config): it asks again, on a branch; then give the answer without"
+            " a checkpoint_id. Command(update=..., goto=...) without `resume` is taken here",
         )
-    if kind != "continue":
+    if kind != "continue" and not told:
         return Travel("plain" if last else "input", at)
-    return Travel("plain" if last and at.entry.text("source") in ("update", "fork") else "replay", at)
+    if last and at.entry.text("source") in ("update", "fork"):
+        return Travel("plain", at)
+    return Travel("command" if told else "replay", at)
 
 
 def replaying(log: Log, thread: str, start: Start, at: State, spec: GraphSpec | None) -> Wish:
@@ -121,10 +126,18 @@ def on(state: State) -> On:
 
 
 def forking(
-    log: Log, thread: str, at: State, record: RunRecord | None, run: str, graph: str, queue: str, codec: Codec = PLAIN
+    log: Log,
+    thread: str,
+    at: State,
+    record: RunRecord | None,
+    run: str,
+    graph: str,
+    queue: str,
+    codec: Codec = PLAIN,
+    insum: str = "",
 ) -> Start:
     """The run of a replay of checkpoint `at`, or of a copy that rests. If the input of `at` is still to be applied, it
-    comes along. `record` None: as the run was told that made `at`."""
+    comes along. `record` None: as the run was told that made `at`. `insum` tells it from others, if `at` does not."""
     said = told(log, thread, at)
     stored = said.get("record")
     known = RunRecord.decode(e.unwrap(stored, "the run's record")) if stored else RunRecord()
@@ -132,7 +145,7 @@ def forking(
     writes = input_writes(e.Entry(0, 1, {"kind": b"run_started", **said}))
     return start_with(
         replace(mine, kind="fork"), _filled(writes), thread=thread, run=run, graph=graph, queue=queue, codec=codec,
-        on=on(at),
+        on=on(at), insum=insum,
     )  # fmt: skip
 
 
@@ -200,7 +213,7 @@ def _made(log: Log, wish: Wish, head: Head | None) -> Branch | None:
     """The checkpoint with all that it names; what it names is written. None if the head moved meanwhile."""
     n, digest = after = _after(head)
     run, at, birth = wish.start.run, wish.at, _birth(log, wish.thread, head, digest)
-    tasks = copied(log, wish.thread, at, run, added=wish.added) if at is not None else Copied((), ())
+    tasks = _with(copied(log, wish.thread, at, run, added=wish.added) if at is not None else Copied((), ()), wish.more)
     whole, pieces = _state(wish, run)
     try:
         refs = _written(log, wish.thread, [*tasks.parts, *pieces], after)
@@ -221,6 +234,16 @@ def _made(log: Log, wish: Wish, head: Head | None) -> Branch | None:
     named = {ref: str(part["tasks"]) for ref, part in zip(refs, tasks.parts, strict=False)}
     put = Branch(start, after, made, (n + 1, str(made["digest"]), step), tuple(map(tuple, rows)), named)
     return replace(put, stop="interrupted") if wish.rests and rows else put
+
+
+def _with(tasks: Copied, more: Commanded | None) -> Copied:
+    """With what a Command adds: no node that is there already, all by node as a plan has them, then the Sends."""
+    if more is None:
+        return tasks
+    there = {row[1] for row in tasks.pulls}
+    pulls = [*(row[1:] for row in tasks.pulls), *(each for each in more.tasks if each[0] not in there)]
+    named = ((f"p{i}", *row) for i, row in enumerate(sorted(pulls, key=lambda row: str(row[0]))))
+    return Copied(tuple(named), (*tasks.parts, *(fields for fields, _ in more.parts)))
 
 
 def _birth(log: Log, thread: str, head: Head | None, fresh: str) -> str:

@@ -1,6 +1,7 @@
-"""Commanding: `Command(update=..., goto=..., resume=...)` as an input, for what is open at the last checkpoint.
+"""Commanding: `Command(update=..., goto=..., resume=...)` as an input.
 
     Command ──checked──► writes, nodes, Sends ──what is open already──► moves.Start, whose script checks once more
+                                          └────an earlier checkpoint──► a Wish: that checkpoint, changed, as a branch
 
 LangGraph's rules (`map_command`, and the writes of no task): the update is for the state of that checkpoint, the nodes
 join the tasks that are open there, also if there are none any more. What it drops silently is refused: unknown names.
@@ -17,16 +18,17 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import EmptyInputError, InvalidInput, InvalidResume, InvalidUpdateError
 from everstep_checkpoint.log import Log
-from everstep_checkpoint.replay import state_at
+from everstep_checkpoint.replay import State, state_at
 
 from ..graph.channels import apply
 from ..graph.runtime import END, Command, Send
 from ..graph.schema import as_dict, did_you_mean, updates_of
-from ..moves.contract import HANDLER, MOVE_MAX, Answered, Commanded, Start
+from ..moves.contract import HANDLER, MOVE_MAX, START_TASK, Answered, Commanded, Start
 from ..moves.record import Config, Writes, input_sum, start_with
 from ..reading.derive import Told
 from ..reading.overlay import overlaid_state
 from ..reading.questions import answers_of, open_step
+from .branching import Wish, forking, replaying
 from .sending import Place, named
 
 if TYPE_CHECKING:
@@ -133,6 +135,50 @@ def command_of(
     return replace(start, command=extra)
 
 
+def commanding_at(
+    log: Log,
+    thread: str,
+    run: str,
+    command: Command[Any],
+    config: Config,
+    lore: Lore,
+    at: State,
+    spec: GraphSpec | None,
+    *,
+    codec: Codec,
+) -> Wish:
+    """The branch that a Command without an answer begins at a checkpoint: its state with the update, its tasks and
+    those that the Command adds, all of them from the beginning. `spec` None: the graph's code is not at hand.
+
+    Raises InvalidUpdateError, InvalidResume, InvalidInput, UnknownType, TooLarge, LogError.
+    """
+    writes, goes = _writes(lore, command.update), _goes(lore, command.goes, thread)
+    if any(row[0] == START_TASK for row in at.entry.next):
+        raise InvalidResume(
+            "the input of that checkpoint is still to be applied, so there is no step to command",
+            thread=thread,
+            checkpoint=at.entry.checkpoint_id,
+            fix="name the checkpoint after it, or replay it, invoke(None, config)",
+        )
+    insum = _sum(lore, command, writes, goes, codec, at)
+    start = forking(log, thread, at, config.record("fork"), run, lore.name, lore.queue, codec, insum)
+    wish = replace(replaying(log, thread, start, at, spec), more=_commanded(lore, None, run, writes, goes))
+    return replace(wish, channels=_updated(wish, at, spec, writes)) if writes else wish
+
+
+def _updated(wish: Wish, at: State, spec: GraphSpec | None, writes: Writes) -> dict[str, bytes]:
+    """The state of the branch. Raises InvalidUpdateError, InvalidInput where the reducers are not at hand."""
+    if spec is None:
+        raise InvalidInput(
+            "an update at an earlier checkpoint takes the graph's reducers",
+            thread=wish.thread,
+            checkpoint=at.entry.checkpoint_id,
+            fix="give it where the graph's code is: client.graph(name, compiled); or update_state(config, ...) there",
+        )
+    seen = at.channels if wish.channels is None else wish.channels
+    return dict(apply(spec, {**spec.initial(), **seen}, writes))
+
+
 def _writes(lore: Lore, update: Any) -> list[tuple[str, bytes]]:
     """The update as writes: a dict, an instance of a schema, or (key, value) pairs."""
     pairs = _pairs(update) if update else []
@@ -208,10 +254,11 @@ def _answers(told: Told, resume: object, extra: Commanded | None, codec: Codec, 
     return found or ([Answered("", "", e.wrap(codec.encode(resume, "the answer")))] if adds else ())
 
 
-def _sum(lore: Lore, command: Command[Any], writes: Writes, goes: _Goes, codec: Codec) -> str:
+def _sum(lore: Lore, command: Command[Any], writes: Writes, goes: _Goes, codec: Codec, at: State | None = None) -> str:
     """It tells this Command from any other under the same run id; an answer alone as `resume_of` does."""
     said = [("resume", codec.encode(command.resume, "the answer"))] if command.resume is not None else []
     said += [(f" update {i} {key}", value) for i, (key, value) in enumerate(writes)]
     said += [(f" goto {name}", b"") for name in goes.names]
     said += [(f" send {i} {send.node} {send.timeout_s or 0}", arg) for i, (send, arg) in enumerate(goes.sends)]
+    said += [(f" on {at.n}", at.digest.encode())] if at is not None else []
     return input_sum(lore.name, "resume", said)
