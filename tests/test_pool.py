@@ -321,7 +321,7 @@ def test_a_solo_child_that_has_a_suspect_is_not_counted_on_for_the_next(
     pool = Pool(redis_url, ["shop:killing"])
     pool._queues = ("shop",)  # pyright: ignore[reportPrivateUsage]
     order = replace(pool._order, solo=True)  # pyright: ignore[reportPrivateUsage]
-    pool._children = {1: Child(1, "solo", -1, order)}  # pyright: ignore[reportPrivateUsage]
+    pool._children = {1: Child(1, "solo", -1, order, 0)}  # pyright: ignore[reportPrivateUsage]
     client.rpush(KEYS.rq_queue("shop.suspect"), "job")
     forked: list[Order] = []
     monkeypatch.setattr(pool, "_fork", forked.append)
