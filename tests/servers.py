@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -72,6 +73,11 @@ def wait_for(condition: Callable[[], T], timeout_s: float = 10.0, what: str = ""
             raise AssertionError(f"waited {timeout_s:g} s in vain for: {wanted} (last value: {value!r})")
         time.sleep(0.01)
     return value
+
+
+def some_in_soak(count: int, few: int) -> list[Any]:
+    """So many parts of a long test: the first few are for each run of the tests, the others for soak."""
+    return [pytest.param(part, marks=() if part < few else (pytest.mark.soak,)) for part in range(count)]
 
 
 def plain_client(url: str, socket_timeout: float = 10.0) -> redis.Redis:
