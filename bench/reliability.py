@@ -32,7 +32,7 @@ LOAD_HEAD = """
 
 1,000 threads, each in a step of 1,000 tasks: 250,000 of the million have jobs in one queue, the others get theirs as
 these are taken. Beside it one such thread alone. Then processes that hold 100,000 leases are lost, and one process
-sweeps, at most 100 leases a call.
+sweeps, batch by batch.
 
 | server | a claim, one thread: p50, p99 | a claim, a million tasks: p50, p99 | a sweep: p50, p99 | all sweeps |
 |---|---|---|---|---|

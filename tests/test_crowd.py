@@ -27,7 +27,7 @@ from hand import KEYS, Hand
 from servers import StartServer, plain_client
 
 LONG_MS, SHORT_MS = 3_600_000, 1000
-AT_ONCE = 100  # leases that one claim takes, and one sweep takes back
+AT_ONCE = 40  # leases that one claim takes, and one sweep takes back
 CLAIMS, CLAIMS_FEW = 2000, 500
 
 

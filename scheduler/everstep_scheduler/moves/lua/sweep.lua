@@ -3,7 +3,7 @@
 -- Expired leases -> lost; due wakes -> jobs; steps given up, runs cancelled -> their jobs removed. After a gap in which nobody could
 -- renew, or on a new server, nothing expires for lease + 2 s.
 -- Answers JSON: status = ok | rebuild; lost; woken; held = ms until leases may expire again; more = 1: there is more to do
-local EXPIRED_MAX = 100
+local EXPIRED_MAX = 40
 if not alive() then return '{"status":"rebuild"}' end
 call('DEL', S .. 'nothing')
 local key = S .. 'sweep'
