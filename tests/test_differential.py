@@ -27,7 +27,7 @@ from test_interrupts import working
 from test_subgraphs import sound
 from turns import Turn, on
 
-BATCHES, BATCH = 16, 125  # inline: 2,000, of which 625 are for each run of the tests
+BATCHES, BATCH = 16, 125  # inline: 2,000, of which 500 are for each run of the tests
 REDIS = 40
 WORKERS, FLEET = 4, 50  # on workers: 200, of which 100 are
 TELLERS = 8
@@ -48,7 +48,7 @@ def oracle() -> Iterator[None]:
 # -- as in LangGraph
 
 
-@pytest.mark.parametrize("batch", some_in_soak(BATCHES, 5))
+@pytest.mark.parametrize("batch", some_in_soak(BATCHES, 4))
 def test_drawn_graphs_go_as_in_langgraph(batch: int) -> None:
     for seed in seeds(f"inline {batch}", BATCH):
         told_inline(drawn(seed), InMemorySaver(), f"t{seed}")
