@@ -21,6 +21,7 @@ EverstepError
 ├── RunError               how a run ended, or why it could not begin
 │   ├── RunFailed              a node raised; carries the error as text, and is it too where its type is known
 │   │   └── NodeTimeoutError       a node was over its timeout
+│   ├── NodeDied               the process of an isolated node ended before it answered
 │   ├── RunCancelled           somebody cancelled it
 │   ├── GraphRecursionError    the recursion limit was reached; the last checkpoint is saved
 │   ├── RunConflict            this run id was used with another input
@@ -181,6 +182,10 @@ class RunFailed(RunError):
 
 class NodeTimeoutError(RunFailed):
     """A node was over its timeout."""
+
+
+class NodeDied(RunError):
+    """The process of an isolated node ended before it answered; says with which exit code or signal."""
 
 
 class RunCancelled(RunError):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from everstep_checkpoint.errors import EverstepError as EverstepError
     from everstep_checkpoint.errors import GraphRecursionError as GraphRecursionError
     from everstep_checkpoint.errors import InvalidUpdateError as InvalidUpdateError
+    from everstep_checkpoint.errors import NodeDied as NodeDied
     from everstep_checkpoint.errors import NodeTimeoutError as NodeTimeoutError
     from everstep_checkpoint.errors import RunCancelled as RunCancelled
     from everstep_checkpoint.errors import RunFailed as RunFailed
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "everstep_checkpoint.errors": (
         "DurabilityWarning", "EverstepError", "GraphRecursionError", "InvalidUpdateError",
-        "NodeTimeoutError", "RunCancelled", "RunFailed",
+        "NodeDied", "NodeTimeoutError", "RunCancelled", "RunFailed",
     ),
     "everstep_scheduler.client.client": ("Client", "connect"),
     "everstep_scheduler.graph.asking": ("Interrupt", "get_stream_writer", "interrupt"),

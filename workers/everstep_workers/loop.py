@@ -105,7 +105,9 @@ class Loop:
         loop.call_soon_threadsafe(self._begin, held)
 
     def cancel(self, held: Held) -> None:
-        """Cancel an attempt that is settled otherwise. Nothing to do for one of another runner."""
+        """Cancel an attempt that is settled otherwise. A thread can't be, but the process of an isolated node can."""
+        if held.attempt is not None:
+            held.attempt.kill()
         if self._loop is not None and held.task is not None:
             self._loop.call_soon_threadsafe(held.task.cancel)
 

@@ -386,6 +386,7 @@ class Work:
         attempt = held.attempt
         if attempt is None or not held.take_right():
             return False
+        attempt.kill()
         self.committer(Done(held, judge(attempt), own=False))
         self.loop.cancel(held)
         return True

@@ -17,6 +17,7 @@ from .callables import INJECTED_INTO_HANDLERS, carrier, first_schema, form_of, h
 from .channels import HIDDEN, Channel, channel_of
 from .durability import COMMIT, durability_of
 from .handling import DEFAULT, PREFIX, handler_name
+from .isolation import address_of, check_types
 from .options import Cache, CachePolicy, Options, Timeout, queue_name
 from .results import command_ends
 from .retry import RetryPolicy
@@ -84,6 +85,7 @@ class StateGraph:
         timeout: Timeout = None,
         destinations: Mapping[str, str] | Sequence[str] | None = None,
         queue: str | None = None,
+        isolate: bool = False,
     ) -> Self:
         """Adds a node: a sync or async function of (state), (state, config), (state, runtime) or both.
 
@@ -96,6 +98,8 @@ class StateGraph:
         `error_handler`  runs when the node has failed for good, and speaks for it: (state, error: NodeError), and so on
         `timeout`        seconds for one attempt, also of a sync node, or a TimeoutPolicy
         `queue`          where its jobs go
+        `isolate`        each attempt of a sync node runs in a process of its own, which is killed when it is over its
+                         time or stopped; the function is one that another process can import
         `destinations`   where its Commands may go, if `-> Command[Literal[...]]` does not say so; a dict gives labels
 
         A compiled graph is a node, too: it runs on a thread of its own, as jobs of its own, and the keys that both
@@ -107,11 +111,14 @@ class StateGraph:
             self._check_name(name)
             if timeout is not None:
                 raise GraphError("A graph as a node has no timeout", node=name, fix="Give timeouts to its nodes.")
+            if isolate:
+                raise GraphError("A graph as a node can't be isolated", node=name, fix="Isolate nodes of it.")
             made = self._graph_node(name, *inner, input_schema, destinations)
         else:
             name, fn = _named(node, action)
             self._check_name(name)
             made = self._function_node(name, fn, input_schema, destinations)
+            made = _isolated(made) if isolate else made
         self._nodes[name] = replace(made, queue=queue_name(name, queue), metadata=dict(metadata or {}), defer=defer)
         handler = self._handled(handler_name(name), error_handler, self._nodes[name]) if error_handler else None
         self._options[name] = Options.of(name, retry_policy, timeout, cache_policy, handler)
@@ -274,6 +281,11 @@ class StateGraph:
     ) -> GraphSpec:
         """The graph, checked, as the pure value that plans and runs are made from."""
         self.validate()
+        made = self._spec(name, interrupt_before, interrupt_after)
+        check_types([each.name for each in self._nodes.values() if each.isolate], made.registry)
+        return made
+
+    def _spec(self, name: str | None, interrupt_before: Breakpoints, interrupt_after: Breakpoints) -> GraphSpec:
         return GraphSpec(
             name=_graph_name(name),
             nodes={name: self._whole(node) for name, node in self._nodes.items()},
@@ -443,6 +455,16 @@ def _in_memory(graph: GraphSpec, state: Any, config: Any) -> Any:
     from ..inline.compiled import run_in_memory
 
     return run_in_memory(graph, state, config)
+
+
+def _isolated(node: NodeSpec) -> NodeSpec:
+    """The node, run in a process of its own. Raises GraphError for one that can't be."""
+    if node.is_async:
+        raise GraphError(
+            "An async node can't be isolated", node=node.name, fix="Make it sync (def); an async one can be cancelled."
+        )
+    address_of(node.name, node.fn)
+    return replace(node, isolate=True)
 
 
 def _named(node: str | Node | CompiledGraph, action: Node | CompiledGraph | None) -> tuple[str, Node]:

@@ -46,6 +46,7 @@ class NodeSpec:
     `ends`: where its Commands may go -> label; None: anywhere. `defer`: it runs where no other node would. `handler`:
     the name of what runs when it has failed for good. `graph`: the graph that it is; `keeps`: whether that graph's
     state lasts beyond a call; False: it runs within the attempt, and is kept nowhere.
+    `isolate`: each attempt runs in a process of its own.
     """
 
     name: str
@@ -63,6 +64,7 @@ class NodeSpec:
     handler: str | None = None
     graph: GraphSpec | None = None
     keeps: bool | None = None
+    isolate: bool = False
 
     @property
     def calls(self) -> bool:

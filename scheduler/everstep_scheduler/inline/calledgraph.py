@@ -35,6 +35,7 @@ from ..reading.questions import interrupts, open_step, waits_with
 from ..reading.shapes import Chunk
 from ..steps.calling import command_of_child, stopped_after
 from ..steps.effects import Fenced
+from ..steps.isolated import Inside
 from ..steps.loading import Loader
 from ..steps.perform import Attempt
 from .driver import Inline, Opening
@@ -64,6 +65,8 @@ class Wanted(NamedTuple):
 def calling(said: Config) -> Attempt | None:
     """The attempt in which a graph is called; None where no node runs, or the config names a thread of its own."""
     attempt = CURRENT.get()
+    if isinstance(attempt, Inside) and attempt.is_own(said.thread_id):
+        attempt.refuse("a graph without a thread of its own")
     if not isinstance(attempt, Attempt):
         return None
     own = said.thread_id == attempt.place.root and said.checkpoint_ns == attempt.ns

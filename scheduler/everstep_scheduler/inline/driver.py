@@ -75,6 +75,18 @@ class _Job:
         """When a sync call is over its time, if it shows no progress. An async one keeps its timeout by itself."""
         return float("inf") if self.attempt.is_async else self.attempt.pace.due
 
+    def result(self) -> Result:
+        """What came of it; one that still runs is late, and an isolated node is ended."""
+        if self.future.done():
+            return self.future.result()
+        self.attempt.kill()
+        return Result.timeout(self.attempt)
+
+    def end(self) -> None:
+        """Nobody waits for it any more."""
+        self.future.cancel()
+        self.attempt.kill()
+
 
 class Inline:
     """One run, driven by its caller. Use `events()` once, then `output()`."""
@@ -133,7 +145,7 @@ class Inline:
         """The caller is gone: cancel what runs on its loop, begin nothing more, give leases back. From any thread."""
         self._left.set()
         for job in tuple(self._jobs):
-            job.future.cancel()
+            job.end()
 
     # the drive
 
@@ -326,7 +338,7 @@ class Inline:
         self._unserved_at = 0.0
         self._jobs.append(_Job(attempt, self._future(attempt)))
         if self._left.is_set():  # while it was begun
-            self._jobs[-1].future.cancel()
+            self._jobs[-1].end()
         return True
 
     def _give_back(self, lease: Lease, error: Unserved) -> None:
@@ -365,7 +377,7 @@ class Inline:
         return over
 
     def _settle(self, job: _Job) -> Iterator[Nested]:
-        result = job.future.result() if job.future.done() else Result.timeout(job.attempt)
+        result = job.result()
         commit = self._insist(lambda: self.performer.settle(job.attempt, result))
         lease = job.attempt.lease
         told = lease.run == self.run or self.telling.nested
@@ -455,7 +467,7 @@ class Inline:
     def _close(self) -> None:
         """Also when the caller leaves a stream early: leases go back, so that nobody waits for them."""
         for job in self._jobs:
-            job.future.cancel()
+            job.end()
         self._release()
         if self._own_loop and self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)

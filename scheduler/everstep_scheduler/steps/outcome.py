@@ -14,6 +14,7 @@ from typing import NamedTuple
 from everstep_checkpoint.errors import EverstepError, type_name
 
 from ..graph.channels import Write
+from ..graph.isolation import Relayed
 from ..graph.retry import next_delay
 from ..graph.runtime import Send
 from ..graph.spec import NodeSpec
@@ -69,6 +70,8 @@ def _text(error: BaseException) -> str:
 def _trace(error: BaseException) -> str:
     """The end of the traceback, where the line is that raised, from the user's code on. An error that we raise about
     what the user's code did has no line of it to show."""
+    if isinstance(error, Relayed):
+        return error.traceback
     told = traceback.TracebackException.from_exception(error)
     if isinstance(error, EverstepError) and all(map(_is_ours, told.stack)):
         return "".join(told.format_exception_only())[-TRACEBACK_MAX:]

@@ -42,6 +42,7 @@ from .caching import CallCache, key_of, recall, remember
 from .calling import look
 from .calls import Calls
 from .effects import Effects, Fenced
+from .isolating import Child
 from .loading import FRESH_STEP, Loader, Stand
 from .outcome import Returned, returned
 from .plan import adestinations, destinations
@@ -144,11 +145,14 @@ class Attempt:
     slotted: bool = False
     cache: Cache | None = None
     pace: Pace = field(init=False)
+    child: Child | None = field(default=None, init=False)  # of an isolated node
     _calls: Calls | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         idle, policy = (self.node.idle_s, self.node.timeout) if self.node is not None else (None, None)
         self.pace = Pace(self.lease.timeout_s, idle or 0.0, policy is None or policy.refresh_on == "auto")
+        if self.node is not None and self.node.isolate:
+            self.child = Child()
 
     @property
     def calls(self) -> Calls:
@@ -254,6 +258,11 @@ class Attempt:
                 raise
             return Result(None, error, self.elapsed_ms)
 
+    def kill(self) -> None:
+        """End the process of an isolated node, now; nothing where none runs. From any thread."""
+        if self.child is not None:
+            self.child.kill()
+
     def ask(self, value: Any, response_schema: Any) -> Any:
         """The answer to the node's next question. Raises GraphInterrupt where there is none yet."""
         return self.answers.next(value, response_schema)
@@ -289,6 +298,8 @@ class Attempt:
             raise self.broken
 
     def _called(self, node: NodeSpec, config: dict[str, Any] | None, runtime: Runtime[Any] | None) -> Any:
+        if self.child is not None:
+            return self.child.run(self)
         try:
             return look(self) if node.calls else node.fn(*self.args(), **self._kwargs(config, runtime))
         except CalledCommand as said:
@@ -298,6 +309,11 @@ class Attempt:
         assert self.node is not None
         if self.node.graph is not None:  # it reads logs, or runs as a whole: not on the loop
             return await asyncio.to_thread(self._called, self.node, config, runtime)
+        if self.child is not None:
+            try:
+                return await asyncio.to_thread(self.child.run, self)
+            finally:
+                self.kill()
         answer = self._called(self.node, config, runtime)
         try:
             return await answer if self.node.is_async else answer
