@@ -349,6 +349,8 @@ def _called(attempt: Attempt) -> Result:
         thread.join(None if left == NEVER else left)
     if attempt.is_async:
         thread.join()
+    if not found:
+        attempt.kill()
     return found[0] if found else Result.timeout(attempt)
 
 

@@ -92,7 +92,8 @@ class Child:
             os.close(answers)
 
     def _begin(self, attempt: Attempt, orders: int, answers: int) -> None:
-        command = [sys.executable, "-P", "-c", BEGIN, json.dumps(sys.path), *map(str, (orders, answers, os.getpid()))]
+        path = json.dumps([str(each) for each in sys.path])
+        command = [sys.executable, "-P", "-c", BEGIN, path, *map(str, (orders, answers, os.getpid()))]
         try:
             with self._lock:
                 if self._killed:
