@@ -349,9 +349,10 @@ def _called(attempt: Attempt) -> Result:
         thread.join(None if left == NEVER else left)
     if attempt.is_async:
         thread.join()
-    if not found:
-        attempt.kill()
-    return found[0] if found else Result.timeout(attempt)
+    if found:
+        return found[0]
+    attempt.kill()
+    return Result.timeout(attempt)
 
 
 def _insist(action: Callable[[], T]) -> T:
