@@ -10,6 +10,7 @@ import functools
 import os
 import random
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -97,3 +98,9 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def lives(pid: int) -> bool:
+    """Does it run? One that waits to be reaped does not."""
+    said = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(said.strip()) and not said.strip().startswith("Z")

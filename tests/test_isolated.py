@@ -26,7 +26,7 @@ from everstep_scheduler.inline.savers import InMemorySaver
 from everstep_scheduler.reading.ending import error_of
 from everstep_scheduler.steps.timing import Pace
 from graphs_isolated import Point, State
-from servers import wait_for
+from servers import lives, wait_for
 from test_worker import KEYS, Client, running
 
 TESTS = Path(__file__).parent
@@ -44,12 +44,6 @@ def pids(tmp_path: Path) -> Path:
 
 def noted(pids: Path) -> list[int]:
     return [int(pid) for pid in pids.read_text().split()] if pids.exists() else []
-
-
-def lives(pid: int) -> bool:
-    """Does it run? One that waits to be reaped does not."""
-    said = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return bool(said.strip()) and not said.strip().startswith("Z")
 
 
 def gone(pids: Path) -> None:

@@ -44,7 +44,7 @@ from everstep_scheduler.recovery.recovery import Recovery
 from everstep_workers.face import pin_rq_prefix
 from everstep_workers.targets import load_target
 from everstep_workers.worker import Worker
-from servers import wait_for
+from servers import lives, wait_for
 
 KEYS = Keys()
 STOCK = """
@@ -84,6 +84,11 @@ def slow(state):
 def late(state):
     time.sleep(20)
 
+def spins(state):
+    (HERE / "spun").write_text(str(os.getpid()))
+    while True:
+        pass
+
 def built(*nodes, **told):
     graph = StateGraph(State)
     for node in nodes:
@@ -100,6 +105,7 @@ failing = built(breaks)
 dying = built(dies)
 stopping = built(slow)
 timing = built(late, timeout=0.3)
+spinning = built(spins, timeout=3.0, isolate=True)
 
 def handles(state, error):
     return {"seen": [str(error.error)]}
@@ -473,6 +479,17 @@ def test_under_a_stock_worker_an_idle_node_is_over_its_time_and_handled(shop: Sh
     shop.rests(thread)
     assert [x.text("task") for x in shop.log.read(thread) if x.kind == "task_added"] == ["h_p0"]
     assert shop.rq_keys() == set()
+
+
+def test_under_a_stock_worker_that_lives_on_an_isolated_node_is_killed_at_its_timeout(
+    shop: Shop, stock: Stock, tmp_path: Path
+) -> None:
+    thread = shop.submit(spec_of("spinning"))
+    worker = stock("spinning", "--worker-class", "rq.worker.SimpleWorker")
+    shop.rests(thread, b"failed", 20)
+    assert "NodeTimeoutError" in shop.error(thread)
+    wait_for(lambda: not lives(int((tmp_path / "spun").read_text())), 5, "the node's process to be gone")
+    assert worker.poll() is None
 
 
 def test_under_a_stock_worker_a_foreign_job_is_refused(shop: Shop, stock: Stock, tmp_path: Path) -> None:
