@@ -29,7 +29,7 @@ import graphs_for_faults
 from everstep_checkpoint.keys import WITHIN, Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
-from everstep_checkpoint.replay import State, state_at, step_of, verify
+from everstep_checkpoint.replay import state_at, step_of, verify
 from everstep_scheduler.graph.runtime import Command
 from everstep_scheduler.inline.compiled import CompiledGraph
 from everstep_scheduler.moves.connection import connect, server_run_id
@@ -316,7 +316,7 @@ def done_tasks(log: RedisLog, thread: str) -> Counter[str]:
     found: Counter[str] = Counter()
     heads = [entry for entry in log.pages(thread) if entry.is_checkpoint]
     for i, head in enumerate(heads):
-        step = step_of(log, thread, State(head, {}, ""))
+        step = step_of(log, thread, head.n)
         done = Counter(fact.text("task") for fact in step.facts if fact.kind == "task_done" or "handler" in fact.raw)
         if len(step.tasks) == 1 and i + 1 < len(heads):
             done[heads[i + 1].text("task")] += 1

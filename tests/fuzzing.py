@@ -138,7 +138,7 @@ def read_log(log: DumpLog) -> None:
     thread = log.thread
     readers: list[Callable[[], object]] = [
         lambda: list(states(log, thread)),
-        lambda: step_of(log, thread, state_at(log, thread)),
+        lambda: step_of(log, thread, state_at(log, thread).n),
         lambda: verify(log, thread),
         lambda: derive(log, thread),
         lambda: snapshot(log, thread),

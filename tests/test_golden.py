@@ -85,7 +85,7 @@ def test_every_state_of_a_golden_log_is_read_as_it_was_written(story: str) -> No
 @pytest.mark.parametrize("story", STORIES)
 def test_the_open_tasks_of_a_golden_log_need_no_graph(story: str) -> None:
     log = golden(story)
-    step = step_of(log, log.thread, state_at(log, log.thread))
+    step = step_of(log, log.thread, state_at(log, log.thread).n)
     assert [[task.task, task.node, task.queue] for task in step.tasks] == expected(story)["open"]
 
 

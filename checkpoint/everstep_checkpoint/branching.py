@@ -45,7 +45,7 @@ def copied(log: Log, thread: str, state: State, run: str, *, added: bool = False
 
     Raises CorruptEntry if a part of it is gone.
     """
-    step = step_of(log, thread, state)
+    step = step_of(log, thread, state.n)
     own = {str(row[0]) for row in state.entry.next}
     pulls = [t for t in step.tasks if not t.part and (t.task in own or (added and commanded(t.task)))]
     names = {t.task: f"p{i}" if added and t.task != START_TASK else t.task for i, t in enumerate(pulls)}

@@ -233,8 +233,12 @@ def state_at(log: Log, thread: str, n: int | None = None) -> State:
             continue
         state = folder.feed(entry) or state
     if state is None or state.n != wanted or not (folder.birth or state.birth):
-        raise Trimmed(f"checkpoint {wanted} can't be read", thread=thread, fix="`everstep history` lists what is there")
+        raise _unreadable(thread, wanted)
     return state
+
+
+def _unreadable(thread: str, n: int) -> Trimmed:
+    return Trimmed(f"checkpoint {n} can't be read", thread=thread, fix="`everstep history` lists what is there")
 
 
 @sounds
@@ -370,16 +374,21 @@ def part_tasks(part: e.Entry) -> list[TaskRef]:
 
 
 @sound
-def step_of(log: Log, thread: str, state: State) -> Step:
-    """The step that a checkpoint opened: its tasks and all facts about them."""
-    named = [row[0] for row in state.entry.next if len(row) == 2]
-    parts = {ref: _one(log, thread, ref) for ref in named}
-    facts = [x for x in log.pages(thread, f"{state.n}-1", str(state.n)) if not x.is_checkpoint]
-    tasks = tasks_of(state.entry, parts)
+def step_of(log: Log, thread: str, n: int) -> Step:
+    """The step that checkpoint n opened: its tasks and all facts about them. Raises Trimmed, CorruptEntry.
+
+    Read from that step alone: what a join costs does not grow with what lies before it.
+    """
+    found = [*log.pages(thread, f"{n}-0", str(n))]
+    if not found or not found[0].is_checkpoint:
+        raise _unreadable(thread, n)
+    checkpoint, *facts = found
+    parts = {row[0]: _one(log, thread, row[0]) for row in checkpoint.next if len(row) == 2}
+    tasks = tasks_of(checkpoint, parts)
     if added := [x for x in facts if x.kind == "task_added" and not adds_handler(x)]:
         parts |= {ref: _one(log, thread, ref) for fact in added for ref, _ in fact.json("parts") or ()}
         tasks = with_added(tasks, [ref for fact in added for ref in added_tasks(fact, parts)])
-    return Step(state.n, tasks, parts, facts)
+    return Step(n, tasks, parts, facts)
 
 
 def commands_of(log: Log, thread: str, n: int) -> list[e.Entry]:

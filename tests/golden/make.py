@@ -49,7 +49,7 @@ def expected(log: Log, thread: str) -> dict[str, Any]:
             }
             for n, state in found.items()
         },
-        "open": [[task.task, task.node, task.queue] for task in step_of(log, thread, last).tasks],
+        "open": [[task.task, task.node, task.queue] for task in step_of(log, thread, last.n).tasks],
     }
 
 

@@ -152,8 +152,8 @@ def sibling_lost() -> Iterator[None]:
     """A join that comes again leaves out what the last sibling wrote."""
     real = settling._done_facts
 
-    def fewer(log: Any, lease: Lease, state: Any) -> Any:
-        facts = real(log, lease, state)
+    def fewer(log: Any, lease: Lease) -> Any:
+        facts = real(log, lease)
         return facts[:-1] if lease.attempt > 1 else facts
 
     with mock.patch.object(settling, "_done_facts", fewer):

@@ -27,7 +27,7 @@ class Frame:
 def frame_at(log: Log, thread: str, n: int) -> Frame:
     """The frame of checkpoint n. Raises Trimmed, CorruptEntry."""
     state = state_at(log, thread, n)
-    step = step_of(log, thread, state)
+    step = step_of(log, thread, n)
     above = log.read(thread, f"{n + 1}-0", f"{n + 1}-0")
     closing = None
     if above and follows(above[0], state.entry):

@@ -106,7 +106,7 @@ def stopped_after(log: Log, thread: str, ending: Ending, marked: tuple[str, ...]
     (last,) = log.read(thread, f"{ending.n}-0", f"{ending.n}-0")
     if last.text("task") != JOIN_TASK and not last.text("task").startswith(HANDLER):
         return stops_at([last.text("node")], marked)
-    before = step_of(log, thread, state_at(log, thread, ending.n - 1))
+    before = step_of(log, thread, ending.n - 1)
     return stops_at((task.node for task in before.tasks), marked)
 
 

@@ -31,7 +31,7 @@ def cleared(log: Log, spec: GraphSpec, lease: Lease, stand: Stand) -> tuple[Plan
         after = state_at(log, lease.thread, n + 1)
         pulls = tuple(str(row[1]) for row in after.entry.next if len(row) == 4)
         return Planned(after.channels, pulls), [row[0] for row in after.entry.next if len(row) == 2]
-    step = step_of(log, lease.thread, state)
+    step = step_of(log, lease.thread, n)
     if not stand.on and any(fact.text("kind_of_run") == "input" for fact in step.facts):
         return Planned(dict(stand.channels), ()), ()  # an input has given the step up already
     done = step.outcomes

@@ -22,7 +22,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.delta import Delta, diff, encode_delta, encode_state, fold, refs
 from everstep_checkpoint.errors import EverstepError, InvalidUpdateError, TooLarge
 from everstep_checkpoint.log import Log
-from everstep_checkpoint.replay import Channels, carried, input_writes, state_at, step_of
+from everstep_checkpoint.replay import Channels, carried, input_writes, step_of
 
 from ..graph.asking import CalledAsked, GraphInterrupt, Interrupt, Question
 from ..graph.results import ForParent
@@ -291,8 +291,7 @@ class Settler:
     def _join(self, attempt: Attempt) -> Commit:
         """The join of a wide step: all outcomes in task order, applied at once."""
         lease, spec = attempt.lease, attempt.spec
-        state = state_at(self.log, lease.thread, lease.n) if lease.n else None
-        facts = _done_facts(self.log, lease, state)
+        facts = _done_facts(self.log, lease)
         self._leave_to_others(attempt, facts)
         done = [Done(f.text("task"), f.text("node"), _filled(f), tuple(f.json("goto") or ())) for f in facts]
         if lease.width == 1 and done and done[0].task == UPDATE_TASK:
@@ -636,15 +635,15 @@ def _handled_nodes(log: Log, lease: Lease, facts: Sequence[e.Entry]) -> set[str]
     spoken = {task.removeprefix(HANDLER) for task in tasks if task.startswith(HANDLER)}
     if not spoken:
         return set()
-    step = step_of(log, lease.thread, state_at(log, lease.thread, lease.n))
+    step = step_of(log, lease.thread, lease.n)
     return {task.node for task in step.tasks if task.task in spoken}
 
 
-def _done_facts(log: Log, lease: Lease, state: Any) -> list[e.Entry]:
+def _done_facts(log: Log, lease: Lease) -> list[e.Entry]:
     """`task_done`s of the step in task order."""
-    if state is None:
+    if not lease.n:
         step_facts = log.read(lease.thread, "0-1", "0")
         return [x for x in step_facts if x.kind == "task_done" and x.text("run")]
-    step = step_of(log, lease.thread, state)
+    step = step_of(log, lease.thread, lease.n)
     own = [x for x in step.facts if x.kind == "task_done" and x.text("task") in (START_TASK, UPDATE_TASK)]
     return own[-1:] if lease.width == 1 and own else step.outcomes
