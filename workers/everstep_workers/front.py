@@ -75,7 +75,7 @@ class Front(threading.Thread):
             work.draining.wait(PAUSE_S)
             return
         overdue = time.monotonic() - self._claimed > CLAIM_EVERY_S
-        if not (room := work.tempo.room() or overdue):
+        if not (room := work.tempo.room() or int(overdue)):
             work.draining.wait(LOOK_S)
             return
         wanting = work.patience.troubled or work.resting  # Redis, or a thread

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
@@ -36,6 +36,9 @@ from .runtime import END, START, seconds
 from .schema import Schema, as_dict, classes_in, did_you_mean, updates_of
 from .subgraphs import nested_in
 
+PLACED_MAX = 256  # steps whose tasks a graph remembers
+_json = json.JSONEncoder(separators=(",", ":")).encode
+Row = tuple[Any, ...]
 UNNAMED = "graph"  # the name of a graph compiled without one; a worker renames it after its attribute
 
 
@@ -182,6 +185,22 @@ class GraphSpec:
     def family(self) -> tuple[GraphSpec, ...]:
         """This graph and all graphs in it, to any depth."""
         return (self, *(each for child in self.nested.values() for each in child.family))
+
+    # -- tasks
+
+    @cached_property
+    def placed(self) -> Callable[[tuple[str, ...]], tuple[tuple[str, ...], tuple[Row, ...], str]]:
+        """Nodes -> the PULL tasks of a step with them: their names, the rows of `next`, and these as JSON. Remembered,
+        because most steps lead where others led."""
+
+        @lru_cache(PLACED_MAX)
+        def placed(nodes: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[Row, ...], str]:
+            rows = tuple(
+                (f"p{i}", node, self.queue_of(node), self.node(node).timeout_s or 0) for i, node in enumerate(nodes)
+            )
+            return tuple(row[0] for row in rows), rows, _json(rows)
+
+        return placed
 
     # -- queues
 

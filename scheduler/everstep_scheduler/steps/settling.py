@@ -15,7 +15,6 @@ import json
 import random
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
@@ -28,7 +27,7 @@ from ..graph.asking import CalledAsked, GraphInterrupt, Interrupt, Question
 from ..graph.results import ForParent
 from ..graph.retry import next_delay
 from ..graph.runtime import END, START, Send
-from ..graph.spec import GraphSpec, NodeSpec
+from ..graph.spec import NodeSpec, Row
 from ..moves.contract import HANDLER, JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Commit, Lease, Moves
 from ..moves.record import stops_at
 from ..reading.questions import interrupts
@@ -52,7 +51,6 @@ LARGE_STATE = 64 * 1024
 DELTAS_MIN = 32 * 1024
 TAKE_FROM_BYTES = 24
 _json = json.JSONEncoder(separators=(",", ":")).encode
-Row = tuple[Any, ...]
 Parts = list[tuple[str, str, int, str]]  # entry id, run-length tasks JSON, count, sum
 
 
@@ -419,7 +417,7 @@ class Settler:
                 _take(delta, stand.logged, planned.channels, facts)
         size = sum(len(k) + len(v) for k, v in planned.channels.items())
         _check_size(attempt, size)
-        pulls, rows, said_next = _placed(attempt.spec, planned.pulls)
+        pulls, rows, said_next = attempt.spec.placed(planned.pulls)
         sent = tuple((ref, count) for ref, _, count, _ in parts)
         if sent:
             rows = (*rows, *sent)
@@ -506,13 +504,6 @@ class Settler:
         if not ids:
             raise Fenced
         return {**fields, "parts": json.dumps(ids)}, [str(piece["sum"]) for piece in pieces]
-
-
-@lru_cache(4096)
-def _placed(spec: GraphSpec, nodes: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[Row, ...], str]:
-    """The PULL tasks of a step: their names, the rows of `next`, and these as JSON."""
-    rows = tuple((f"p{i}", node, spec.queue_of(node), spec.node(node).timeout_s or 0) for i, node in enumerate(nodes))
-    return tuple(row[0] for row in rows), rows, _json(rows)
 
 
 def _breakpoints(attempt: Attempt) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -12,9 +12,7 @@
 -- Answers JSON: status = ok | already | fenced | rebuild; leases
 local living, suspended = alive()
 if not living then return '{"status":"rebuild"}' end
-local T = load(H.thread)
-local rec = T and record(H.thread, H.task)
-local holds = rec and rec.p == 'lease' and rec.t == H.token and T.status == 'running'
+local T, rec, holds = attempt()
 
 local function passed_before()
   if rec and rec.p ~= 'lease' and rec.t == H.token then return true end
@@ -27,7 +25,7 @@ local function passed_before()
   return false
 end
 
-if not holds or T.n ~= H.n or T.digest ~= H.digest then
+if not holds then
   out.status = passed_before() and 'already' or 'fenced'
   call('DEL', S .. 'nothing') -- a full server lets a zombie know, too
   if out.status == 'fenced' then show('HINCRBY', S .. 'stats', 'fenced', 1) end

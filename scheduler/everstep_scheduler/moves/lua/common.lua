@@ -123,6 +123,13 @@ local function keep(thread, task, rec)
   call('HSET', S .. 'open:' .. thread, task, cjson.encode(rec))
 end
 
+-- The thread and the task of an attempt, and the fence: does it hold the task still, at the checkpoint that it began from?
+local function attempt()
+  local T = load(H.thread)
+  local rec = T and record(H.thread, H.task)
+  return T, rec, rec and rec.p == 'lease' and rec.t == H.token and T.status == 'running' and T.n == H.n and T.digest == H.digest
+end
+
 local function queue_of(rec) return rec.s and rec.q .. '.suspect' or rec.q end
 
 -- A fact that says something plain; facts with values come from the caller, hashed.

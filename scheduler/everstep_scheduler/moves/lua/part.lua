@@ -3,11 +3,8 @@
 -- H: thread n digest task token entries
 -- Answers JSON: status = ok | fenced | rebuild; ids
 if not alive() then return '{"status":"rebuild"}' end
-local T = load(H.thread)
-local rec = T and record(H.thread, H.task)
-if not rec or rec.p ~= 'lease' or rec.t ~= H.token or T.n ~= H.n or T.digest ~= H.digest or T.status ~= 'running' then
-  return '{"status":"fenced"}'
-end
+local _, rec, holds = attempt()
+if not holds then return '{"status":"fenced"}' end
 local ids = append(H.thread)
 if not rec.e and H.entries[1][2] == 'effect_done' then
   rec.e = ids[1]

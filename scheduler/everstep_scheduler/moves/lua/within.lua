@@ -6,11 +6,8 @@
 -- Entries that stand there already, just as they are given, are a resend: it is told ok, and written once.
 -- Answers JSON: status = ok | fenced | moved (a log ends elsewhere: its key, and where) | rebuild
 if not alive() then return '{"status":"rebuild"}' end
-local T = load(H.thread)
-local rec = T and record(H.thread, H.task)
-if not rec or rec.p ~= 'lease' or rec.t ~= H.token or T.n ~= H.n or T.digest ~= H.digest or T.status ~= 'running' then
-  return '{"status":"fenced"}'
-end
+local _, _, holds = attempt()
+if not holds then return '{"status":"fenced"}' end
 
 -- Do these entries stand at the end of the log, as they are given?
 local function stands(found, heads, at)
@@ -26,7 +23,7 @@ local function stands(found, heads, at)
   return true
 end
 
-local at, new = 2, {}
+local at, new = AT, {}
 for _, log in ipairs(H.logs) do
   local key, last, heads = S .. log[1], log[2], log[3]
   local tail = call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
