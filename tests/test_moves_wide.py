@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import redis
@@ -25,8 +26,8 @@ def stage(client: redis.Redis) -> Stage:
     return on(client)
 
 
-def open_wide(stage: Stage, width: int, run: str = "r1") -> None:
-    """A run whose first step has `width` Sends; their jobs are in the queue."""
+def open_wide(stage: Stage, width: int, run: str = "r1", stop: Any = "", tokens: int = 0) -> None:
+    """A run whose first step has `width` Sends; their jobs are in the queue, unless the run rests there."""
     stage.start(run, sum=run)
     lease = stage.take("start")
     tasks = json.dumps([["w", "g", 0, PART]])
@@ -43,14 +44,18 @@ def open_wide(stage: Stage, width: int, run: str = "r1") -> None:
     }
     made = e.checkpoint(lease.digest, lease.n + 1, [], **said)
     head = (lease.n + 1, str(made["digest"]), 0)
-    commit = Commit(lease, "next", (made,), head, rows, dict.fromkeys(refs, tasks))
-    assert stage.moves.commit([(commit, Offer(stage.owner))])[0].status == "ok"
+    commit = Commit(lease, "next", (made,), head, rows, dict.fromkeys(refs, tasks), stop)
+    assert stage.moves.commit([(commit, pops(stage, tokens) if tokens else Offer(stage.owner))])[0].status == "ok"
+
+
+def pops(stage: Stage, count: int) -> Offer:
+    """The offer of a worker with so many free slots."""
+    return Offer(stage.owner, tuple(new_id() for _ in range(count)), ("g",), lease_ms=60_000)
 
 
 def pop(stage: Stage, count: int = 1) -> list[str]:
     """Claim as a worker does, from the queue."""
-    offer = Offer(stage.owner, tuple(new_id() for _ in range(count)), ("g",), lease_ms=60_000)
-    answer = stage.moves.claim(offer)
+    answer = stage.moves.claim(pops(stage, count))
     stage.held.extend(answer.leases)
     return [lease.task for lease in answer.leases]
 
@@ -127,6 +132,20 @@ def test_wakes_of_a_step_given_up_leave_those_of_the_next_alone(stage: Stage, cl
         sweep(stage)
     waiting = [x for x in client.hvals(KEYS.open(THREAD)) if json.loads(x)["p"] == "wake"]
     assert len(waiting) == client.zcard(KEYS.wakes) == 64
+
+
+@pytest.mark.parametrize("stop", ["interrupted", "failed"])
+def test_a_wide_step_at_which_its_run_rests_has_no_jobs_until_it_goes_on(
+    stage: Stage, client: redis.Redis, stop: str
+) -> None:
+    open_wide(stage, 600, stop=stop, tokens=4)
+    assert client.hget(KEYS.thread(THREAD), "status") == stop.encode()
+    assert (client.llen(KEYS.rq_queue("g")), client.hlen(KEYS.open(THREAD))) == (0, 0)
+    assert client.keys(KEYS.rq_job("*")) == [] and pop(stage, 4) == []
+    fields: e.Fields = {"run": "r2", "kind_of_run": "continue", "graph": "g", "queue": "g"}
+    assert stage.moves.start(Start(THREAD, "r2", "continue", "g", "g", "", fields)).status == "started"
+    assert client.llen(KEYS.rq_queue("g")) == MOVE_MAX
+    assert [task.partition("_")[2] for task in pop(stage, 4)] == ["0", "1", "2", "3"]
 
 
 def test_stale_ids_are_looked_through_in_bounded_calls(stage: Stage, client: redis.Redis) -> None:

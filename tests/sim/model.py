@@ -401,7 +401,7 @@ class Model:
         self._unlease(rec)
         self._pass(t, rec, commit, ids, call)
         if call.offer.tokens:
-            if t.width > 1:
+            if t.width > 1 and t.status == "running":
                 self._make_jobs(lease.thread, t)
             self._refill(call)
         for each in call.coming:

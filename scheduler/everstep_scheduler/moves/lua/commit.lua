@@ -145,7 +145,7 @@ if H.own and H.tokens then
   make(H.thread, T, function() return T.status == 'running' and #H.tokens > 0 end,
     function(task, r) if #H.tokens > 0 then lease(H.thread, T, task, r, table.remove(H.tokens, 1)) else push(H.thread, T, task, r) end end)
 elseif H.tokens and not suspended then
-  if T.width > 1 then make_jobs(H.thread, T) end
+  if T.width > 1 and T.status == 'running' then make_jobs(H.thread, T) end
   refill()
   wait_for_work()
 end
