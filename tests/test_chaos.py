@@ -218,7 +218,7 @@ def test_chaos_of_every_kind_for_minutes(server_name: str, record_property: Any)
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("kind", "lease_s", "gap_s"), [("kill", 60.0, (0.4, 1.0)), ("pool", 2.0, (4.5, 6.0))], ids=["kill", "pool"]
+    ("kind", "lease_s", "gap_s"), [("kill", 60.0, (0.3, 0.8)), ("pool", 2.0, (4.5, 6.0))], ids=["kill", "pool"]
 )
 def test_recoveries_are_measured_over_many_kills(
     kind: str, lease_s: float, gap_s: tuple[float, float], server_name: str, record_property: Any

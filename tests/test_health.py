@@ -88,7 +88,8 @@ def test_a_pool_is_ready_when_it_claims_and_live_while_it_drains_and_then_all_is
     told.says(live=True, ready=True)
     written = json.loads(told.file.read_text())
     assert (written["live"], written["ready"], written["why"]) == (True, True, [])
-    assert len(written["workers"]) == 2 and all(each["state"] == "working" for each in written["workers"])
+    assert len(written["workers"]) == 2, "a spare is none"
+    assert all(each["state"] == "working" for each in written["workers"])
     thread = fleet.submit("chain", gated="b")
     fleet.began(thread, "b")
     told.pool.signal(signal.SIGTERM)
@@ -121,7 +122,7 @@ def test_while_redis_is_away_a_pool_is_live_and_not_ready(fleet: Fleet, proxy: F
 
 
 def test_the_process_that_tells_is_replaced_and_a_killed_one_of_the_pool_is_seen(fleet: Fleet) -> None:
-    told = Told(fleet, "chain", processes=1)
+    told = Told(fleet, "chain", processes=1, spares=0)
     told.says(live=True, ready=True)
     worker = told.ask("/livez")[1]["workers"][0]["pid"]
     children = Path(f"/proc/{told.pool.pid}/task/{told.pool.pid}/children").read_text().split()

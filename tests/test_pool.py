@@ -26,7 +26,8 @@ from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_workers.child import Order
-from everstep_workers.pool import Child, Debt, Pool
+from everstep_workers.kin import Child, Debt
+from everstep_workers.pool import Pool
 from everstep_workers.targets import load_target
 from servers import wait_for
 
@@ -331,6 +332,52 @@ def test_a_solo_child_that_has_a_suspect_is_not_counted_on_for_the_next(
     pool._start_solos()  # pyright: ignore[reportPrivateUsage]
     assert len(forked) == 1, "it has one, whether it has said so or not"
     pool._hang_up()  # pyright: ignore[reportPrivateUsage]
+
+
+def spares_of(said: str) -> list[str]:
+    """The pids of the processes that were told to be spare."""
+    return re.findall(r"\.(\d+)\.[0-9a-f]{6} is spare", said)
+
+
+def test_what_a_dead_process_ran_is_run_again_by_one_that_has_the_graphs_loaded(shop: Shop) -> None:
+    spec = shop.spec("waiting")
+    pool = shop.pool("shop:waiting", concurrency=1)
+    thread = shop.submit(spec)
+    (spare,) = spares_of(until(pool, "is spare"))
+    (pid,) = wait_for(lambda: shop.ran("waits"))
+    os.kill(int(pid), signal.SIGKILL)
+    assert f".{spare}." in until(pool, "was called"), "nobody waits for an import"
+    wait_for(lambda: shop.ran("waits") == [pid, spare])
+    (other,) = spares_of(until(pool, "is spare"))
+    assert other not in (pid, spare), "there is one again"
+    shop.go()
+    shop.rests(thread)
+    pool.send_signal(signal.SIGTERM)
+    assert ended(pool)[0] == 0 and not alive(int(other))
+
+
+def test_a_spare_that_dies_owes_nothing_and_is_replaced(shop: Shop) -> None:
+    pool = shop.pool("shop:killing")
+    (spare,) = spares_of(until(pool, "is spare"))
+    os.kill(int(spare), signal.SIGKILL)
+    assert spares_of(until(pool, "is spare"))
+    thread = shop.submit(shop.spec("killing"), "killer")
+    wait_for(lambda: shop.status(thread) == b"failed", 30, "the killer to be put away, by dead spares, too")
+    pool.send_signal(signal.SIGTERM)
+    code, said = ended(pool)
+    assert code == 0 and f".{spare}." not in said
+
+
+def test_a_module_that_can_be_imported_once_only_costs_no_more_than_the_spare(shop: Shop) -> None:
+    (shop.folder / "once.py").write_text(
+        "from pathlib import Path\nPath('taken').touch(exist_ok=False)\nfrom shop import killing\n"
+    )
+    pool = shop.pool("once:killing")
+    until(pool, "importing 'once' raised FileExistsError")
+    shop.rests(shop.submit(shop.spec("killing"), "t"))
+    pool.send_signal(signal.SIGTERM)
+    code, said = ended(pool)
+    assert code == 0 and "is spare" not in said, "it isn't tried again at once"
 
 
 def test_a_rebuild_whose_process_died_is_anybody_s_at_once(redis_url: str, client: redis.Redis) -> None:

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from everstep_checkpoint.errors import EverstepError, ServerUnavailable
 from everstep_checkpoint.keys import Keys
@@ -29,8 +29,8 @@ log = logging.getLogger("everstep.worker")
 
 @dataclass(frozen=True)
 class Order:
-    """What a child is to do. `solo`: run suspects alone, from these queues, and end when there are none.
-    `cells`: where its pulse is told."""
+    """What a child is to do. `solo`: run suspects alone, from these queues, and end when there are none. `spare`: load
+    the graphs, and wait to be called before anything else. `cells`: where its pulse is told."""
 
     url: str
     targets: tuple[str, ...]
@@ -41,6 +41,7 @@ class Order:
     lease_ms: int = LEASE_MS
     keys: Keys = field(default_factory=Keys)
     solo: bool = False
+    spare: bool = False
     cells: memoryview[float] | None = None
 
 
@@ -54,9 +55,20 @@ def preload(keys: Keys) -> None:
 
     from . import targets as targets
     from . import worker as worker
+    from .line import Line
+
+    Line("redis://127.0.0.1:1").close()  # it does not connect; what a first client imports is imported
 
 
-def child_main(order: Order, parent: int, report_fd: int) -> int:
+class Forked(NamedTuple):
+    """A child: its pid, the file that its reports come from, and the one by which a spare is called (-1: no spare)."""
+
+    pid: int
+    reports: int
+    call: int
+
+
+def child_main(order: Order, parent: int, report_fd: int, call_fd: int = -1) -> int:
     """Run a worker to its end. Returns the exit code: 2 if it can't begin for a reason that stays, which is told."""
     os.setpgrp()  # a terminal's Ctrl-C is the parent's to handle; it tells us once
     signal.set_wakeup_fd(-1)
@@ -65,14 +77,14 @@ def child_main(order: Order, parent: int, report_fd: int) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     die_with(parent)
     try:
-        _run(order, report_fd)
+        _run(order, report_fd, call_fd)
     except EverstepError as error:
         sys.stderr.write(f"error: {error.what}\n" + (f"  fix: {error.fix}\n" if error.fix else ""))
         return EXIT_FAILED if isinstance(error, ServerUnavailable) else EXIT_USAGE
     return 0
 
 
-def _run(order: Order, report_fd: int) -> None:
+def _run(order: Order, report_fd: int, call_fd: int) -> None:
     from .face import pin_rq_prefix, worker_name
 
     pin_rq_prefix(order.keys)
@@ -80,9 +92,13 @@ def _run(order: Order, report_fd: int) -> None:
     from .targets import load_targets
     from .worker import Worker
 
+    graphs = load_targets(order.targets)
+    gc.freeze()  # what is there now stays: modules and graphs, which no collection need look at
+    if call_fd >= 0 and not os.read(call_fd, 1):
+        return
     worker = Worker(
         order.url,
-        load_targets(order.targets),
+        graphs,
         concurrency=1 if order.solo else order.concurrency,
         queues=order.queues or None,
         grace_s=order.grace_s,
@@ -95,7 +111,6 @@ def _run(order: Order, report_fd: int) -> None:
         on_change=lambda change: _report(report_fd, change),
         pulse=Pulse(order.cells),
     )
-    gc.freeze()  # what is there now stays: modules and graphs, which no collection need look at
     worker.run()
 
 
@@ -115,9 +130,10 @@ def die_with(parent: int) -> None:
             os._exit(0)
 
 
-def fork(order: Order, close: Sequence[int] = ()) -> tuple[int, int]:
-    """Start a child. Returns its pid and the file its reports come from. `close`: files that are not the child's."""
+def fork(order: Order, close: Sequence[int] = ()) -> Forked:
+    """Start a child. `close`: files that are not the child's."""
     reports, report_fd = os.pipe()
+    call_fd, call = os.pipe() if order.spare else (-1, -1)
     os.set_blocking(reports, False)
     parent = os.getpid()
     sys.stdout.flush()
@@ -126,13 +142,16 @@ def fork(order: Order, close: Sequence[int] = ()) -> tuple[int, int]:
     pid = os.fork()
     if pid:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        os.close(report_fd)
-        return pid, reports
+        for fd in (report_fd, call_fd):
+            if fd >= 0:
+                os.close(fd)
+        return Forked(pid, reports, call)
     code = EXIT_STARTING
     try:
-        for fd in (reports, *close):
-            os.close(fd)
-        code = child_main(order, parent, report_fd)
+        for fd in (reports, call, *close):
+            if fd >= 0:
+                os.close(fd)
+        code = child_main(order, parent, report_fd, call_fd)
     except BaseException:
         log.exception("everstep's own error in a worker process")
     finally:

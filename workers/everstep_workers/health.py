@@ -29,7 +29,7 @@ from typing import Any
 from everstep_checkpoint.errors import InputError
 
 from .child import die_with
-from .pulse import AWAY, DRAINING, MAIN, PARTS, PID, REBUILDS, SINCE, STARTING, STATE, WORKING, Board
+from .pulse import AWAY, DRAINING, MAIN, PARTS, PID, REBUILDS, SINCE, SPARE, STARTING, STATE, WORKING, Board
 
 WITHIN_S = 30.0
 PARENT_WITHIN_S = 60.0  # it may wait for a Redis that swallows everything
@@ -76,7 +76,7 @@ def judge(board: Board, processes: int, within_s: float = WITHIN_S) -> Health:
     elif now - parent[MAIN] > max(within_s, PARENT_WITHIN_S):
         health.hangs(f"the pool's parent: no progress for {now - parent[MAIN]:.0f} s")
     for row in children:
-        if row[SINCE]:
+        if row[SINCE] and row[STATE] != SPARE:
             _judge_one(health, row, within_s, now)
     there = sum(bool(row[SINCE]) for row in children[:processes])
     if there < processes:

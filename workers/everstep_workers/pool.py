@@ -1,7 +1,8 @@
 """A pool: one parent, P worker processes. The parent keeps them alive, and tells Redis at once when one dies.
 
     fork P children ──► a child dies ──► its leases released as lost ──► a replacement
-                  └───► suspects wait ──► solo children, one suspect at a time each, gone when idle
+                  ├───► suspects wait ──► solo children, one suspect at a time each, gone when idle
+                  └───► spares: solo children to be, graphs loaded, that wait to be called
     health process, if asked for ──► tells over HTTP and as a file how they are
     SIGTERM ──► passed on ──► grace ──► SIGKILL for who is left, leases given back
 
@@ -18,8 +19,8 @@ import selectors
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from everstep_checkpoint.errors import ServerError
 from everstep_checkpoint.keys import Keys
@@ -31,7 +32,8 @@ from everstep_scheduler.recovery.recovery import free_lock_of
 from .child import EXIT_USAGE, Order, fork, preload
 from .face import Face, name_ending, worker_name
 from .health import WITHIN_S, HealthProcess
-from .pulse import DRAINING, MAIN, PID, WORKING, Board, Pulse
+from .kin import Child, Debt
+from .pulse import DRAINING, MAIN, PID, SINCE, SPARE, STARTING, STATE, WORKING, Board, Pulse
 
 LOOK_EVERY_S = 1.0
 QUICK_DEATH_S = 5.0
@@ -40,39 +42,14 @@ BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 SOLOS_MAX = 32
 SOLOS_PER_CPU = 2
 SOLO_BEGINS_S = 1.0
+SPARES = 1
+SPARE_PAUSE_S = 0.5  # after a death others are to begin first
+SPARE_AGAIN_S = 30.0
 KILL_MARGIN_S = 3.0
 SUSPECT = ".suspect"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("everstep.pool")
-
-
-@dataclass
-class Child:
-    """One child, as its parent knows it."""
-
-    pid: int
-    name: str
-    reports: int
-    order: Order
-    row: int
-    began: float = field(default_factory=time.monotonic)
-    queues: tuple[str, ...] = ()
-    claimed: bool = False
-    heard: bytes = b""
-
-    @property
-    def solo(self) -> bool:
-        return self.order.solo
-
-
-@dataclass(frozen=True)
-class Debt:
-    """A release that is still to be made: Redis was away, or it is about to be."""
-
-    owner: str
-    to: Literal["job", "lost"]
-    queues: tuple[str, ...]
 
 
 def _nothing(number: int, frame: object) -> None:
@@ -82,6 +59,7 @@ def _nothing(number: int, frame: object) -> None:
 class Pool:
     """`processes` workers for `targets`, until SIGTERM or SIGINT. `run` returns the exit code.
 
+    `spares`: processes beside them that have the graphs loaded, so that what a dead one ran is run again at once.
     `health`: `PORT` or `HOST:PORT` for /livez and /readyz. `health_file`: there while the pool is live.
     `health_within_s`: how old a process's last progress may be. Raises InputError if health can't be told there.
     """
@@ -97,12 +75,15 @@ class Pool:
         grace_s: float = 30.0,
         lease_ms: int = LEASE_MS,
         keys: Keys | None = None,
+        spares: int = SPARES,
         health: str = "",
         health_file: str = "",
         health_within_s: float = WITHIN_S,
     ) -> None:
         self._order = Order(url, tuple(targets), "", concurrency, tuple(queues), grace_s, lease_ms, keys or Keys())
         self._processes = processes
+        self._spares = spares
+        self._spare_at = 0.0
         self._children: dict[int, Child] = {}
         self._debts: list[Debt] = []
         self._queues: tuple[str, ...] = ()
@@ -113,7 +94,7 @@ class Pool:
         self._failed = 0
         self._client: Client | None = None
         self._moves: RedisMoves | None = None
-        self._board = Board(processes + SOLOS_MAX)
+        self._board = Board(processes + SOLOS_MAX + spares)
         self._pulse = Pulse(self._board.rows[0])
         self._health: HealthProcess | None = None
         if health or health_file:
@@ -123,7 +104,7 @@ class Pool:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The children that live, solo ones too."""
+        """The children that live, solo ones and spares too."""
         return tuple(self._children)
 
     # the loop
@@ -166,6 +147,7 @@ class Pool:
             self._look_at = time.monotonic() + LOOK_EVERY_S
             self._start_solos()  # before replacements: somebody's task waits for it
         self._fork_due()
+        self._keep_spares()
         due = min([self._look_at, *self._fork_at]) - time.monotonic()
         self._listen(min(LOOK_EVERY_S, max(0.0, due)))
 
@@ -214,14 +196,16 @@ class Pool:
         row = self._board.take(*((self._processes + 1, rows) if order.solo else (1, self._processes + 1)))
         files = [*self._files(), *(self._health.files if self._health is not None else ())]
         self._hang_up()
-        pid, reports = fork(replace(order, name_ending=ending, cells=self._board.rows[row]), files)
+        self._board.rows[row][STATE] = SPARE if order.spare else STARTING
+        pid, reports, call = fork(replace(order, name_ending=ending, cells=self._board.rows[row]), files)
         self._board.rows[row][PID] = pid
-        self._children[pid] = Child(pid, worker_name(pid, ending), reports, order, row)
-        log.info("%s began", self._children[pid].name)
+        self._children[pid] = Child(pid, worker_name(pid, ending), reports, order, row, call)
+        log.info("%s %s", self._children[pid].name, "is spare" if order.spare else "began")
 
     def _files(self) -> list[int]:
         """The parent's own files, which nobody forked from it is to have."""
-        return [self._wake_read, self._wake_write, *(x.reports for x in self._children.values() if x.reports >= 0)]
+        children = [fd for child in self._children.values() for fd in (child.reports, child.call) if fd >= 0]
+        return [self._wake_read, self._wake_write, *children]
 
     def _tell_health(self) -> None:
         if self._health is not None and self._health.due:
@@ -231,7 +215,7 @@ class Pool:
     def _start_solos(self) -> None:
         """Suspects run alone, each in a child that holds nothing else; as many at once as a child had, so that none of
         those it died with waits behind another one."""
-        queues = tuple(queue + SUSPECT for queue in self._queues)
+        queues = self._suspect_queues
         solos = [child for child in self._children.values() if child.solo]
         waiting, held = self._suspects(queues, [child.name for child in solos])
         busy = sum(held)
@@ -240,7 +224,37 @@ class Pool:
         coming = sum(new and not has for new, has in zip(young, held, strict=True))
         most = max(self._order.concurrency, SOLOS_PER_CPU * (os.cpu_count() or 1))
         for _ in range(min(waiting - coming, most - busy - coming, SOLOS_MAX - len(solos))):
-            self._fork(replace(self._order, queues=queues, solo=True))
+            if not self._call_spare():
+                self._fork(replace(self._order, queues=queues, solo=True))
+
+    @property
+    def _suspect_queues(self) -> tuple[str, ...]:
+        return tuple(queue + SUSPECT for queue in self._queues)
+
+    def _keep_spares(self) -> None:
+        """Fork a spare, if one lacks and nothing else is about to begin."""
+        now = time.monotonic()
+        if not self._queues or self._fork_at or now < self._spare_at:
+            return
+        if sum(child.spare for child in self._children.values()) < self._spares:
+            self._spare_at = now + SPARE_PAUSE_S
+            self._fork(replace(self._order, queues=self._suspect_queues, solo=True, spare=True))
+
+    def _call_spare(self) -> bool:
+        """Let a spare begin as a solo child, if there is one."""
+        for child in [child for child in self._children.values() if child.spare]:
+            call, child.call = child.call, -1
+            row = self._board.rows[child.row]
+            row[STATE], row[SINCE], child.began = STARTING, time.monotonic(), time.monotonic()
+            try:
+                os.write(call, b".")
+            except BrokenPipeError:  # it is dead, and will be buried
+                continue
+            finally:
+                os.close(call)
+            log.info("%s was called", child.name)
+            return True
+        return False
 
     def _suspects(self, queues: Sequence[str], solos: Sequence[str]) -> tuple[int, list[bool]]:
         """How many suspects wait, and which of the solo children have one."""
@@ -279,8 +293,12 @@ class Pool:
             self._hear(child)
         del self._children[child.pid]
         self._board.clear(child.row)
-        if child.reports >= 0:
-            os.close(child.reports)
+        self._spare_at = time.monotonic() + (SPARE_AGAIN_S if child.spare and code > 0 else SPARE_PAUSE_S)
+        for fd in (child.reports, child.call):
+            if fd >= 0:
+                os.close(fd)
+        if child.spare:  # it held nothing
+            return
         wanted = bool(self._signals or self._failed)
         unusable = code == EXIT_USAGE and not self._queues  # none ever began, so it held nothing
         if not unusable and not (code == 0 and wanted):  # a node may end its process with code 0, too
@@ -323,10 +341,11 @@ class Pool:
         """Pass the signal on, wait for the grace, kill who is left."""
         self._pulse.state(DRAINING)
         if self._signals:
-            said = "process drains" if len(self._children) == 1 else "processes drain"
+            count = sum(not child.spare for child in self._children.values())
+            said = "process drains" if count == 1 else "processes drain"
             log.info(
                 "told to end: %d worker %s, for up to %g s; a second SIGTERM or Ctrl-C ends at once, and gives back",
-                len(self._children), said, self._order.grace_s,
+                count, said, self._order.grace_s,
             )  # fmt: skip
         end = time.monotonic() + self._order.grace_s + KILL_MARGIN_S
         passed_on = 0

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 PID, SINCE, STATE, MAIN, FRONT, KEEPER, AWAY, REBUILDS = range(8)
 CELLS = 8
 PARTS = {MAIN: "main thread", FRONT: "claim loop", KEEPER: "lease thread"}
-STARTING, WORKING, DRAINING = 0.0, 1.0, 2.0
+STARTING, WORKING, DRAINING, SPARE = 0.0, 1.0, 2.0, 3.0  # a spare waits to be called, and is not judged
 
 
 class Pulse:

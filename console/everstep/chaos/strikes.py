@@ -77,10 +77,11 @@ class Striker:
     # processes
 
     def _victims(self) -> list[int]:
-        """Worker processes that have had the time to begin, and are not stopped."""
+        """Worker processes that have had the time to begin, and are not stopped. A spare is none: it holds nothing."""
         self.look()
         stopped, old = {pid for _, pid in self._stopped}, time.monotonic() - GROWN_S
-        return [pid for pid, born in self._born.items() if born <= old and pid not in stopped]
+        shown = set(self._stage.shown_workers().values())
+        return [pid for pid, born in self._born.items() if born <= old and pid not in stopped and pid in shown]
 
     def _kill(self, fault: Fault) -> Struck | None:
         victims = self._victims()

@@ -30,6 +30,13 @@ MARGIN = 17
     metavar="N",
     help="Nodes at once in a process (10).",
 )
+@click.option(
+    "--spares",
+    type=click.IntRange(0, 32),
+    default=1,
+    metavar="N",
+    help="Processes in reserve, graphs loaded, for what a dead one ran (1).",
+)
 @click.option("--queues", "-q", metavar="A,B", help="Queues, first things first (those that the graphs name).")
 @click.option(
     "--grace", type=click.FloatRange(0), default=30.0, metavar="S", help="After SIGTERM, let nodes go on so long (30)."
@@ -59,6 +66,7 @@ def worker(
     targets: tuple[str, ...],
     processes: int,
     concurrency: int,
+    spares: int,
     queues: str | None,
     grace: float,
     lease: float,
@@ -81,7 +89,7 @@ def worker(
     named = tuple(name.strip() for name in queues.split(",") if name.strip()) if queues else ()
     pool = Pool(
         site.url, targets, processes=processes, concurrency=concurrency, queues=named, grace_s=grace,
-        lease_ms=int(lease * 1000), keys=site.keys, health=health or "", health_file=health_file or "",
+        lease_ms=int(lease * 1000), keys=site.keys, spares=spares, health=health or "", health_file=health_file or "",
         health_within_s=health_within,
     )  # fmt: skip
     return pool.run()
