@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from everstep_workers import health
 from everstep_workers.pool import Pool
 from everstep_workers.targets import load_targets
 from everstep_workers.worker import Worker
@@ -22,6 +23,8 @@ FORM = "%(asctime)s %(process)d %(threadName)s %(message)s"
 def work(told: dict[str, Any]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=FORM)
     url, targets, processes = told.pop("url"), told.pop("graphs"), told.pop("processes", 0)
+    if away_s := told.pop("health_away_s", None):
+        health.AWAY_S = away_s
     if processes:
         return Pool(url, targets, processes=processes, **told).run()
     Worker(url, load_targets(targets), **told).run()

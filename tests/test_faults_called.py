@@ -37,6 +37,7 @@ from faults import KEYS, SHORT_MS, Fleet, Process
 from servers import wait_for
 from test_recovery import wipe
 
+REBUILD_MS = 900  # a rebuild waits a third of it for those that hold leases
 GRAPHS = pytest.mark.parametrize("graph", ["calling", "acalling"])
 IN_CALLED = {
     ("keeping", 1): (1, 1), ("kept", 1): (1, 1), ("keeping", 3): (2, 1), ("kept", 3): (1, 1), ("keeping", 4): (1, 2),
@@ -178,15 +179,17 @@ def test_a_thread_made_again_under_a_zombie_has_nothing_of_what_that_called(flee
 def test_a_rebuild_leaves_the_logs_of_called_graphs_alone(fleet: Fleet, graph: str, what: str) -> None:
     """Its worker lives and keeps its lease; nothing of what it called becomes a run for others."""
     thread = fleet.submit(graph, gated="y")
-    with fleet.heir(graph):
+    with fleet.heir(graph, lease_ms=REBUILD_MS):
         fleet.began(thread, "y")
         before = [x.id for x in fleet.log.read(kept(fleet, thread))]
         if what != "forced":
             wipe(fleet.redis, what)
-        report = recover(fleet.moves.scripts.client, KEYS)
+        report = recover(fleet.moves.scripts.client, KEYS, lease_ms=REBUILD_MS)
         assert (report.threads, report.skipped) in ((1, []), (0, []))  # 0: the worker was faster
         assert [x.id for x in fleet.log.read(kept(fleet, thread))] == before
-        assert Recovery(fleet.redis, KEYS).run().threads == 0, "nor is it a log that lacks its indexes"
+        assert Recovery(fleet.redis, KEYS, lease_ms=REBUILD_MS).run().threads == 0, (
+            "nor is it a log that lacks its indexes"
+        )
         fleet.open_gate()
         done_once(fleet, graph, thread)
     assert fleet.executions(thread) == {"a": 1, "call": 1, "x": 1, "y": 1, "z": 1}

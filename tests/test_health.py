@@ -113,7 +113,7 @@ def test_a_process_that_hangs_is_told_by_name_until_it_goes_on(fleet: Fleet) -> 
 
 
 def test_while_redis_is_away_a_pool_is_live_and_not_ready(fleet: Fleet, proxy: FaultProxy) -> None:
-    told = Told(fleet, "chain", via=proxy.url, processes=1, health_within_s=3.0)
+    told = Told(fleet, "chain", via=proxy.url, processes=1, health_within_s=3.0, health_away_s=1.0)
     told.says(live=True, ready=True)
     proxy.refuse()
     told.says(live=True, ready=False, why="Redis is away for")

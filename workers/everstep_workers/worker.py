@@ -194,8 +194,9 @@ class Worker:
 
     def _read_inbox(self) -> None:
         """The inbox thread. It ends when its connection is closed under it; other processes read on."""
-        ended = self.work.draining.is_set
-        reader = InboxReader(lambda _: self._inbox_client, self.setup.keys, self.work.patience.say)
+        draining, say = self.work.draining, self.work.patience.say
+        ended = draining.is_set
+        reader = InboxReader(lambda _: self._inbox_client, self.setup.keys, say, draining.wait)
         while not ended():
             try:
                 reader.run(ended)

@@ -43,11 +43,19 @@ def _silent(_: str) -> None:
 
 
 class InboxReader:
-    """Reads the inbox of one partition. `source`: a URL, or what makes a client for blocks of so many seconds."""
+    """Reads the inbox of one partition. `source`: a URL, or what makes a client for blocks of so many seconds.
+    `pause`: waits so many seconds while another one reads, and ends sooner if this one is to stop."""
 
-    def __init__(self, source: str | Callable[[float], Any], keys: Keys, said: Callable[[str], None] = _silent) -> None:
+    def __init__(
+        self,
+        source: str | Callable[[float], Any],
+        keys: Keys,
+        said: Callable[[str], None] = _silent,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
         self.keys = keys
         self.said = said
+        self.pause = pause
         self.name = new_id()
         self._source = source
         self._client: Client | None = None
@@ -68,7 +76,7 @@ class InboxReader:
         client = self._opened()
         with translated(client.url):
             if not self._reads(client):
-                _wait(LOOK_S, stopped)
+                self.pause(LOOK_S)
                 return 0
             found: Any = client.redis.xread({self.keys.inbox: "0"}, count=BATCH_MAX, block=BLOCK_MS)
             messages = [message for _, rows in found or () for message in rows]
@@ -188,9 +196,3 @@ def _json(text: str) -> object:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while not stopped() and time.monotonic() < end:
-        time.sleep(0.05)
