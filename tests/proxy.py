@@ -46,6 +46,7 @@ class Link:
     asked: int = 0
     answered: int = 0
     losing: Fault | None = None
+    abandoned: bool = False
 
     def close(self) -> None:
         for _, writer in (self.client, self.server):
@@ -107,6 +108,11 @@ class FaultProxy:
         """Forward again, beginning with what was held back."""
         self._do(self._soon(self._flowing.set))
 
+    def abandon(self) -> int:
+        """Half-open: forward nothing over the connections that there are, and close none, for good. New ones are
+        served. Returns how many were left so."""
+        return self._do(self._abandon())
+
     def cut(self) -> None:
         """Close all connections; new ones are welcome."""
         self._do(self._soon(self._cut))
@@ -156,6 +162,11 @@ class FaultProxy:
         if rest:  # closed links end by themselves; Python 3.11 prints a traceback for a cancelled one
             await asyncio.wait(rest, timeout=_CALL_S / 2)
 
+    async def _abandon(self) -> int:
+        for link in self._links:
+            link.abandoned = True
+        return len(self._links)
+
     def _cut(self) -> None:
         for link in self._links:
             link.close()
@@ -182,6 +193,8 @@ class FaultProxy:
     async def _requests(self, link: Link) -> None:
         while data := await link.client[0].read(_CHUNK):
             await self._flowing.wait()
+            if link.abandoned:
+                continue
             self.round_trips += link.asked == link.answered
             self._note(link, data)
             if link.losing is not None and not link.losing.reply:
@@ -192,6 +205,8 @@ class FaultProxy:
 
     async def _replies(self, link: Link) -> None:
         while data := await link.server[0].read(_CHUNK):
+            if link.abandoned:
+                continue
             link.answers.feed(data)
             link.answered += sum(not isinstance(each, hiredis.PushNotification) for each in _whole(link.answers))
             if link.losing is None:

@@ -96,6 +96,18 @@ def test_a_black_hole_holds_everything_and_heals(through: redis.Redis, proxy: Fa
     assert answers == [1]
 
 
+def test_an_abandoned_connection_is_silent_for_good_and_new_ones_are_served(
+    proxy: FaultProxy, client: redis.Redis
+) -> None:
+    with plain_client(proxy.url, socket_timeout=0.2) as old, plain_client(proxy.url) as new:
+        assert old.ping()
+        assert proxy.abandon() == 1
+        with pytest.raises(redis.TimeoutError):
+            old.incr("n")
+        assert new.ping() and client.get("n") is None
+    wait_for(lambda: proxy.open_links == 0, what="both to be let go")
+
+
 def test_refusing_looks_like_no_server_and_the_port_stays(through: redis.Redis, proxy: FaultProxy) -> None:
     through.set("k", 1)
     proxy.refuse()

@@ -7,6 +7,7 @@ out: their loop and their deadlines wait for the time of the machine.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from everstep_checkpoint.keys import Keys
@@ -96,14 +97,17 @@ class SimWork(Work):
         self.hands = SimHands(self)
         self.loop = NoLoop()
 
-    def client(self, block_s: float = 0.0) -> Any:
+    def client(self, block_s: float = 0.0, answer_s: float | None = None) -> Any:
         return FarClient(self.wire)
 
-    def own_line(self) -> Any:
+    def own_line(self, answer_s: float | None = None) -> Any:
         return FarLine(self.wire)
 
     def _moves(self, client: Any) -> Any:
         return FarMoves(self.wire)
+
+    def hang_up(self, moves: Any, *clients: Any) -> None:
+        """There are no connections."""
 
     def stumbled(self, held: Held, error: BaseException) -> None:
         """The product gives the task back then. Here it is a failure."""
@@ -132,7 +136,7 @@ class WorkerProcess:
         setup = Setup("redis://simulated", name, queues, KEYS, dice.choice((1, 1, 2, 3)), lease_ms=LEASE_MS)
         before, world.current = world.current, Actor(world, lambda: None, self)  # so that it is born in its own time
         self.work = SimWork(self, setup, graphs)
-        front, face = Front(self.work), object()
+        front, face = Front(self.work), SimpleNamespace(client=None)
         keeper: Any = Keeper(self.work, face)  # type: ignore[arg-type]
         world.current = before
         keeper._ended, keeper._duties = Event(world), keeper._duties[:2]  # it renews and sweeps

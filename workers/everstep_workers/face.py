@@ -56,7 +56,7 @@ class Face:
     """One process as RQ's tools see it. Each method is one round trip and may raise RedisError."""
 
     def __init__(self, client: Client, keys: Keys, name: str, queues: Sequence[str]) -> None:
-        self._client: Any = client
+        self.client: Any = client
         self._keys = keys
         self._name = name
         self._queues = tuple(queues)
@@ -86,7 +86,7 @@ class Face:
 
     def died(self) -> None:
         """The worker is gone, and a moment longer to be looked at."""
-        with self._client.pipeline(transaction=True) as pipe:
+        with self.client.pipeline(transaction=True) as pipe:
             pipe.srem(self._keys.rq_workers, self._key)
             for queue in self._queues:
                 pipe.srem(self._keys.rq_workers_of(queue), self._key)
@@ -95,7 +95,7 @@ class Face:
             pipe.execute()
 
     def _beat(self, more: Fields) -> None:
-        with self._client.pipeline(transaction=True) as pipe:
+        with self.client.pipeline(transaction=True) as pipe:
             pipe.hset(self._key, mapping={**self._fields(), **more})
             pipe.expire(self._key, BEAT_LASTS_S)
             pipe.sadd(self._keys.rq_workers, self._key)

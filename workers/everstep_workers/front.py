@@ -27,6 +27,7 @@ LOOK_S = 0.01
 CLAIM_EVERY_S = 1.0
 PAUSE_S = 0.1
 BELL_LASTS_MS = 5000
+ANSWER_S = 3.0  # a network that has lost the connection says nothing; a claim, or a wait, may be sent again
 CLEAR_S = 10.0
 CLEAR_EVERY_S = 60.0
 
@@ -40,8 +41,8 @@ class Front(threading.Thread):
         self._keys = work.setup.keys
         self._bell = self._keys.bell(work.setup.name)
         self._serves = work.serves
-        self._moves = work.line()
-        self._client: Any = work.client(BLOCK_S)  # redis-py types answers for asynchronous clients too
+        self._moves = work.line(ANSWER_S)
+        self._client: Any = work.client(BLOCK_S, ANSWER_S)  # redis-py types answers for asynchronous clients too
         self._claimed = time.monotonic()
         self._suspects = work.suspects
         self._alone = ""  # the token of a suspect that runs here

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from everstep_checkpoint.errors import ServerError
 from everstep_scheduler.client.manifest import publish
-from everstep_scheduler.moves.connection import BACKOFF_MAX_S, server_run_id, translated
+from everstep_scheduler.moves.connection import ANSWER_S, BACKOFF_MAX_S, server_run_id, translated
 from everstep_scheduler.recovery.recovery import audit, differing
 from everstep_scheduler.steps.failpoints import reach
 
@@ -25,6 +25,7 @@ SWEEP_EVERY_S = 1.0
 SWEEPS_MAX = 10
 MORE_S = 0.05
 SHOW_EVERY_S = 1.0
+ANSWER_LEAST_S = 1.0
 REGISTRY_EVERY_S = 20 * 60.0
 
 
@@ -47,6 +48,11 @@ class Duty:
         self.due = now + min(BACKOFF_MAX_S, self.every_s, 0.05 * 2 ** min(self.failures, 10))
 
 
+def answer_s(lease_ms: int) -> float:
+    """How long the lease thread waits for an answer: a renewal that is lost in silence leaves time for the next."""
+    return min(ANSWER_S, max(ANSWER_LEAST_S, lease_ms / 3000))
+
+
 class Keeper(threading.Thread):
     """Renews, sweeps, shows."""
 
@@ -54,8 +60,9 @@ class Keeper(threading.Thread):
         super().__init__(name="everstep-keeper", daemon=True)
         self._work = work
         self._face = face
-        self._client = work.client()
-        self._moves = work.line()
+        patience_s = answer_s(work.setup.lease_ms)
+        self._client = work.client(answer_s=patience_s)
+        self._moves = work.line(patience_s)
         self._ended = threading.Event()
         self._differed: frozenset[str] = frozenset()
         now, lease_s = time.monotonic(), work.setup.lease_ms / 1000
@@ -87,6 +94,7 @@ class Keeper(threading.Thread):
             duty.later(time.monotonic(), more)
         except ServerError as error:
             self._work.patience.say(f"{error.what}; trying again")
+            self._work.hang_up(self._moves, self._client, self._face.client)  # where one was silent, all may be
             duty.soon(time.monotonic())
         except Exception as error:  # noqa: BLE001 - the loop's door: leases must be renewed whatever happens
             log.error("everstep's own error in the lease thread", exc_info=error)

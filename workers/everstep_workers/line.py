@@ -26,8 +26,8 @@ LOST = -1
 class Line(redis.Redis):
     """Not for sharing. Use it for scripts, and for commands whose reply needs no making up."""
 
-    def __init__(self, url: str) -> None:
-        pool: Any = connect(url, connections=2).connection_pool
+    def __init__(self, url: str, answer_s: float | None = None) -> None:
+        pool: Any = connect(url, connections=2, answer_s=answer_s).connection_pool
         super().__init__(connection_pool=pool)  # pyright: ignore[reportUnknownMemberType]
         self._one: Any = pool.make_connection()
         self._epoch = 0  # of the connection: replies that were to come over an older one are lost

@@ -124,21 +124,26 @@ class Work:
 
     # connections
 
-    def client(self, block_s: float = 0.0) -> Client:
+    def client(self, block_s: float = 0.0, answer_s: float | None = None) -> Client:
         """A new client, closed with the process."""
-        made = connect(self.setup.url, block_s=block_s)
+        made = connect(self.setup.url, block_s=block_s, answer_s=answer_s)
         self._clients.append(made)
         return made
 
-    def own_line(self) -> Line:
+    def own_line(self, answer_s: float | None = None) -> Line:
         """A thread's own connection."""
-        made = Line(self.setup.url)
+        made = Line(self.setup.url, answer_s)
         self._clients.append(made)
         return made
 
-    def line(self) -> RedisMoves:
+    def line(self, answer_s: float | None = None) -> RedisMoves:
         """The moves over a thread's own connection."""
-        return self._moves(self.own_line())
+        return self._moves(self.own_line(answer_s))
+
+    def hang_up(self, moves: RedisMoves, *clients: Client) -> None:
+        """End a thread's connections, which may be silent; it connects anew when it uses them."""
+        for client in (moves.scripts.client, *clients):
+            client.close()
 
     def _moves(self, client: Client) -> RedisMoves:
         return RedisMoves(Scripts(client, self.setup.keys, self._rebuild, self.setup.url))

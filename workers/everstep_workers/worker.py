@@ -35,7 +35,7 @@ from .commands import Commands
 from .face import Face, name_ending, pin_rq_prefix, worker_name
 from .front import Front
 from .hands import Hands
-from .keeper import Keeper
+from .keeper import Keeper, answer_s
 from .loop import Committer, Loop
 from .patience import Hopeless
 from .pulse import DRAINING, MAIN, WORKING, Pulse
@@ -130,7 +130,9 @@ class Worker:
 
     def _assemble(self) -> None:
         work = self.work
-        self._face = Face(work.client(), self.setup.keys, self.name, self.setup.queues)
+        self._face = Face(
+            work.client(answer_s=answer_s(self.setup.lease_ms)), self.setup.keys, self.name, self.setup.queues
+        )
         self._committer = Committer(work)
         self._hands, self._loop = Hands(work), Loop(work)
         work.hands, work.loop = self._hands, self._loop

@@ -44,14 +44,15 @@ _TRANSIENT = (
 )
 
 
-def connect(url: str, *, block_s: float = 0.0, connections: int = 512) -> Client:
-    """A client for `url` that never resends. `block_s`: the longest server-side block that it will be used for."""
+def connect(url: str, *, block_s: float = 0.0, connections: int = 512, answer_s: float | None = None) -> Client:
+    """A client for `url` that never resends. `block_s`: the longest server-side block that it will be used for.
+    `answer_s`: how long an answer may take beyond that (10 s); whoever is silent for longer is taken for gone."""
     untyped: Any = redis.Redis  # its keyword arguments have no types
     client: Client = untyped.from_url(
         url,
         protocol=2,
         decode_responses=False,
-        socket_timeout=ANSWER_S + block_s,
+        socket_timeout=(ANSWER_S if answer_s is None else answer_s) + block_s,
         socket_connect_timeout=CONNECT_S,
         health_check_interval=0,
         max_connections=connections,
