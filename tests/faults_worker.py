@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,20 @@ FORM = "%(asctime)s %(process)d %(threadName)s %(message)s"
 def work(told: dict[str, Any]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=FORM)
     url, targets, processes = told.pop("url"), told.pop("graphs"), told.pop("processes", 0)
+    if skews := told.pop("skews_s", None):
+        _skew(*skews)
     if away_s := told.pop("health_away_s", None):
         health.AWAY_S = away_s
     if processes:
         return Pool(url, targets, processes=processes, **told).run()
     Worker(url, load_targets(targets), **told).run()
     return 0
+
+
+def _skew(at_first: float, later: float) -> None:
+    """This process's wall clock is wrong by so many seconds, and after two seconds by others."""
+    now, began = time.time, time.monotonic()
+    time.time = lambda: now() + (at_first if time.monotonic() - began < 2 else later)
 
 
 def produce(told: dict[str, Any]) -> int:

@@ -152,6 +152,37 @@ def test_a_log_cut_anywhere_in_its_last_bytes_is_read_up_to_a_whole_step(
         fleet.settled(*[thread for thread in threads if fleet.redis.exists(KEYS.log(thread))])
 
 
+@pytest.mark.soak
+def test_a_log_cut_at_any_byte_of_the_last_commit_has_all_before_it_and_nothing_of_it(
+    fleet: Fleet, durable: EmbeddedServer, tmp_path: Path
+) -> None:
+    thread = fleet.submit("chain")
+    fleet.worker("chain", failpoint="committed:3").dies()
+    full = logs(fleet)[thread]
+    durable.kill()
+    aside = put_aside(durable, tmp_path)
+    (tail,) = aside.glob("*.incr.aof")
+    end = tail.read_bytes()
+    begun = [at for at in (end.rfind(b"$5\r\nMULTI", 0, upto) for upto in _backwards(end)) if at >= 0]
+    commit = next(at for at in begun if b"XADD" in end[at : end.find(b"$4\r\nEXEC", at)]) - len(b"*1\r\n")
+    for size in range(commit, len(end) + 1):
+        cut = _cut(aside, tmp_path / "cut", len(end) - size)
+        rewind(fleet, durable, cut)
+        shutil.rmtree(cut)
+        entries = logs(fleet)[thread]
+        assert entries in (full, full[:-1]), f"{size - commit} bytes of the last commit"
+        assert verify(fleet.log, thread).problems == []
+    with fleet.heir("chain", lease_ms=SHORT_MS):
+        fleet.settled(thread)
+
+
+def _backwards(text: bytes) -> Iterator[int]:
+    """Where each transaction begins, the last one first."""
+    at = len(text)
+    while (at := text.rfind(b"$5\r\nMULTI", 0, at)) >= 0:
+        yield at + len(b"$5\r\nMULTI")
+
+
 def _cut(source: Path, target: Path, count: int) -> Path:
     """The same append-only files without the last bytes."""
     shutil.copytree(source, target)

@@ -380,6 +380,40 @@ def test_a_module_that_can_be_imported_once_only_costs_no_more_than_the_spare(sh
     assert code == 0 and "is spare" not in said, "it isn't tried again at once"
 
 
+def test_a_pool_that_can_start_no_process_for_now_lives_and_tries_again(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    pool = Pool(redis_url, ["shop:killing"])
+    pool._wake_read, pool._wake_write = os.pipe()  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(os, "fork", fails)
+    before = len(os.listdir("/proc/self/fd"))
+    pool._fork_due()  # pyright: ignore[reportPrivateUsage]
+    assert "no worker process can be started" in caplog.text
+    assert len(os.listdir("/proc/self/fd")) == before, "no file is left open"
+    assert not pool.pids and len(pool._fork_at) == 1  # pyright: ignore[reportPrivateUsage]
+    for fd in (pool._wake_read, pool._wake_write):  # pyright: ignore[reportPrivateUsage]
+        os.close(fd)
+
+
+def test_a_pool_whose_words_nobody_can_keep_works_on(shop: Shop) -> None:
+    code = f"{START_POOL}; sys.exit(Pool({shop.url!r}, ['shop:killing']).run())"
+    with Path("/dev/full").open("wb") as full:  # as a log on a full disk
+        pool = subprocess.Popen([sys.executable, "-c", code], cwd=shop.folder, stdout=full, stderr=full)
+    try:
+        shop.rests(shop.submit(shop.spec("killing"), "t"))
+        (pid,) = shop.ran("kills")
+        os.kill(int(pid), signal.SIGKILL)
+        shop.rests(shop.submit(shop.spec("killing"), "u"))
+        pool.send_signal(signal.SIGTERM)
+        assert pool.wait(15) == 0
+    finally:
+        pool.kill()
+        pool.wait()
+
+
 def test_a_rebuild_whose_process_died_is_anybody_s_at_once(redis_url: str, client: redis.Redis) -> None:
     pool = Pool(redis_url, ["shop:killing"])
     for holder, left in (("dead", 0), ("dead2", 1)):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +11,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import pytest
 
@@ -42,6 +40,7 @@ from everstep_scheduler.graph.durability import durability_of, replicas_of
 from everstep_scheduler.moves.record import RunRecord
 from everstep_scheduler.reading.children import children
 from everstep_workers.worker import Worker
+from pairs import Pair, paired
 from servers import StartServer, plain_client, server_binaries, wait_for
 
 REPLICATED = "replicas=1"
@@ -66,45 +65,6 @@ def _counts(state: State) -> State:
 
 def on(thread: str) -> dict[str, Any]:
     return {"configurable": {"thread_id": thread}}
-
-
-class Pair(NamedTuple):
-    """A primary and its replica."""
-
-    primary: EmbeddedServer
-    replica: EmbeddedServer
-
-    def stalls(self) -> None:
-        os.kill(self.replica.pid, signal.SIGSTOP)
-
-    def goes_on(self) -> None:
-        os.kill(self.replica.pid, signal.SIGCONT)
-
-    @property
-    def waited_for(self) -> bool:
-        """Does somebody wait for the replica?"""
-        with plain_client(self.primary.url) as admin:
-            rows: Any = admin.client_list()
-            return any(each["cmd"] == "wait" and "b" in each["flags"] for each in rows)
-
-    def keeps_up(self) -> None:
-        """Wait until the replica answers. After a sync its first answer takes a second."""
-        with plain_client(self.primary.url) as admin:
-            wait_for(lambda: admin.set("k", 1) and admin.wait(1, 2000) == 1, 20, "the replica to be up")
-            admin.flushall()
-            wait_for(lambda: admin.wait(1, 2000) == 1, 20, "the replica to be empty")
-
-
-def paired(start: StartServer) -> Pair:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    quick = ("--repl-diskless-sync-delay", "0", "--shutdown-timeout", "0")
-    primary = start(extra=("--port", port, "--bind", "127.0.0.1", *quick))
-    # without a file: a Redis 7.0 that writes its first one, as after each sync, refuses to end
-    made = Pair(primary, start(extra=("--replicaof", "127.0.0.1", port, "--appendonly", "no")))
-    made.keeps_up()
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -130,16 +131,29 @@ def die_with(parent: int) -> None:
             os._exit(0)
 
 
+def flush() -> None:
+    """Nothing that was said is said again by a child. Where nobody listens, or the disk is full, it goes unsaid."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+
+
 def fork(order: Order, close: Sequence[int] = ()) -> Forked:
-    """Start a child. `close`: files that are not the child's."""
+    """Start a child. `close`: files that are not the child's. Raises OSError where no process can be made."""
     reports, report_fd = os.pipe()
     call_fd, call = os.pipe() if order.spare else (-1, -1)
     os.set_blocking(reports, False)
     parent = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none may get lost between the fork and the child's own handlers
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        for fd in (reports, report_fd, call_fd, call):
+            if fd >= 0:
+                os.close(fd)
+        raise
     if pid:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for fd in (report_fd, call_fd):
@@ -156,6 +170,5 @@ def fork(order: Order, close: Sequence[int] = ()) -> Forked:
         log.exception("everstep's own error in a worker process")
     finally:
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         os._exit(code)

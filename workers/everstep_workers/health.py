@@ -17,7 +17,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -28,7 +27,7 @@ from typing import Any
 
 from everstep_checkpoint.errors import InputError
 
-from .child import die_with
+from .child import die_with, flush
 from .pulse import AWAY, DRAINING, MAIN, PARTS, PID, REBUILDS, SINCE, SPARE, STARTING, STATE, WORKING, Board
 
 WITHIN_S = 30.0
@@ -153,10 +152,15 @@ class HealthProcess:
     def start(self, close: Iterable[int]) -> None:
         """Fork it. `close`: files that are not its own."""
         parent = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self._pid = os.fork()
+        try:
+            self._pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            log.error("no process that tells our health can be started: %s; trying again", error)
+            self._due = time.monotonic() + RESTART_S
+            return
         if self._pid:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             return

@@ -42,6 +42,7 @@ BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 SOLOS_MAX = 32
 SOLOS_PER_CPU = 2
 SOLO_BEGINS_S = 1.0
+NO_FORK_S = 1.0
 SPARES = 1
 SPARE_PAUSE_S = 0.5  # after a death others are to begin first
 SPARE_AGAIN_S = 30.0
@@ -197,7 +198,14 @@ class Pool:
         files = [*self._files(), *(self._health.files if self._health is not None else ())]
         self._hang_up()
         self._board.rows[row][STATE] = SPARE if order.spare else STARTING
-        pid, reports, call = fork(replace(order, name_ending=ending, cells=self._board.rows[row]), files)
+        try:
+            pid, reports, call = fork(replace(order, name_ending=ending, cells=self._board.rows[row]), files)
+        except OSError as error:  # too many processes, or files, or no memory: for now
+            log.error("no worker process can be started: %s; trying again", error)
+            self._board.clear(row)
+            if not order.solo:  # a suspect is looked for again anyway, and a spare
+                self._fork_at.append(time.monotonic() + NO_FORK_S)
+            return
         self._board.rows[row][PID] = pid
         self._children[pid] = Child(pid, worker_name(pid, ending), reports, order, row, call)
         log.info("%s %s", self._children[pid].name, "is spare" if order.spare else "began")
