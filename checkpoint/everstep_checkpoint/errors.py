@@ -14,6 +14,7 @@ EverstepError
 │   └── TooLarge               over a cap: state, input, entry
 ├── LogError               what is stored can't be trusted or read
 │   ├── CorruptEntry           an entry that is not what it says; the thread is left as it is
+│   │   └── Forged                 not signed, or for another place, or with an unknown key
 │   ├── NewerVersion           written by a newer everstep
 │   ├── Conflict               the last checkpoint is not the one the caller built on
 │   ├── Trimmed                what was asked for is older than the trim mark
@@ -34,6 +35,8 @@ EverstepError
     ├── ServerUnavailable      it does not answer, or refuses the login
     ├── ServerFull             maxmemory is reached
     └── ServerUnsuitable       its settings would lose data, or can't keep what a run asks for
+
+SigningKeyError        the keys that entries are signed with can't be read, or are none; beside the trees above
 
 DurabilityWarning (a UserWarning): what is written is not as durable as was asked for
 """
@@ -143,6 +146,11 @@ class CorruptEntry(LogError):
     """An entry of the log is not what it says it is. Nothing was changed."""
 
 
+class Forged(CorruptEntry):
+    """Nobody with the key wrote this here: an entry that is not signed, or was signed for another place, or with a key
+    that is unknown here; or an index that leads to what no signed entry says."""
+
+
 class NewerVersion(LogError):
     """An entry was written by a newer everstep."""
 
@@ -246,6 +254,10 @@ class ServerFull(ServerError):
 
 class ServerUnsuitable(ServerError):
     """Redis' settings would lose data, or it can't keep the durability that was asked for. Nothing was written."""
+
+
+class SigningKeyError(EverstepError, ValueError):
+    """The keys that entries are signed with can't be read, or are none. Never shows a key."""
 
 
 class DurabilityWarning(UserWarning):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from . import entries as e
 from .errors import Conflict, Trimmed, UnknownThread
+from .signing import Signer, sealed
 
 PAGE = 256
 
@@ -46,7 +47,10 @@ def new_id() -> str:
 
 
 class Log(ABC):
-    """What every store of logs can do."""
+    """What every store of logs can do. With a `signer` each entry that is appended gets its signature, and each that is
+    read is checked; a log without one signs nothing and checks nothing."""
+
+    signer: Signer | None = None
 
     @abstractmethod
     def append(self, thread: str, new: Sequence[e.Fields], after: tuple[int, str] | None) -> list[str]:
@@ -69,7 +73,10 @@ class Log(ABC):
         *,
         reverse: bool = False,
     ) -> list[e.Entry]:
-        """Entries with start <= id <= end, at most `count` (default: all), newest first with `reverse`."""
+        """Entries with start <= id <= end, at most `count` (default: all), newest first with `reverse`.
+
+        Raises CorruptEntry, NewerVersion; Forged where there is a signer, and an entry is not signed as it should be.
+        """
 
     @abstractmethod
     def head(self, thread: str) -> Head | None:
@@ -140,7 +147,8 @@ class Log(ABC):
 class MemoryLog(Log):
     """Logs in this process's memory. Safe to use from several threads; gone when the process ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, signer: Signer | None = None) -> None:
+        self.signer = signer
         self._logs: dict[str, list[e.Entry]] = {}
         self._heads: dict[str, tuple[int, str]] = {}
         self._lock = threading.RLock()
@@ -150,6 +158,7 @@ class MemoryLog(Log):
             log = self._logs.get(thread, [])
             if self._heads.get(thread) != after:
                 raise conflict(thread, self._heads.get(thread), after)
+            new = sealed(self.signer, thread, new, after)
             n, digest = after or (0, str(new[0]["birth"]))
             made: list[e.Entry] = []
             at = int(time.time() * 1000)
@@ -178,6 +187,9 @@ class MemoryLog(Log):
             if count is not None:
                 first, last = (max(first, last - count), last) if reverse else (first, min(last, first + count))
             found = log[first:last]
+        if self.signer is not None:
+            for entry in found:
+                self.signer.check(thread, entry)
         return found[::-1] if reverse else found
 
     def head(self, thread: str) -> Head | None:
