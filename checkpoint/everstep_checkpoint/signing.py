@@ -209,7 +209,7 @@ def sealed(
     """Entries that come behind checkpoint `after`, each with its signature; as they are where nothing is signed."""
     if signer is None or not new:
         return new
-    n, digest = after if after is not None else (0, str(new[0]["birth"]))
+    n, digest = after if after is not None else (0, str(new[0].get("birth", "")))
     made: list[e.Fields] = []
     for fields in new:
         made.append(fields if FIELD in fields else signer.seal(thread, n, digest, fields))

@@ -17,7 +17,7 @@ import redis
 from redis.exceptions import NoScriptError
 
 from everstep_checkpoint.entries import Fields
-from everstep_checkpoint.errors import Conflict, CorruptEntry, EverstepError, ServerUnavailable
+from everstep_checkpoint.errors import Conflict, CorruptEntry, EverstepError, LogError, ServerUnavailable
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
@@ -293,8 +293,12 @@ class RedisMoves:
         self.sealer = Sealer(signer, self._head) if signer is not None else None
 
     def _head(self, thread: str) -> tuple[int, str] | None:
-        with translated(self.scripts.url):
-            head = RedisLog(self.scripts.client, self.scripts.keys, None).head(thread)
+        """Where a thread stands by what its log says; the beginning where that can't be read."""
+        try:
+            with translated(self.scripts.url):
+                head = RedisLog(self.scripts.client, self.scripts.keys, None).head(thread)
+        except LogError:
+            return None
         return (head.n, head.digest) if head is not None else None
 
     def start(self, start: Start, offer: Offer | None = None, caller: Caller | None = None) -> Started:

@@ -107,7 +107,7 @@ class Loader:
 
     def _read(self, lease: Lease) -> Stand:
         state = state_at(self.log, lease.thread, lease.n)
-        if state.digest != lease.digest:
+        if state.digest != lease.digest or lease.birth not in ("", state.birth):
             raise CorruptEntry(
                 "the log has another checkpoint here than the index says",
                 thread=lease.thread,
