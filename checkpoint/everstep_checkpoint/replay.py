@@ -463,6 +463,8 @@ def _check(entry: e.Entry, folder: Fold, chain: Chain, report: Report) -> None:
     if not entry.is_checkpoint:
         folder.feed(entry)
         chain.fact(entry)
+        if chain.last is not None and entry.n == folder.n:
+            placed(chain.thread, entry, entry.n, chain.last)
         return
     report.checkpoints += 1
     parent = chain.parent(entry)
