@@ -19,7 +19,7 @@ import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from . import entries as e
 from .errors import Forged, SigningKeyError
@@ -229,7 +229,7 @@ def _is_plain(entry: e.Entry) -> bool:
         return False
     if entry.kind == "task_failed":
         said = entry.json("error")
-        return isinstance(said, dict) and said.get("type") == "Poison"  # pyright: ignore[reportUnknownMemberType]
+        return isinstance(said, dict) and cast("dict[str, object]", said).get("type") == "Poison"
     return entry.kind != "task_added" or "parts" in entry.raw or entry.text("task").startswith("g")
 
 
@@ -294,7 +294,9 @@ def _keys(lines: Iterable[str], source: str) -> dict[str, bytes]:
         except (binascii.Error, ValueError):
             key = b""
         if not key or not _KEY_ID.fullmatch(key_id):
-            raise SigningKeyError(f"line {i} of {source} is not id:base64key", fix="as in k1:$(openssl rand -base64 32)")
+            raise SigningKeyError(
+                f"line {i} of {source} is not id:base64key", fix="as in k1:$(openssl rand -base64 32)"
+            )
         if key_id in found:
             raise SigningKeyError(f"{source} has the key {key_id!r} twice", fix="give each key an id of its own")
         found[key_id] = key
@@ -302,5 +304,5 @@ def _keys(lines: Iterable[str], source: str) -> dict[str, bytes]:
 
 
 def adds(tasks: Iterable[tuple[str, str, float]], sums: Iterable[str]) -> str:
-    """What a Command adds, as its run's signed fact says it: `[node, queue]` per task, then `[sum]` per part of Sends."""
+    """What a Command adds, as its run's fact says it: `[node, queue]` per task, then `[sum]` per part of Sends."""
     return json.dumps([*([node, queue] for node, queue, _ in tasks), *([each] for each in sums)])

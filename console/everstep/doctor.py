@@ -178,8 +178,9 @@ def signing(look: Look) -> Iterator[Finding]:
     if signer is None:
         yield Finding(OK, "signing", "off: who may write to Redis can forge entries; docs/security.md says how to sign")
         return
-    also = f", and verifies {', '.join(signer.ids[1:])}" if len(signer.ids) > 1 else ""
-    said = f"entries are signed: this process signs with the key {signer.ids[0]!r}{also}"
+    first, *others = signer.ids
+    also = f", and verifies {', '.join(others)}" if others else ""
+    said = f"entries are signed: this process signs with the key {first!r}{also}"
     if signer.strict:
         yield Finding(OK, "signing", said)
     else:

@@ -60,9 +60,7 @@ class Shown:
         return said + (f"  {show.paint('NOT READABLE: ' + self.problem, 'x')}" if self.problem else "")
 
 
-def shown(
-    entry_id: bytes, raw: Raw, *, values: bool, check: Callable[[e.Entry], object] = lambda entry: None
-) -> Shown:
+def shown(entry_id: bytes, raw: Raw, *, values: bool, check: Callable[[e.Entry], object] = lambda entry: None) -> Shown:
     """An entry as it came from the stream, ours or not. `check` raises for one that is not to be believed."""
     fields = {_text(name): bytes(value) for name, value in raw.items()}
     try:

@@ -124,9 +124,7 @@ def _row(known: Manifest, change: Change, made: Plan, actor: str, signer: Signer
     return [*row, signer.seal(made.thread, made.n, made.digest, fact)[FIELD]]
 
 
-def _facts(
-    made: Plan, ended: list[Change], actor: str, signer: Signer | None
-) -> tuple[list[list[Any]], list[Any]]:
+def _facts(made: Plan, ended: list[Change], actor: str, signer: Signer | None) -> tuple[list[list[Any]], list[Any]]:
     """A `task_done` without writes for each task that ends, as the script takes entries."""
     heads: list[list[Any]] = []
     flat: list[Any] = []

@@ -1,7 +1,7 @@
 """Admitting: before a task runs where entries are signed, what its lease says is held against signed entries.
 
     lease (from indexes, which anybody who may write can change) ──► thread, n, digest, task, node, run, ids of entries
-    signed entries ──► the checkpoint at the head names this task; the run's fact, an answer, a part: of this thread, here
+    signed entries ──► the checkpoint at the head names this task; the run's fact, an answer, a part: of this step
 
 Indexes decide what is handed out, never what is due: a lease that leads to anything else is Forged, and its task fails
 saying so. What is due may be handed out again, as after a crash. Where nothing is signed nothing of this runs.
@@ -9,7 +9,7 @@ saying so. What is due may be handed out again, as after a crash. Where nothing 
 
 from __future__ import annotations
 
-import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import Forged
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import HANDLER, commanded, part_tasks, step_of
-from everstep_checkpoint.signing import FIELD, RUNS, place_of, placed
+from everstep_checkpoint.signing import ANYWHERE, BEHIND, FIELD, RUNS, place_of, placed
 
 from ..graph.spec import NodeSpec
 from ..graph.subgraphs import child_thread
@@ -29,10 +29,12 @@ from .loading import Loader
 
 KNOWN_MAX = 4096
 FIRST = (START_TASK, UPDATE_TASK)
+GOES_ON = ("continue", "resume")
+_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 
 
 class Known(NamedTuple):
-    """The head of a thread, as a signed checkpoint says it. `rests`: how its run rested there, though tasks come next."""
+    """The head of a thread, as a signed checkpoint says it. `rests`: how its run rested, though tasks come next."""
 
     n: int
     digest: str
@@ -77,7 +79,11 @@ class Gate:
             self._join(lease)
         else:
             self._task(lease, at, told)
-        for ref in [*lease.answers.split(), *lease.over.split()]:
+        for ref in lease.answers.split():
+            answer = self._of_step(lease, ref)
+            if answer.text("question") and answer.text("task") != lease.task:
+                raise _forged(lease, f"entry {ref} answers another task")
+        for ref in lease.over.split():
             self._of_step(lease, ref)
         if lease.called:
             self._called(lease, node)
@@ -117,7 +123,7 @@ class Gate:
         if told.text("run") != lease.run or "record" not in told.raw:
             what = f"no signed entry says that the run {lease.run!r} begins here"
             raise _forged(lease, what, "`rq requeue` can't sign; go on with `everstep retry`")
-        goes_on = told.n == lease.n and told.text("kind_of_run") in ("continue", "resume")
+        goes_on = told.n == lease.n and told.text("kind_of_run") in GOES_ON and _stands(told, lease)
         if lease.task not in FIRST and not goes_on and told.text("run") != at.run:
             raise _forged(lease, f"checkpoint {lease.n} is of another run than {lease.run!r}")
         if lease.task not in FIRST and at.rests and not goes_on:
@@ -129,10 +135,11 @@ class Gate:
         return began, told
 
     def _input(self, lease: Lease, at: Known, began: e.Entry) -> None:
-        """The task of an input is due once: behind what its fact was signed for, and until a checkpoint has applied it."""
+        """The task of an input is due behind what its fact was signed for, until a checkpoint has applied it."""
         if any(row[0] == START_TASK for row in at.rows) and began.text("run") == at.run:
             return  # the checkpoint itself names it
-        if began.kind not in RUNS or (began.text("task"), began.text("node")) != (lease.task, lease.node):
+        asks = began.kind in RUNS and began.text("kind_of_run") not in GOES_ON
+        if not asks or (began.text("task"), began.text("node")) != (lease.task, lease.node):
             raise _forged(lease, f"entry {began.id} asks for no {lease.task!r} of node {lease.node!r}")
         place = place_of(began)
         since = place.n if place is not None else began.n
@@ -178,18 +185,11 @@ class Gate:
         k, _, i = task.removeprefix("s").removeprefix("g").partition("_")
         entry = self._of_step(lease, f"{lease.n}-{k}")
         if not task.startswith("sg"):
-            rows: Any = json.loads(entry.text(ADDS) or "[]")
+            rows: Any = entry.json(ADDS) or ()
             if entry.kind in RUNS and i.isdigit() and int(i) < len(rows) and len(rows[int(i)]) == 2:
                 return str(rows[int(i)][0])
             return self._said_added(lease, task)
-        named = entry.text("run"), entry.text("sum")
-        for fact in self._facts(lease):
-            if fact.kind == "run_started" and fact.text("run") == named[0]:
-                if [named[1]] in json.loads(fact.text(ADDS) or "[]"):
-                    return _of_part(entry, task.replace("sg", "s", 1))
-            if fact.kind == "task_added" and FIELD in fact.raw and entry.id in fact.text("parts"):
-                return _of_part(entry, task.replace("sg", "s", 1))
-        return ""
+        return _of_part(entry, task.replace("sg", "s", 1)) if any(_brings(x, entry) for x in self._facts(lease)) else ""
 
     def _said_added(self, lease: Lease, task: str) -> str:
         """The node that a signed `task_added` gives a task: moves in a process sign those."""
@@ -212,10 +212,11 @@ class Gate:
         done = {x.text("task") for x in facts if x.kind == "task_done"}
         open_ones = [x.task for x in tasks if x.task not in done and HANDLER + x.task not in done]
         if open_ones or not tasks:
-            raise _forged(lease, f"the step is not to be joined yet: {', '.join(open_ones[:3]) or 'nothing'} is not done")
+            open_one = open_ones[0] if open_ones else "its first task"
+            raise _forged(lease, f"the step is not to be joined yet: {open_one} is not done")
 
     def _called(self, lease: Lease, node: NodeSpec | None) -> None:
-        """What a task called lies where that task's calls lie; where it keeps its state, a fact of this step names it."""
+        """What a task called lies where its calls lie; where the node keeps a state, a fact of this step names it."""
         run, _, thread = lease.called.partition(" ")
         key = e.idempotency_key(lease.birth, lease.n, lease.digest, lease.task)
         if node is None or not node.calls or thread != child_thread(lease.thread, node.name, key, node.keeps):
@@ -227,6 +228,8 @@ class Gate:
 
     def _entry(self, lease: Lease, ref: str) -> e.Entry:
         """An entry that the lease names: signed, of this thread, and no later than its checkpoint's step."""
+        if not _ID.fullmatch(ref):
+            raise _forged(lease, f"the index names {ref[:40]!r}, which is no entry")
         found = self.loader.entry(lease.thread, lease.birth, ref)
         if found.n > lease.n:
             raise _forged(lease, f"entry {ref} came later than checkpoint {lease.n}")
@@ -235,9 +238,8 @@ class Gate:
     def _of_step(self, lease: Lease, ref: str) -> e.Entry:
         """The same of one that belongs to the open step."""
         found = self._entry(lease, ref)
-        if found.n != lease.n or found.is_checkpoint:
-            raise _forged(lease, f"entry {ref} does not belong to the step of checkpoint {lease.n}")
-        placed(lease.thread, found, lease.n, lease.digest)
+        if found.n != lease.n or found.is_checkpoint or not _stands(found, lease):
+            raise _forged(lease, f"entry {ref} was not signed for the step of checkpoint {lease.n}")
         return found
 
     def _facts(self, lease: Lease) -> list[e.Entry]:
@@ -245,6 +247,20 @@ class Gate:
         for fact in found:
             placed(lease.thread, fact, lease.n, lease.digest)
         return found
+
+
+def _stands(fact: e.Entry, lease: Lease) -> bool:
+    """Was a fact signed for exactly the checkpoint of a lease? A run's may have been signed for an earlier one."""
+    place = place_of(fact)
+    return place is not None and place == (lease.n, lease.digest[:BEHIND] or ANYWHERE)
+
+
+def _brings(fact: e.Entry, part: e.Entry) -> bool:
+    """Does a fact say that a Command brought this part of Sends?"""
+    if fact.kind == "task_added":
+        return FIELD in fact.raw and any(row[0] == part.id for row in fact.json("parts") or ())
+    rows = fact.json(ADDS) if fact.kind == "run_started" and fact.text("run") == part.text("run") else None
+    return [part.text("sum")] in (rows or ())
 
 
 def _of_part(part: e.Entry, task: str) -> str:
