@@ -99,7 +99,10 @@ class Gate:
         if head is None or (head.n, head.digest) != (lease.n, lease.digest):
             raise _forged(lease, f"the index says checkpoint {lease.n}, and another one is the last of the log")
         if not lease.n:
+            if lease.birth != lease.digest:
+                raise _forged(lease, "the index names another birth of the thread than the log")
             return self._keep(lease.thread, Known(0, lease.digest, lease.birth, "", "", (), ""))
+        self.loader.prove(lease)
         (entry,) = self.log.read(lease.thread, f"{lease.n}-0", f"{lease.n}-0")
         made = Known(
             lease.n, entry.digest, lease.birth, entry.text("run"), entry.text("graph"), tuple(entry.next),
@@ -278,7 +281,10 @@ def _forged(lease: Lease, why: str, fix: str = "") -> Forged:
 def gate_of(loader: Loader) -> Gate | None:
     """The gate where entries have to be signed; None, and nothing to do, where they need not."""
     signer = loader.log.signer
-    return Gate(loader) if signer is not None and signer.strict else None
+    if loader.gate is None and signer is not None and signer.strict:
+        loader.gate = Gate(loader)
+    found: Gate | None = loader.gate
+    return found
 
 
 __all__ = ["Gate", "gate_of"]
