@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
-import redis
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN
@@ -60,6 +59,10 @@ def node(name: str) -> Callable[[State], State]:
     return runs
 
 
+def says(word: str) -> Callable[[State], State]:
+    return lambda state: {"seen": [word]}
+
+
 def chain(*names: str) -> StateGraph:
     """Nodes one behind the other, and `danger`, to which nothing leads here."""
     built = StateGraph(State)
@@ -93,7 +96,7 @@ def _signed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def hand(client: redis.Redis) -> Hand:
+def hand(client: Any) -> Hand:
     return Hand(client, chain("one", "two", "three"))
 
 
@@ -195,12 +198,18 @@ def remembered(*, signer: Keyring | None = None) -> MemoryLog:
     built.add_node("more", node("more"))
     built.add_edge(START, "asks")
     built.add_conditional_edges("asks", lambda state: [Send("sent", state)] * 2, ["sent", "more"])
+    answer: Command[Any] = Command(resume="yes")
+    command: Command[Any] = Command(goto=["more", Send("sent", {})], update={"count": 2})
+    return in_memory(built, {"count": 1}, answer, command, signer=signer)
+
+
+def in_memory(built: StateGraph, *inputs: Any, signer: Keyring | None = None) -> MemoryLog:
+    """The log of a thread that ran inline with these inputs, over a log that signs."""
     saver, log = InMemorySaver(), MemoryLog(signer or keyring())
     saver.log, saver.moves = log, LogMoves(log)
     graph = built.compile(checkpointer=saver)
-    graph.invoke({"count": 1}, CONFIG)
-    graph.invoke(Command(resume="yes"), CONFIG)
-    graph.invoke(Command(goto=["more", Send("sent", {})], update={"count": 2}), CONFIG)
+    for each in inputs:
+        graph.invoke(each, CONFIG)
     return log
 
 
@@ -213,12 +222,15 @@ def test_no_field_of_an_entry_can_be_changed_added_or_taken_away() -> None:
     assert {"effect_done", "part", "task_added", "task_answered", "task_done"} <= {x.kind for x in kept(log)}
     for i, entry in enumerate(list(kept(log))):
         for name in entry.raw:
-            for changed in ({**entry.raw, name: entry.raw[name] + b"0"}, {k: v for k, v in entry.raw.items() if k != name}):
+            for changed in (
+                {**entry.raw, name: entry.raw[name] + b"0"},
+                {k: v for k, v in entry.raw.items() if k != name},
+            ):
                 if name in ("v", "kind", "at") or (entry.kind.startswith("run_") and name in ("step", "of", "birth")):
                     continue
                 kept(log)[i] = e.Entry(entry.n, entry.k, changed)
-                if name == FIELD and entry.kind == "run_rested":
-                    continue  # a script would not have signed it
+                if name == FIELD and entry.kind in ("run_rested", "task_added"):
+                    continue  # a script would not have signed them; what was added is looked at when it is to run
                 with pytest.raises(Forged, match=f"entry {entry.id} "):
                     log.read(THREAD)
         kept(log)[i] = e.Entry(entry.n, entry.k, {**entry.raw, "state": b"\x00\x80"})
@@ -267,18 +279,18 @@ def test_a_checkpoint_of_an_older_life_of_the_thread_is_refused() -> None:
 
 
 def test_facts_of_a_step_can_not_change_places() -> None:
-    """Two siblings wrote the same key; the join took what each wrote by its place."""
-    log = remembered()
-    one, two = [i for i, x in enumerate(kept(log)) if x.kind == "task_done"][:2]
+    """A delta takes what a fact wrote by its place: each of the two is genuine, and signed for this very step."""
+    built = StateGraph(State)
+    for name in ("left", "right"):
+        built.add_node(name, says(name * 10))
+        built.add_edge(START, name)
+    log = in_memory(built, {"count": 1})
+    one, two = [i for i, x in enumerate(kept(log)) if x.kind == "task_done"]
     a, b = kept(log)[one], kept(log)[two]
     kept(log)[one], kept(log)[two] = e.Entry(a.n, a.k, b.raw), e.Entry(b.n, b.k, a.raw)
-    closing = next(x for x in kept(log) if x.is_checkpoint and x.n == a.n + 1)
-    taken = b"\x06" in (closing.value("delta") or b"")
-    try:
+    assert len(log.read(THREAD)) == len(kept(log))
+    with pytest.raises(Forged, match="does not build on what stands before it here"):
         state_at(log, THREAD)
-    except Forged:
-        return
-    assert not taken  # nothing was taken by its place: the order of arrival says nothing
 
 
 # --- rotation
@@ -287,7 +299,7 @@ def test_facts_of_a_step_can_not_change_places() -> None:
 def test_old_entries_verify_and_new_ones_are_signed_by_the_first_key() -> None:
     log = remembered(signer=keyring(k1=ONE))
     log.signer = keyring(k2=TWO, k1=ONE)
-    log.append(THREAD, [e.fact("note", "r")], log.head(THREAD)[:2])  # type: ignore[index]
+    log.append(THREAD, [e.fact("note", "r")], (kept(log)[-1].n, state_at(log, THREAD).digest))
     assert {x.text(FIELD).split(" ")[0] for x in log.read(THREAD)} == {"k1", "k2"}
     assert state_at(log, THREAD).n
     log.signer = keyring(k2=TWO)
@@ -315,7 +327,7 @@ def test_who_has_no_key_reads_what_is_signed(hand: Hand) -> None:
 
 
 def test_where_signing_is_off_nothing_is_signed_and_nothing_is_asked(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(KEY)
     hand = Hand(client, chain("one"))
@@ -337,7 +349,7 @@ def test_what_a_producer_without_the_key_starts_is_refused(hand: Hand, monkeypat
 
 
 def test_while_a_fleet_gets_its_keys_unsigned_entries_may_be_taken(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(KEY)
     Hand(client, chain("one")).submit("r")
@@ -347,7 +359,7 @@ def test_while_a_fleet_gets_its_keys_unsigned_entries_may_be_taken(
     hand.drive()
     assert RAN == ["one"]
     assert [FIELD in x.raw for x in hand.log.read(THREAD)] == [False, True, True, True]
-    client.xadd(KEYS.log(THREAD), {**raw(client, "3-0"), "run": b"other"}, id="4-0")
+    client.xadd(KEYS.log(THREAD), {**raw(client, "3-0"), b"run": b"other"}, id="4-0")
     with pytest.raises(Forged):
         hand.log.read(THREAD)
 
@@ -410,7 +422,7 @@ def a_forged_checkpoint(hand: Hand) -> str:
     """At the head, with a digest that fits: who may read knows how to make one."""
     says = json.dumps([["p0", "danger", "g", 0]])
     last = raw(hand.client, "3-0")
-    said = {"source": "loop", "step": 2, "graph": last[b"graph"].decode(), "run": "r", "next": says}
+    said: e.Fields = {"source": "loop", "step": 2, "graph": last[b"graph"].decode(), "run": "r", "next": says}
     made = e.checkpoint(last[b"digest"].decode(), 4, (), **said, delta=e.wrap(b"\x80"))
     hand.client.xadd(KEYS.log(THREAD), {**made, "at": 1}, id="4-0")
     hand.client.hset(KEYS.thread(THREAD), mapping={"n": 4, "digest": str(made["digest"])})
@@ -438,12 +450,10 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
-@pytest.mark.parametrize("change", CHANGES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("change", CHANGES)
 def test_an_index_that_was_changed_runs_nothing_that_was_not_due(
     hand: Hand, change: Callable[[Hand], str], warm: bool
 ) -> None:
-    if warm and change in (a_record_of_another_run, a_checkpoint_of_another_thread):
-        pytest.skip("the same as cold")
     hand.submit("r", "u")
     hand.drive()
     RAN.clear()
@@ -479,7 +489,9 @@ def test_a_forged_job_runs_what_is_due_or_nothing(hand: Hand) -> None:
             {"thread": "u", "n": 3, "task": "p0"},
         ]
     ):
-        hand.client.hset(KEYS.rq_job(f"f{i}"), mapping={"everstep": json.dumps({**named, "keys": KEYS.stem})})
+        hand.client.hset(
+            KEYS.rq_job(f"f{i}"), mapping={"everstep": json.dumps({**named, "keys": KEYS.stem}), "origin": "g"}
+        )
         hand.client.rpush(KEYS.rq_queue("g"), f"f{i}")
     while hand.held or hand.claim(1):
         hand.do()
@@ -487,7 +499,7 @@ def test_a_forged_job_runs_what_is_due_or_nothing(hand: Hand) -> None:
     assert RAN.count("one") == 1
 
 
-def test_a_sibling_can_not_be_made_to_close_its_step_alone(client: redis.Redis) -> None:
+def test_a_sibling_can_not_be_made_to_close_its_step_alone(client: Any) -> None:
     hand = Hand(client, wide())
     hand.submit("r")
     hand.claim()
@@ -496,16 +508,18 @@ def test_a_sibling_can_not_be_made_to_close_its_step_alone(client: redis.Redis) 
     refused(hand, "leads to 2 tasks, and the index says it is one alone")
 
 
-def test_a_join_before_its_time_is_refused(client: redis.Redis) -> None:
+def test_a_join_before_its_time_is_refused(client: Any) -> None:
     hand = Hand(client, wide())
     hand.submit("r")
     hand.claim()
     hand.do()
     hand.claim(1)
     hand.do()
-    job = json.loads(client.hget(KEYS.open(THREAD), "p1"))  # type: ignore[arg-type]
+    job = json.loads(client.hget(KEYS.open(THREAD), "p1"))
     client.hset(KEYS.open(THREAD), "join", json.dumps({**job, "n": "__join__"}))
-    client.hset(KEYS.rq_job(job["j"]), "everstep", json.dumps({"thread": THREAD, "n": 2, "task": "join", "keys": KEYS.stem}))
+    client.hset(
+        KEYS.rq_job(job["j"]), "everstep", json.dumps({"thread": THREAD, "n": 2, "task": "join", "keys": KEYS.stem})
+    )
     refused(hand, "the step is not to be joined yet: p1 is not done")
 
 
@@ -525,7 +539,7 @@ def test_an_input_is_not_applied_a_second_time(hand: Hand) -> None:
     assert len(RAN) == ran
 
 
-def test_nobody_without_the_key_passes_a_breakpoint(client: redis.Redis) -> None:
+def test_nobody_without_the_key_passes_a_breakpoint(client: Any) -> None:
     built = chain("one", "danger")
     graph = built.compile(checkpointer=saver_at(client), interrupt_before=["danger"]).named("g")
     graph.invoke({"count": 1}, CONFIG)
@@ -540,7 +554,8 @@ def plant(client: Any, n: int, record: dict[str, Any]) -> None:
     """A job for a task that is due no more, or not yet, and all that leads to it."""
     job = f"j-{n}-p0-1-abcd"
     client.hset(KEYS.open(THREAD), "p0", json.dumps({**record, "p": "job", "j": job}))
-    client.hset(KEYS.rq_job(job), "everstep", json.dumps({"thread": THREAD, "n": n, "task": "p0", "keys": KEYS.stem}))
+    named = json.dumps({"thread": THREAD, "n": n, "task": "p0", "keys": KEYS.stem})
+    client.hset(KEYS.rq_job(job), mapping={"everstep": named, "origin": "g"})
     client.rpush(KEYS.rq_queue("g"), job)
 
 
@@ -554,9 +569,14 @@ def saver_at(client: Any) -> Any:
 # --- answers, effects, caches
 
 
+def pays() -> str:
+    RAN.append("paid")
+    return "paid"
+
+
 def asking() -> StateGraph:
     def asks(state: State) -> State:
-        paid = once("paid", lambda: RAN.append("paid") or "paid")
+        paid = once("paid", pays)
         return {"seen": [str(paid), interrupt("well?")]}
 
     built = StateGraph(State)
@@ -565,30 +585,30 @@ def asking() -> StateGraph:
     return built
 
 
-def test_an_answer_that_nobody_signed_is_refused(client: redis.Redis) -> None:
+def test_an_answer_that_nobody_signed_is_refused(client: Any) -> None:
     hand = Hand(client, asking())
     hand.submit("r")
     hand.drive()
     [asked] = facts(hand.log, "task_paused")
-    forged = {"v": 1, "kind": "task_answered", "at": 1, "run": "r", "task": "p0"}
+    forged: dict[str, Any] = {"v": 1, "kind": "task_answered", "at": 1, "run": "r", "task": "p0"}
     answer = {"question": asked.text("question"), "answer": e.wrap(PLAIN.encode("yes"))}
     ref = client.xadd(KEYS.log(THREAD), {**forged, **answer}, id=f"{asked.n}-*")
     client.hset(KEYS.thread(THREAD), mapping={"status": "running", "left": 1, "asked": 0})
-    plant(client, 2, {"a": 1, "n": "asks", "q": "g", "w": 0, "an": str(ref, "ascii")})  # type: ignore[arg-type]
+    plant(client, 2, {"a": 1, "n": "asks", "q": "g", "w": 0, "an": str(ref, "ascii")})
     hand.claim()
     attempt = hand.performer.load(hand.held[0])
     assert "(task_answered) is not signed" in str(attempt.broken)
     hand.do()
 
 
-def test_an_effect_that_nobody_signed_is_refused(client: redis.Redis) -> None:
+def test_an_effect_that_nobody_signed_is_refused(client: Any) -> None:
     hand = Hand(client, asking())
     hand.submit("r")
     hand.claim()
     hand.do()
-    forged = {"v": 1, "kind": "effect_done", "at": 1, "run": "r", "task": "p0", "effect": "paid"}
+    forged: dict[str, Any] = {"v": 1, "kind": "effect_done", "at": 1, "run": "r", "task": "p0", "effect": "paid"}
     ref = client.xadd(KEYS.log(THREAD), {**forged, "result": e.wrap(PLAIN.encode("free"))}, id="2-*")
-    edit(client, "p0", e=str(ref, "ascii"))  # type: ignore[arg-type]
+    edit(client, "p0", e=str(ref, "ascii"))
     hand.claim()
     hand.do()
     reader = RedisLog(client, KEYS, None)
@@ -596,7 +616,7 @@ def test_an_effect_that_nobody_signed_is_refused(client: redis.Redis) -> None:
     assert not RAN
 
 
-def test_an_outcome_in_the_cache_that_nobody_signed_is_not_taken(client: redis.Redis) -> None:
+def test_an_outcome_in_the_cache_that_nobody_signed_is_not_taken(client: Any) -> None:
     built = StateGraph(State)
     built.add_node("one", node("one"), cache_policy=CachePolicy())
     built.add_edge(START, "one")
@@ -605,22 +625,22 @@ def test_an_outcome_in_the_cache_that_nobody_signed_is_not_taken(client: redis.R
         hand.submit(run, run)
         hand.drive()
     assert RAN == ["one"]
-    [name] = client.keys(KEYS.cache("g", "*", "*").replace("{", "[{]").replace("}", "[}]"))  # type: ignore[misc]
-    stored = bytes(client.get(name))  # type: ignore[arg-type]
+    [name] = client.keys(KEYS.cache("g", "*", "*").replace("{", "[{]").replace("}", "[}]"))
+    stored = bytes(client.get(name))
     client.set(name, stored.split(b" ", 2)[2])
     hand.submit("t", "t")
     hand.drive()
     assert RAN == ["one", "one"]
     cache = RedisCache(client, keys=KEYS)
     cache.put("g", "one", "a", b"value", None)
-    client.set(KEYS.cache("g", "one", "b"), bytes(client.get(KEYS.cache("g", "one", "a"))))  # type: ignore[arg-type]
+    client.set(KEYS.cache("g", "one", "b"), bytes(client.get(KEYS.cache("g", "one", "a"))))
     assert (cache.get("g", "one", "a"), cache.get("g", "one", "b")) == (b"value", None)
 
 
 # --- what has to go on working
 
 
-def test_what_needs_scripts_that_write_facts_works_where_entries_are_signed(client: redis.Redis) -> None:
+def test_what_needs_scripts_that_write_facts_works_where_entries_are_signed(client: Any) -> None:
     """Sends, a question, a Command with update, goto and Send, a subgraph, a handler, a migration, a fork, a replay."""
 
     def asks(state: State) -> State:
@@ -652,7 +672,7 @@ def test_what_needs_scripts_that_write_facts_works_where_entries_are_signed(clie
     assert all(verify(log, thread).sound for thread in log.threads())
 
 
-def test_a_migrated_task_runs_as_its_new_node(client: redis.Redis, redis_url: str) -> None:
+def test_a_migrated_task_runs_as_its_new_node(client: Any, redis_url: str) -> None:
     hand = Hand(client, chain("one", "two"))
     in_the_middle(hand)
     publish(client, KEYS, [hand.spec])
@@ -675,7 +695,7 @@ def test_a_fork_of_a_signed_thread_is_signed_for_itself(hand: Hand) -> None:
 
 
 def test_the_inbox_is_refused_unless_it_is_allowed(
-    client: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    client: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hand = Hand(client, chain("one"))
     publish(client, KEYS, [hand.spec])
@@ -683,7 +703,7 @@ def test_the_inbox_is_refused_unless_it_is_allowed(
     client.xadd(KEYS.inbox, message)
     reader = InboxReader(redis_url, KEYS)
     reader.turn()
-    [(_, put_aside)] = client.xrange(KEYS.inbox_rejected)  # type: ignore[misc]
+    [(_, put_aside)] = client.xrange(KEYS.inbox_rejected)
     assert b"nobody can sign a message of the inbox" in put_aside[b"reason"]
     assert not client.exists(KEYS.log(THREAD))
     monkeypatch.setenv("EVERSTEP_SIGNING_INBOX", "allow")
@@ -698,13 +718,21 @@ def test_the_inbox_is_refused_unless_it_is_allowed(
 
 def damaged(client: Any, spec_thread: str) -> str:
     """A sibling's outcome that nobody signed, in the open step of a thread."""
-    forged = {"v": 1, "kind": "task_done", "at": 1, "run": "r", "task": "p1", "node": "right", "token": new_id()}
+    forged: dict[str, Any] = {
+        "v": 1,
+        "kind": "task_done",
+        "at": 1,
+        "run": "r",
+        "task": "p1",
+        "node": "right",
+        "token": new_id(),
+    }
     writes = e.pack_writes([("seen", PLAIN.encode(["forged"]))])
     return str(client.xadd(KEYS.log(spec_thread), {**forged, "writes": writes}, id="2-*"), "ascii")
 
 
 def test_a_worker_refuses_a_forged_entry_says_so_and_goes_on_once_it_is_cut_out(
-    client: redis.Redis, redis_url: str, caplog: pytest.LogCaptureFixture
+    client: Any, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     hand = Hand(client, wide())
     hand.submit("r")
@@ -717,7 +745,8 @@ def test_a_worker_refuses_a_forged_entry_says_so_and_goes_on_once_it_is_cut_out(
         reader = RedisLog(client, KEYS, None)
         failed = [x for x in reader.read(THREAD) if x.kind == "task_failed"]
         assert all(f"entry {forged} (task_done) is not signed" in x.text("error") for x in failed)
-        assert (len(failed), RAN) == (2, [])
+        assert failed
+        assert "last" not in RAN  # `left` and `right` are due: where the log's end can be read, they may run
         assert f"entry {forged} (task_done) is not signed" in caplog.text
         assert ONE not in caplog.text
         found = mending.look(client, KEYS, THREAD)
