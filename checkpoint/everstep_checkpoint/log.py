@@ -166,7 +166,7 @@ class MemoryLog(Log):
             for fields in new:
                 n, k = (n + 1, 0) if fields["kind"] == e.CHECKPOINT else (n, k + 1)
                 digest = str(fields["digest"]) if k == 0 else digest
-                made.append(e.read_entry(f"{n}-{k}", stored({**fields, "at": at})))
+                made.append(e.read_entry(f"{n}-{k}", e.stored({**fields, "at": at})))
             self._logs[thread] = [*log, *made] if not log else _extend(log, made)
             self._heads[thread] = (n, digest)
             return [entry.id for entry in made]
@@ -232,14 +232,6 @@ def _bound(text: str, *, low: bool) -> tuple[int, float]:
         n, k = e.entry_id(text[1:])
         return n, k + 0.5 if low else k - 0.5
     return e.entry_id(text) if "-" in text else (int(text), 0 if low else float("inf"))
-
-
-def stored(fields: e.Fields) -> dict[str, bytes]:
-    """Fields as a stream keeps them."""
-    return {
-        name: value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
-        for name, value in fields.items()
-    }
 
 
 def conflict(thread: str, found: tuple[int, str] | None, after: tuple[int, str] | None) -> Conflict:

@@ -13,7 +13,7 @@ import redis
 from . import entries as e
 from .errors import Conflict, CorruptEntry, NewerVersion, TooLarge
 from .keys import Keys
-from .log import Head, Log, conflict, stored
+from .log import Head, Log, conflict
 from .signing import Signer, of_environment, sealed
 
 
@@ -43,7 +43,7 @@ class RedisLog(Log):
         n, digest = after if after is not None else ("", "")
         args: list[Any] = [n, digest]
         for fields in sealed(self.signer, thread, new, after):
-            flat = [x for pair in stored(fields).items() if pair[0] not in ("v", "kind", "at") for x in pair]
+            flat = [x for pair in e.stored(fields).items() if pair[0] not in ("v", "kind", "at") for x in pair]
             if sum(len(x) for x in flat) > e.ENTRY_MAX:
                 raise TooLarge(
                     f"an entry is over {e.ENTRY_MAX} bytes", thread=thread, fix="keep large values elsewhere"

@@ -18,10 +18,12 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 from . import entries as e
+from .codec import pack
 from .errors import Forged, SigningKeyError
 
 KEY, KEY_FILE = "EVERSTEP_SIGNING_KEY", "EVERSTEP_SIGNING_KEY_FILE"
@@ -97,8 +99,8 @@ class Keyring(Signer):
                     f"the signing key {key_id!r} has {len(key)} bytes, it needs {KEY_BYTES_MIN}",
                     fix="make one with `openssl rand -base64 32`",
                 )
-        self._keys = dict(keys)
-        self._first = next(iter(self._keys))
+        self._keyed = {key_id: hmac.new(key, None, "sha256") for key_id, key in keys.items()}
+        self._first = next(iter(keys))
         self._strict = strict
 
     @property
@@ -108,10 +110,10 @@ class Keyring(Signer):
     @property
     def ids(self) -> tuple[str, ...]:
         """The ids of its keys; the first one signs."""
-        return tuple(self._keys)
+        return tuple(self._keyed)
 
     def __repr__(self) -> str:
-        return f"Keyring({', '.join(self._keys)})"
+        return f"Keyring({', '.join(self._keyed)})"
 
     def __reduce__(self) -> str:
         raise TypeError("a Keyring is not to be stored or sent")
@@ -120,7 +122,7 @@ class Keyring(Signer):
         kind = str(fields["kind"]) if "kind" in fields else "run_started"
         behind = "" if kind == e.CHECKPOINT else digest[:BEHIND] or ANYWHERE
         number = n + 1 if kind == e.CHECKPOINT else n
-        said = [(name, _bytes(value)) for name, value in fields.items()]
+        said = e.stored(fields).items()
         mac = self._mac(self._first, thread, number, behind, kind, said)
         place = f"{n} {behind} " if behind else ""
         return {**fields, FIELD: f"{self._first} {place}{mac}"}
@@ -134,8 +136,8 @@ class Keyring(Signer):
         if found is None:
             raise forged(thread, entry, "has a signature that is none", _WHO)
         key_id, n, behind, mac = found.groups()
-        if key_id not in self._keys:
-            why = f"is signed with the key {key_id!r}, which is not among the keys here ({', '.join(self._keys)})"
+        if key_id not in self._keyed:
+            why = f"is signed with the key {key_id!r}, which is not among the keys here ({', '.join(self._keyed)})"
             raise forged(thread, entry, why, f"give this process the key {key_id!r}, too, or delete the thread")
         is_checkpoint = behind is None
         number = entry.n if is_checkpoint else int(n)
@@ -149,14 +151,15 @@ class Keyring(Signer):
             raise forged(thread, entry, "was signed for no place", _WHO)
 
     def stamp(self, about: str, value: bytes) -> bytes:
-        return f"{self._first} {self._over(self._first, [b'everstep value', about, value])} ".encode() + value
+        mac = self._over(self._first, ["everstep value", about, value])
+        return f"{self._first} {mac} ".encode() + value
 
     def stamped(self, about: str, stored: bytes) -> bytes | None:
         key_id, mac, value = [*stored.split(b" ", 2), b"", b""][:3]
         known = key_id.decode("utf-8", "replace")
-        if known not in self._keys:
+        if known not in self._keyed:
             return None
-        made = self._over(known, [b"everstep value", about, value])
+        made = self._over(known, ["everstep value", about, value])
         return value if hmac.compare_digest(made.encode(), mac) else None
 
     def _mac(
@@ -166,18 +169,15 @@ class Keyring(Signer):
         if kind == "task_answered":  # before its question: which task will ask is the script's to say
             fields = list(fields)
             added = added if any(name == "question" for name, _ in fields) else added | {"task"}
-        said = sorted((name, value) for name, value in fields if name not in added)
-        named: str = "run" if kind in RUNS else kind
-        flat = (part for pair in said for part in pair)
-        return self._over(key_id, ["everstep entry", key_id, thread, str(n), behind, named, *flat])
+        said: list[str | bytes] = ["everstep entry", key_id, thread, str(n), behind, "run" if kind in RUNS else kind]
+        for pair in sorted([each for each in fields if each[0] not in added]):
+            said += pair
+        return self._over(key_id, said)
 
-    def _over(self, key_id: str, parts: Iterable[str | bytes]) -> str:
-        packed: list[bytes] = []
-        for part in parts:
-            data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
-            packed += (len(data).to_bytes(4, "big"), data)
-        made = hmac.digest(self._keys[key_id], b"".join(packed), "sha256")
-        return base64.urlsafe_b64encode(made)[:43].decode()
+    def _over(self, key_id: str, said: list[str | bytes]) -> str:
+        made = self._keyed[key_id].copy()
+        made.update(pack(said))  # no two lists have the same bytes
+        return base64.urlsafe_b64encode(made.digest())[:43].decode()
 
 
 _WHO = "somebody without the key wrote it; `everstep recover --thread THREAD` shows what can be cut off"
@@ -218,10 +218,6 @@ def sealed(
     return made
 
 
-def _bytes(value: e.Field) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
-
-
 def _is_plain(entry: e.Entry) -> bool:
     """May a script of ours have written it by itself?"""
     allowed = _PLAIN.get(entry.kind)
@@ -240,8 +236,8 @@ def of_environment(environ: Mapping[str, str] | None = None) -> Keyring | None:
     """The keys that the environment names; None if it names none: nothing is signed or checked then.
 
     `EVERSTEP_SIGNING_KEY`: `id:base64key`, several with spaces or lines between. `EVERSTEP_SIGNING_KEY_FILE`: a file of
-    such lines, `#` begins a comment. `EVERSTEP_SIGNING_UNSIGNED=accept`: what is not signed is taken all the same.
-    Raises SigningKeyError, which never shows a key.
+    such lines, `#` begins a comment; a process reads it once. `EVERSTEP_SIGNING_UNSIGNED=accept`: what is not signed is
+    taken all the same. Raises SigningKeyError, which never shows a key.
     """
     said = os.environ if environ is None else environ
     text, file, unsigned = said.get(KEY, ""), said.get(KEY_FILE, ""), said.get(UNSIGNED, "refuse")
@@ -251,8 +247,13 @@ def of_environment(environ: Mapping[str, str] | None = None) -> Keyring | None:
         raise SigningKeyError(f"both {KEY} and {KEY_FILE} are set", fix="set one of them")
     if unsigned not in ("refuse", "accept"):
         raise SigningKeyError(f"{UNSIGNED} is neither refuse nor accept", fix="leave it out to refuse")
+    return _ring(text, file, unsigned == "refuse")
+
+
+@lru_cache(8)
+def _ring(text: str, file: str, strict: bool) -> Keyring:
     lines = _lines(Path(file)) if file else text.split()
-    return Keyring(_keys(lines, KEY_FILE if file else KEY), strict=unsigned == "refuse")
+    return Keyring(_keys(lines, KEY_FILE if file else KEY), strict=strict)
 
 
 def takes_inbox(signer: Signer | None, environ: Mapping[str, str] | None = None) -> bool:
