@@ -11,7 +11,8 @@ EverstepError
 │   ├── InvalidEffect          an effect's key that is none, or that was used already
 │   ├── InvalidUpdateError     a node's return value, or two writes that exclude each other
 │   ├── UnknownType            a value whose type is not in the closed table
-│   └── TooLarge               over a cap: state, input, entry
+│   ├── TooLarge               over a cap: state, input, entry
+│   └── SigningKeyError        the keys that entries are signed with can't be read, or are none
 ├── LogError               what is stored can't be trusted or read
 │   ├── CorruptEntry           an entry that is not what it says; the thread is left as it is
 │   │   └── Forged                 not signed, or for another place, or with an unknown key
@@ -35,8 +36,6 @@ EverstepError
     ├── ServerUnavailable      it does not answer, or refuses the login
     ├── ServerFull             maxmemory is reached
     └── ServerUnsuitable       its settings would lose data, or can't keep what a run asks for
-
-SigningKeyError        the keys that entries are signed with can't be read, or are none; beside the trees above
 
 DurabilityWarning (a UserWarning): what is written is not as durable as was asked for
 """
@@ -132,6 +131,10 @@ class UnknownType(InputError, TypeError):
 
 class TooLarge(InputError):
     """Over a cap. Names the cap and the size."""
+
+
+class SigningKeyError(InputError):
+    """The keys that entries are signed with can't be read, or are none. Never shows a key."""
 
 
 class LogError(EverstepError):
@@ -254,10 +257,6 @@ class ServerFull(ServerError):
 
 class ServerUnsuitable(ServerError):
     """Redis' settings would lose data, or it can't keep the durability that was asked for. Nothing was written."""
-
-
-class SigningKeyError(EverstepError, ValueError):
-    """The keys that entries are signed with can't be read, or are none. Never shows a key."""
 
 
 class DurabilityWarning(UserWarning):

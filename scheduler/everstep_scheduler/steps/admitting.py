@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import Forged
 from everstep_checkpoint.log import Log
-from everstep_checkpoint.replay import HANDLER, commanded, part_tasks, step_of
+from everstep_checkpoint.replay import HANDLER, commanded, step_of
 from everstep_checkpoint.signing import ANYWHERE, BEHIND, FIELD, RUNS, place_of, placed
 
 from ..graph.spec import NodeSpec
@@ -192,7 +192,7 @@ class Gate:
             if entry.kind in RUNS and i.isdigit() and int(i) < len(rows) and len(rows[int(i)]) == 2:
                 return str(rows[int(i)][0])
             return self._said_added(lease, task)
-        return _of_part(entry, task.replace("sg", "s", 1)) if any(_brings(x, entry) for x in self._facts(lease)) else ""
+        return _of_part(entry, task) if any(_brings(x, entry) for x in self._facts(lease)) else ""
 
     def _said_added(self, lease: Lease, task: str) -> str:
         """The node that a signed `task_added` gives a task: moves in a process sign those."""
@@ -267,7 +267,14 @@ def _brings(fact: e.Entry, part: e.Entry) -> bool:
 
 
 def _of_part(part: e.Entry, task: str) -> str:
-    return next((x.node for x in part_tasks(part) if x.task == task), "")
+    """The node of the task `..._<i>` of a part of Sends, which names them by run lengths; empty if it has none."""
+    index = task.partition("_")[2]
+    i = int(index) if index.isdecimal() else e.PART_TASKS_MAX
+    for named, _, _, count in part.json("tasks"):
+        if i < count:
+            return str(named)
+        i -= count
+    return ""
 
 
 def _forged(lease: Lease, why: str, fix: str = "") -> Forged:
