@@ -62,7 +62,7 @@ class Spawned:
 
     @property
     def cpu_s(self) -> float:
-        """Seconds of CPU that all of its threads have taken; 0 where the kernel does not tell that of another process."""
+        """Seconds of CPU that all of its threads have taken; 0 where no kernel tells that of another process."""
         if sys.platform != "linux":
             return 0.0
         return time.clock_gettime((~self.pid << 3) | _CPU_CLOCK)  # what clock_getcpuclockid(3) makes of a pid
