@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from everstep_checkpoint.errors import EverstepError
+from everstep_scheduler.moves.connection import translated
 
 from . import backlog, chains, chat, counting, mixed, partitions, quiet, waiting, wide
 from .beside import rows_peers
@@ -117,7 +118,8 @@ def run(order: Order, told: Told = lambda _: None) -> Outcome:
             part, began = PARTS[name], time.monotonic()
             told(f"{name}: {part.what}")
             try:
-                rows += _measured(place, part, order, document)
+                with translated(place.url):
+                    rows += _measured(place, part, order, document)
             except (EverstepError, AssertionError) as error:
                 failed.append(name)
                 rows.append(skipped(name, f"it failed: {error}"))

@@ -20,8 +20,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import redis
-
 from everstep_checkpoint.entries import Entry
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
@@ -86,8 +84,7 @@ class Place:
         with ExitStack() as ending:
             if self.own:
                 self.url = ending.enter_context(EmbeddedServer(appendfsync=self._fsync)).url
-            typed: Any = redis.Redis  # its keyword arguments have no types
-            self.redis: Any = typed.from_url(self.url, protocol=2)
+            self.redis: Any = connect(self.url, block_s=WAIT_S)  # to forget a million jobs takes a server seconds
             self._client = connect(self.url)
             ending.callback(self.redis.close)
             ending.callback(self._client.close)
