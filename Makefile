@@ -8,7 +8,7 @@ JOBS ?= 3
 BIN := $(VENV)/bin
 CODE := $(wildcard checkpoint scheduler workers console tests examples bench)
 
-.PHONY: help demo check audit test soak bench dev
+.PHONY: help demo check audit test soak bench peers dev
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -35,8 +35,13 @@ soak: $(VENV)/.dev ## the long tests, on every server found, and docs/RELIABILIT
 	EVERSTEP_SOAK_RESULTS=bench/results/soak $(BIN)/pytest -m soak -o faulthandler_timeout=0
 	$(BIN)/python -m bench.reliability
 
-bench: $(VENV)/.dev ## speed, beside a bare loop on the same machine
-	$(BIN)/python -m bench
+bench: $(VENV)/.dev ## speed, beside a bare loop and the peers of `make peers`; writes bench/results
+	$(BIN)/everstep bench --results bench/results $(if $(wildcard $(VENV)/peers/bin/python),--peers $(VENV)/peers/bin/python)
+
+peers: $(VENV)/.dev ## what `make bench` compares with, in an environment of its own
+	test -x $(VENV)/peers/bin/python || $(PYTHON) -m venv $(VENV)/peers
+	$(VENV)/peers/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV)/peers/bin/python -m pip install --quiet --group bench
 
 dev: $(VENV)/.dev ## make .venv with everything for work on the code
 

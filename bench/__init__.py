@@ -1,7 +1,4 @@
-"""The benchmark: everstep beside a bare loop and its peers, on one embedded server, in one run.
+"""What the benchmark and the soak have measured, release by release, and the page that is made of the soak's.
 
-    python -m bench [--quick] [--json FILE] [--only NAME ...]
-
-Nodes do nothing but make 1 KB of fresh random bytes, so that only the engines' overhead counts. Everything is measured
-in rounds, alternated, and told as a median with its spread: read ratios, not absolutes. `docs/performance.md` explains.
+The benchmark itself is `everstep bench`, in `console/everstep/bench`.
 """

@@ -40,6 +40,7 @@ from everstep_scheduler.recovery.rebuild import STATUSES
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_scheduler.steps.commanding import SpecLore, command_of
 from everstep_workers.worker import Worker
+from nursery import nursery
 from servers import plain_client, wait_for
 
 KEYS = Keys()
@@ -80,9 +81,7 @@ class Process:
 
     def __init__(self, told: dict[str, Any], said: Path, env: dict[str, str]) -> None:
         self._said = said
-        with said.open("wb") as out:
-            command = [sys.executable, "faults_worker.py", json.dumps(told)]
-            self.popen = subprocess.Popen(command, cwd=HERE, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
+        self.popen = nursery().born([json.dumps(told)], env, said)
 
     @property
     def pid(self) -> int:

@@ -10,9 +10,11 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from everstep_scheduler.steps import failpoints
 from everstep_workers import health
 from everstep_workers.pool import Pool
 from everstep_workers.targets import load_targets
@@ -52,5 +54,10 @@ def produce(told: dict[str, Any]) -> int:
     return 0
 
 
+def main(words: Sequence[str]) -> int:
+    failpoints.arm()
+    return produce(json.loads(words[1])) if words[0] == "produce" else work(json.loads(words[0]))
+
+
 if __name__ == "__main__":
-    sys.exit(produce(json.loads(sys.argv[2])) if sys.argv[1] == "produce" else work(json.loads(sys.argv[1])))
+    sys.exit(main(sys.argv[1:]))

@@ -65,7 +65,7 @@ def described(name: str) -> str:
     return f"{name} {'.'.join(map(str, server_version(binary) or ()))} ({binary})"
 
 
-def wait_for(condition: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T:
+def wait_for(condition: Callable[[], T], timeout_s: float = 30.0, what: str = "") -> T:
     """Wait until `condition()` is true and return what it gave; else fail with `what` and its last value."""
     end = time.monotonic() + timeout_s
     while not (value := condition()):

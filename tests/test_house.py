@@ -139,7 +139,7 @@ def test_the_embedded_server_is_only_asked_for_where_a_wheel_exists(project: dic
 
 def test_make_has_the_words_and_a_fresh_machine_is_told_what_it_lacks(tmp_path: Path) -> None:
     plan = subprocess.run(
-        ["make", "-n", "demo", "check", "test", "soak", "bench", "dev"],
+        ["make", "-n", "demo", "check", "test", "soak", "bench", "peers", "dev"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,12 +1,11 @@
 """Many at once: what is counted stays bounded, however many jobs, paused threads, leases or waiting runs there are.
 
-`python -m bench --load` does the same at full size, and shows times.
+`everstep bench --only W7,many` does the same at full size, and shows times.
 """
 
 from __future__ import annotations
 
 import socket
-import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -15,17 +14,15 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent))  # bench/ is a package of the checkout, and is not installed
-
-from bench import load
-from bench.place import Place
-
+from everstep.bench import backlog
+from everstep.bench.place import Place
 from everstep.embedded import EmbeddedServer
 from faults import LONG_MS, Fleet
 from proxy import FaultProxy
 from servers import wait_for
 
 RUNS = 10_000
+CLAIMS = 20
 THREADS_MAX = 40  # of a worker process with ten slots, each with a connection of its own
 TRIES_S = 2.5  # a second and thread: from 20 ms on the pauses double up to one second, with jitter
 
@@ -37,18 +34,20 @@ def place(redis_url: str) -> Iterator[Place]:
 
 
 def test_a_thread_has_at_most_250_jobs_in_queues_and_all_of_them_are_real(place: Place) -> None:
-    few, many = load.queued(place, 12)
-    assert (few.queued, many.queued) == (load.FEW * load.WIDTH, (load.FEW + 12) * load.WIDTH)
-    assert place.redis.exists("rq:job:" + place.redis.lindex("rq:queue:flood.work", -1).decode())
+    few, many = backlog.queued(place, 12, CLAIMS)
+    committed = backlog.COMMIT_ROUNDS * CLAIMS
+    assert few.queued == backlog.FEW * backlog.WIDTH
+    assert many.queued == (backlog.FEW + 12) * backlog.WIDTH - committed
+    assert place.redis.exists(place.keys.rq_job(place.redis.lindex(place.keys.rq_queue("flood.work"), -1).decode()))
 
 
 def test_paused_threads_hold_no_lease_no_job_and_no_slot(place: Place) -> None:
-    found = load.paused(place, 100)
+    found = backlog.paused(place, 100)
     assert (found.held, found.others_done) == (0, 3)
 
 
 def test_expired_leases_are_swept_forty_a_call(place: Place) -> None:
-    found = load.expired(place, 1000)
+    found = backlog.expired(place, 1000)
     assert (found.most_of_a_call, found.calls) == (40, 25)
 
 

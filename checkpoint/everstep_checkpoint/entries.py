@@ -110,6 +110,14 @@ def fact_sum(fields: Mapping[str, Field]) -> str:
     return _sha([*said, [fields.get(name) for name in _SUMMED]])
 
 
+def stored(fields: Fields) -> dict[str, bytes]:
+    """Fields as a stream keeps them."""
+    return {
+        name: value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+        for name, value in fields.items()
+    }
+
+
 _DIGESTED = ("source", "step", "graph", "run", "node", "task", "attempt", "token", "next", "parts")
 _DIGESTED_VALUES = ("delta", "state", "writes", "meta")
 

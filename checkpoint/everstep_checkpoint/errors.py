@@ -11,9 +11,11 @@ EverstepError
 │   ├── InvalidEffect          an effect's key that is none, or that was used already
 │   ├── InvalidUpdateError     a node's return value, or two writes that exclude each other
 │   ├── UnknownType            a value whose type is not in the closed table
-│   └── TooLarge               over a cap: state, input, entry
+│   ├── TooLarge               over a cap: state, input, entry
+│   └── SigningKeyError        the keys that entries are signed with can't be read, or are none
 ├── LogError               what is stored can't be trusted or read
 │   ├── CorruptEntry           an entry that is not what it says; the thread is left as it is
+│   │   └── Forged                 not signed, or for another place, or with an unknown key
 │   ├── NewerVersion           written by a newer everstep
 │   ├── Conflict               the last checkpoint is not the one the caller built on
 │   ├── Trimmed                what was asked for is older than the trim mark
@@ -131,6 +133,10 @@ class TooLarge(InputError):
     """Over a cap. Names the cap and the size."""
 
 
+class SigningKeyError(InputError):
+    """The keys that entries are signed with can't be read, or are none. Never shows a key."""
+
+
 class LogError(EverstepError):
     """What is stored can't be trusted or read."""
 
@@ -141,6 +147,11 @@ class LogError(EverstepError):
 
 class CorruptEntry(LogError):
     """An entry of the log is not what it says it is. Nothing was changed."""
+
+
+class Forged(CorruptEntry):
+    """Nobody with the key wrote this here: an entry that is not signed, or was signed for another place, or with a key
+    that is unknown here; or an index that leads to what no signed entry says."""
 
 
 class NewerVersion(LogError):

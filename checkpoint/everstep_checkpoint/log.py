@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from . import entries as e
 from .errors import Conflict, Trimmed, UnknownThread
+from .signing import Signer, sealed
 
 PAGE = 256
 
@@ -46,7 +47,10 @@ def new_id() -> str:
 
 
 class Log(ABC):
-    """What every store of logs can do."""
+    """What every store of logs can do. With a `signer` each entry that is appended gets its signature, and each that is
+    read is checked; a log without one signs nothing and checks nothing."""
+
+    signer: Signer | None = None
 
     @abstractmethod
     def append(self, thread: str, new: Sequence[e.Fields], after: tuple[int, str] | None) -> list[str]:
@@ -69,7 +73,10 @@ class Log(ABC):
         *,
         reverse: bool = False,
     ) -> list[e.Entry]:
-        """Entries with start <= id <= end, at most `count` (default: all), newest first with `reverse`."""
+        """Entries with start <= id <= end, at most `count` (default: all), newest first with `reverse`.
+
+        Raises CorruptEntry, NewerVersion; Forged where there is a signer, and an entry is not signed as it should be.
+        """
 
     @abstractmethod
     def head(self, thread: str) -> Head | None:
@@ -140,7 +147,8 @@ class Log(ABC):
 class MemoryLog(Log):
     """Logs in this process's memory. Safe to use from several threads; gone when the process ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, signer: Signer | None = None) -> None:
+        self.signer = signer
         self._logs: dict[str, list[e.Entry]] = {}
         self._heads: dict[str, tuple[int, str]] = {}
         self._lock = threading.RLock()
@@ -150,6 +158,7 @@ class MemoryLog(Log):
             log = self._logs.get(thread, [])
             if self._heads.get(thread) != after:
                 raise conflict(thread, self._heads.get(thread), after)
+            new = sealed(self.signer, thread, new, after)
             n, digest = after or (0, str(new[0]["birth"]))
             made: list[e.Entry] = []
             at = int(time.time() * 1000)
@@ -157,7 +166,7 @@ class MemoryLog(Log):
             for fields in new:
                 n, k = (n + 1, 0) if fields["kind"] == e.CHECKPOINT else (n, k + 1)
                 digest = str(fields["digest"]) if k == 0 else digest
-                made.append(e.read_entry(f"{n}-{k}", stored({**fields, "at": at})))
+                made.append(e.read_entry(f"{n}-{k}", e.stored({**fields, "at": at})))
             self._logs[thread] = [*log, *made] if not log else _extend(log, made)
             self._heads[thread] = (n, digest)
             return [entry.id for entry in made]
@@ -178,6 +187,9 @@ class MemoryLog(Log):
             if count is not None:
                 first, last = (max(first, last - count), last) if reverse else (first, min(last, first + count))
             found = log[first:last]
+        if self.signer is not None:
+            for entry in found:
+                self.signer.check(thread, entry)
         return found[::-1] if reverse else found
 
     def head(self, thread: str) -> Head | None:
@@ -220,14 +232,6 @@ def _bound(text: str, *, low: bool) -> tuple[int, float]:
         n, k = e.entry_id(text[1:])
         return n, k + 0.5 if low else k - 0.5
     return e.entry_id(text) if "-" in text else (int(text), 0 if low else float("inf"))
-
-
-def stored(fields: e.Fields) -> dict[str, bytes]:
-    """Fields as a stream keeps them."""
-    return {
-        name: value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
-        for name, value in fields.items()
-    }
 
 
 def conflict(thread: str, found: tuple[int, str] | None, after: tuple[int, str] | None) -> Conflict:

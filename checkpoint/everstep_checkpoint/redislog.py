@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import redis
 
 from . import entries as e
 from .errors import Conflict, CorruptEntry, NewerVersion, TooLarge
 from .keys import Keys
-from .log import Head, Log, conflict, stored
+from .log import Head, Log, conflict
+from .signing import Signer, of_environment, sealed
 
 
 @cache
@@ -22,9 +23,18 @@ def _append_script() -> str:
 
 
 class RedisLog(Log):
-    """The logs of one partition. `client` must not decode responses and must not resend commands by itself."""
+    """The logs of one partition. `client` must not decode responses and must not resend commands by itself.
 
-    def __init__(self, client: redis.Redis, keys: Keys | None = None) -> None:
+    `signer`: whose signatures entries get and must have; "environment": the keys that the environment names, if any.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: Keys | None = None,
+        signer: Signer | Literal["environment"] | None = "environment",
+    ) -> None:
+        self.signer = of_environment() if isinstance(signer, str) else signer
         self.client = client
         self.keys = keys or Keys()
         self._append = client.register_script(_append_script())
@@ -32,8 +42,8 @@ class RedisLog(Log):
     def append(self, thread: str, new: Sequence[e.Fields], after: tuple[int, str] | None) -> list[str]:
         n, digest = after if after is not None else ("", "")
         args: list[Any] = [n, digest]
-        for fields in new:
-            flat = [x for pair in stored(fields).items() if pair[0] not in ("v", "kind", "at") for x in pair]
+        for fields in sealed(self.signer, thread, new, after):
+            flat = [x for pair in e.stored(fields).items() if pair[0] not in ("v", "kind", "at") for x in pair]
             if sum(len(x) for x in flat) > e.ENTRY_MAX:
                 raise TooLarge(
                     f"an entry is over {e.ENTRY_MAX} bytes", thread=thread, fix="keep large values elsewhere"
@@ -55,10 +65,14 @@ class RedisLog(Log):
         reverse: bool = False,
     ) -> list[e.Entry]:
         try:
-            return [e.read_entry(*row) for row in self.rows(thread, start, end, count, reverse=reverse)]
+            found = [e.read_entry(*row) for row in self.rows(thread, start, end, count, reverse=reverse)]
         except (CorruptEntry, NewerVersion) as error:
             error.of(thread)
             raise
+        if self.signer is not None:
+            for entry in found:
+                self.signer.check(thread, entry)
+        return found
 
     def rows(
         self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False

@@ -18,6 +18,7 @@ from .codec import array_header
 from .delta import APPEND, SET, Delta, decode_delta, decode_state, encode_state, fold, refs
 from .errors import CorruptEntry, TooLarge, Trimmed
 from .log import PAGE, Log, unknown_thread
+from .signing import forged, placed
 from .sound import clear, sound, sounds
 
 Channels = dict[str, bytes]
@@ -94,6 +95,7 @@ class Fold:
     """Feeds on entries in order. `channels` is the state at the last checkpoint fed.
 
     `fetch` gives an entry by id that was not fed: an input that was queued before the snapshot where reading began.
+    `chain`: where entries are signed, what was read so far; each digest is computed again then.
     """
 
     fetch: Callable[[str], Sequence[e.Entry]]
@@ -106,9 +108,12 @@ class Fold:
     since_snapshot: int = 0
     delta_bytes: int = 0
     n: int = 0
+    chain: Chain | None = None
 
     def feed(self, entry: e.Entry) -> State | None:
         """Take the next entry; the State if it is a checkpoint. Raises CorruptEntry."""
+        if self.chain is not None:
+            self._prove(entry, self.chain)
         if not entry.is_checkpoint:
             self._fact(entry)
             return None
@@ -118,6 +123,20 @@ class Fold:
             self._delta(entry)
         self.n, self.before, self.facts = entry.n, self.facts or self.before, {}
         return State(entry, self.channels, self.birth, self.since_snapshot, self.delta_bytes)
+
+    def _prove(self, entry: e.Entry, chain: Chain) -> None:
+        """Its signature says who wrote it; this, that it stands where it belongs. Raises Forged."""
+        if not entry.is_checkpoint:
+            chain.fact(entry)
+            if chain.last is not None and entry.n == self.n:
+                placed(chain.thread, entry, entry.n, chain.last)
+            return
+        parent = chain.parent(entry)
+        if parent is not None and e.digest_of(parent, entry.n, entry.fields(), sums_of(entry, self)) != entry.digest:
+            raise forged(chain.thread, entry, "does not build on what stands before it here")
+        if astray := chain.astray(entry):
+            raise forged(chain.thread, entry, f"is out of its place: {astray}")
+        chain.checkpoint(entry)
 
     def _fact(self, entry: e.Entry) -> None:
         self.facts[entry.k] = entry
@@ -211,6 +230,11 @@ def _is_snapshot(entry: e.Entry) -> bool:
     return entry.is_checkpoint and "floor" in entry.raw
 
 
+def folder_of(log: Log, thread: str) -> Fold:
+    """A Fold for a thread's entries, from a snapshot or the first one on."""
+    return Fold(fetch(log, thread), chain=Chain(thread) if log.signer is not None else None)
+
+
 def fetch(log: Log, thread: str) -> Callable[[str], Sequence[e.Entry]]:
     """How a `Fold` gets an entry that it was not fed."""
     return lambda ref: log.read(thread, ref, ref)
@@ -225,7 +249,7 @@ def state_at(log: Log, thread: str, n: int | None = None) -> State:
     wanted = head.n if n is None else n
     _, found = snapshot_before(log, thread, wanted)
     state: State | None = None
-    folder = Fold(fetch(log, thread))
+    folder = folder_of(log, thread)
     began = False
     for entry in found:
         began = began or not entry.is_checkpoint or _is_snapshot(entry) or entry.n == 1
@@ -244,7 +268,7 @@ def _unreadable(thread: str, n: int) -> Trimmed:
 @sounds
 def states(log: Log, thread: str) -> Iterator[tuple[State, Fold]]:
     """All states of a thread, oldest first, from the first checkpoint that can be read."""
-    folder = Fold(fetch(log, thread))
+    folder = folder_of(log, thread)
     readable = False
     for entry in log.pages(thread):
         readable = readable or entry.id == "0-1" or _is_snapshot(entry)
@@ -383,6 +407,9 @@ def step_of(log: Log, thread: str, n: int) -> Step:
     if not found or not found[0].is_checkpoint:
         raise _unreadable(thread, n)
     checkpoint, *facts = found
+    if log.signer is not None:
+        for fact in facts:
+            placed(thread, fact, n, checkpoint.digest)
     parts = {row[0]: _one(log, thread, row[0]) for row in checkpoint.next if len(row) == 2}
     tasks = tasks_of(checkpoint, parts)
     if added := [x for x in facts if x.kind == "task_added" and not adds_handler(x)]:
@@ -436,6 +463,8 @@ def _check(entry: e.Entry, folder: Fold, chain: Chain, report: Report) -> None:
     if not entry.is_checkpoint:
         folder.feed(entry)
         chain.fact(entry)
+        if chain.last is not None and entry.n == folder.n:
+            placed(chain.thread, entry, entry.n, chain.last)
         return
     report.checkpoints += 1
     parent = chain.parent(entry)

@@ -47,6 +47,7 @@ WORDS = {
     "recover": ("mending", "Rebuild every index and job from the logs; or mend one log."),
     "acl": ("guarding", "Redis users with the least rights, to be pasted."),
     "chaos": ("chaos", "Faults at random under a load, and a verdict: was anything lost?"),
+    "bench": ("bench", "How fast it is here, beside a bare loop and its peers."),
     "doctor": ("serving", "Is all well? Each line says what to do if not."),
 }
 

@@ -24,7 +24,7 @@ STOP_S = 10.0
 LOOK_S = 0.02
 
 # On Linux the kernel tells the pool when we die; elsewhere its children notice that Redis has gone.
-_LAUNCHER = """
+LAUNCHER = """
 import ctypes, os, signal, sys
 parent, *command = sys.argv[1:]
 if sys.platform == "linux":
@@ -55,7 +55,7 @@ class Crew:
         # the URL travels in the environment: a password on a command line is everybody's to read
         self._env = {**os.environ, **(env or {}), "EVERSTEP_URL": url}
         said = [sys.executable, "-m", "everstep", *site, "worker", *targets, *options]
-        self._command = [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *said]
+        self._command = [sys.executable, "-c", LAUNCHER, str(os.getpid()), *said]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -14,6 +14,8 @@ from dataclasses import replace
 
 from redis.exceptions import NoPermissionError, ResponseError
 
+from everstep_checkpoint.signing import UNSIGNED, of_environment
+
 from . import fleet, show
 from .finding import ACT, KNOW, OK, Check, Finding, Look
 from .promised import promised
@@ -171,8 +173,22 @@ def clients(look: Look) -> Iterator[Finding]:
     yield Finding(KNOW if tight else OK, "clients", said, "raise maxclients, or run fewer processes" if tight else "")
 
 
+def signing(look: Look) -> Iterator[Finding]:
+    signer = of_environment()
+    if signer is None:
+        yield Finding(OK, "signing", "off: who may write to Redis can forge entries; docs/security.md says how to sign")
+        return
+    first, *others = signer.ids
+    also = f", and verifies {', '.join(others)}" if others else ""
+    said = f"entries are signed: this process signs with the key {first!r}{also}"
+    if signer.strict:
+        yield Finding(OK, "signing", said)
+    else:
+        yield Finding(KNOW, "signing", f"{said}; unsigned ones are taken", f"unset {UNSIGNED} once all processes sign")
+
+
 CHECKS: tuple[tuple[str, Check], ...] = (
-    ("server", _told), ("speed", speed),
+    ("server", _told), ("speed", speed), ("signing", signing),
     ("indexes", fleet.sentinels), ("workers", fleet.workers), ("queues", fleet.queues), ("parked", fleet.parked),
     ("leases", fleet.leases), ("failed", fleet.failures), ("inbox", fleet.inbox), ("logs", fleet.logs),
     ("places", fleet.places),

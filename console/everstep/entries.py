@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ FIRST = (
     "actor",
     "ms",
 )
-LONG = ("token", "digest", "sum", "insum", "birth", "parent")
+LONG = ("token", "digest", "sum", "insum", "birth", "parent", "sig")
 SHORT = {"by": "everstep."}
 OPS = ("set", "append", "merge", "splice", "delete", "take", "take_append")
 Raw = Mapping[Any, Any]
@@ -60,11 +60,12 @@ class Shown:
         return said + (f"  {show.paint('NOT READABLE: ' + self.problem, 'x')}" if self.problem else "")
 
 
-def shown(entry_id: bytes, raw: Raw, *, values: bool) -> Shown:
-    """An entry as it came from the stream, ours or not."""
+def shown(entry_id: bytes, raw: Raw, *, values: bool, check: Callable[[e.Entry], object] = lambda entry: None) -> Shown:
+    """An entry as it came from the stream, ours or not. `check` raises for one that is not to be believed."""
     fields = {_text(name): bytes(value) for name, value in raw.items()}
     try:
         entry = e.read_entry(entry_id, fields)
+        check(entry)
         said = {name: _field(entry, name, values) for name in fields if name not in ("v", "kind", "at")}
         return Shown(entry.id, entry.kind, entry.number("at"), said)
     except (EverstepError, ValueError) as error:

@@ -122,6 +122,8 @@ def _wrong(site: Site, thread: str, answer: list[Any]) -> Trouble | None:
         return None
     try:
         last = e.read_entry(*info["last-entry"]) if info["last-entry"] else None
+        if last is not None and site.log.signer is not None:
+            site.log.signer.check(thread, last)
         given = e.entry_id(info["last-generated-id"].decode())
     except LogError as error:
         return Trouble(thread, error.what)

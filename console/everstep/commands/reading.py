@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -237,13 +238,14 @@ def log(
 def _entries(site: Site, thread: str, most: int | None, *, follow: bool, values: bool) -> Iterator[Shown]:
     from ..entries import shown
 
-    key, last = site.keys.log(thread), b"0-0"
+    key, last, signer = site.keys.log(thread), b"0-0", site.log.signer
+    check = partial(signer.check, thread) if signer is not None else bool
     for last, raw in _tail(site, key, most) if most else _all(site, key):
-        yield shown(last, raw, values=values)
+        yield shown(last, raw, values=values, check=check)
     while follow:
         answer: Any = site.redis.xread({key: last}, count=PAGE, block=1000)
         for last, raw in answer[0][1] if answer else ():
-            yield shown(last, raw, values=values)
+            yield shown(last, raw, values=values, check=check)
 
 
 def _tail(site: Site, key: str, most: int) -> list[Any]:

@@ -173,7 +173,7 @@ class EventStream:
 
     def _take(self, reader: Reader, rows: dict[str, list[Row]]) -> Iterator[Event]:
         reader.hear(rows.get(reader.live_key, ()))
-        found = entries(rows.get(reader.log_key, ()), reader.thread)
+        found = entries(rows.get(reader.log_key, ()), reader.thread, self._log.signer)
         read = e.entry_id(reader.next)
         for entry in (each for each in found if (each.n, each.k) > read):
             yield from self._feed(reader, entry)

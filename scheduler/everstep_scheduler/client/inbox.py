@@ -19,6 +19,7 @@ from typing import Any, NoReturn, cast
 from everstep_checkpoint.errors import EverstepError, InvalidInput, ServerError, ServerUnsuitable
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
+from everstep_checkpoint.signing import INBOX, takes_inbox
 
 from ..moves.connection import connect, is_hopeless, patiently, translated
 from ..moves.record import strategy
@@ -139,6 +140,11 @@ class InboxReader:
         client.redis.xdel(self.keys.inbox, entry_id)
 
     def _submit(self, client: Client, entry_id: bytes, said: Mapping[str, str]) -> None:
+        if not takes_inbox(client.log_store.signer):
+            raise InvalidInput(
+                "entries are signed here, and nobody can sign a message of the inbox",
+                fix=f"submit with a client that has the key, or set {INBOX}=allow for the workers",
+            )
         with translated(client.url):
             client.submit(
                 said["graph"],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import Conflict, InvalidInput, UnknownNode
 from everstep_checkpoint.log import unknown_thread
+from everstep_checkpoint.signing import FIELD, Signer, sealed
 
 from ..graph.runtime import END, START
 from ..graph.schema import did_you_mean
@@ -98,13 +99,14 @@ def apply(client: Client, made: Plan, actor: str = "") -> list[str]:
     done: list[str] = []
     for i in range(0, len(made.changes), MOVE_MAX):
         changes = made.changes[i : i + MOVE_MAX]
-        moved = [_row(known, each) for each in changes if each.to != END]
+        moved = [_row(known, each, made, actor, client.log_store.signer) for each in changes if each.to != END]
         ended = [each for each in changes if each.to == END]
-        heads, flat = _facts(made, ended, actor)
+        heads, flat = _facts(made, ended, actor, client.log_store.signer)
         header = {
             "thread": made.thread, "n": made.n, "digest": made.digest, "actor": actor, "salt": salt(), "tasks": moved,
             "ended": [[each.task, each.node] for each in ended], "entries": heads,
         }  # fmt: skip
+        header |= {"run": made.run} if client.log_store.signer is not None else {}
         answer = client.moves.scripts.run("migrate", header, flat)
         if answer["status"] == "moved":
             what = "the thread has gone on since it was looked at"
@@ -113,19 +115,23 @@ def apply(client: Client, made: Plan, actor: str = "") -> list[str]:
     return done
 
 
-def _row(known: Manifest, change: Change) -> list[Any]:
+def _row(known: Manifest, change: Change, made: Plan, actor: str, signer: Signer | None) -> list[Any]:
     node = known.nodes[change.to]
-    return [change.task, change.node, change.to, node.queue, node.timeout_s]
+    row: list[Any] = [change.task, change.node, change.to, node.queue, node.timeout_s]
+    if signer is None:
+        return row
+    fact = e.fact("task_moved", made.run, task=change.task, node=change.to, queue=node.queue, actor=actor)
+    return [*row, signer.seal(made.thread, made.n, made.digest, fact)[FIELD]]
 
 
-def _facts(made: Plan, ended: list[Change], actor: str) -> tuple[list[list[Any]], list[Any]]:
+def _facts(made: Plan, ended: list[Change], actor: str, signer: Signer | None) -> tuple[list[list[Any]], list[Any]]:
     """A `task_done` without writes for each task that ends, as the script takes entries."""
     heads: list[list[Any]] = []
     flat: list[Any] = []
     for each in ended:
         said_by: e.Fields = {"actor": actor} if actor else {}
         empty = e.fact("task_done", made.run, task=each.task, node=each.node, writes=e.pack_writes([]), **said_by)
-        fact = e.summed(empty)
+        (fact,) = sealed(signer, made.thread, [e.summed(empty)], (made.n, made.digest))
         said = [x for name, value in fact.items() if name not in ("v", "kind", "run") for x in (name, value)]
         heads.append([f"{made.n}-*", "task_done", len(said)])
         flat += said

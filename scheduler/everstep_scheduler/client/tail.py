@@ -11,6 +11,7 @@ import redis
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import LogError
+from everstep_checkpoint.signing import Signer
 
 from ..moves.connection import BACKOFF_MAX_S, server_error
 
@@ -45,13 +46,17 @@ class Tail:
         self._delay = min(self._delay * 2, BACKOFF_MAX_S)
 
 
-def entries(rows: Iterable[Row], thread: str) -> list[e.Entry]:
-    """Rows of a thread's log as entries. Raises LogError, which names the thread."""
+def entries(rows: Iterable[Row], thread: str, signer: Signer | None = None) -> list[e.Entry]:
+    """Rows of a thread's log as entries, checked where there is a signer. Raises LogError, which names the thread."""
     try:
-        return [e.read_entry(entry_id, fields) for entry_id, fields in rows]
+        found = [e.read_entry(entry_id, fields) for entry_id, fields in rows]
     except LogError as error:
         error.of(thread)
         raise
+    if signer is not None:
+        for entry in found:
+            signer.check(thread, entry)
+    return found
 
 
 def _passes(error: redis.RedisError) -> bool:

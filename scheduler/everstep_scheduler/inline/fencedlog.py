@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Head, Log, conflict, new_id
+from everstep_checkpoint.signing import sealed
 
 from ..moves.connection import patiently
 from ..moves.contract import (
@@ -48,7 +49,7 @@ class FencedLog(Log):
     """
 
     def __init__(self, base: Log, moves: Moves, lease: Lease, lost: Callable[[], None]) -> None:
-        self._base = base
+        self._base, self.signer = base, base.signer
         self._moves = moves
         self._lease = lease
         self._lost = lost
@@ -61,6 +62,7 @@ class FencedLog(Log):
         standing = None if tail is None else (tail.n, tail.digest)
         if standing != after:
             raise conflict(thread, standing, after)
+        new = sealed(self.signer, thread, new, after)
         n, digest = after or (0, str(new[0]["birth"]))
         k = e.entry_id(tail.last)[1] if tail is not None else 0
         made: list[tuple[str, e.Fields]] = []

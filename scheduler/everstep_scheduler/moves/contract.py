@@ -112,12 +112,13 @@ class Caller:
 class Answered(NamedTuple):
     """An answer for a task of the open step; without a `task` for the first one that the run adds to it.
 
-    `question`: the id it answers; empty: it comes before it is asked.
+    `question`: the id it answers; empty: it comes before it is asked. `sig`: the signature of its fact, if it has one.
     """
 
     task: str
     question: str
     value: bytes
+    sig: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class Start:
 
     `mode`: on a busy thread it waits (enqueue), is told busy (reject), or the run under way is stopped and it begins
     (interrupt). rollback: the same, if that run is `over`, and it builds on what was before that; else told moved.
-    `durability`: what its caller sees to, before and behind the move (`promises`).
+    `durability`: what its caller sees to, before and behind the move (`promises`). `seen`: the head that its caller
+    saw, for its signature; None: the moves look.
     """
 
     thread: str
@@ -165,6 +167,7 @@ class Start:
     command: Commanded | None = None
     over: str = ""
     durability: str = COMMIT
+    seen: tuple[int, str] | None = None
 
     @property
     def stopper(self) -> str:

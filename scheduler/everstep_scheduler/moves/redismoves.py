@@ -17,9 +17,11 @@ import redis
 from redis.exceptions import NoScriptError
 
 from everstep_checkpoint.entries import Fields
-from everstep_checkpoint.errors import Conflict, CorruptEntry, EverstepError, ServerUnavailable
+from everstep_checkpoint.errors import Conflict, CorruptEntry, EverstepError, LogError, ServerUnavailable
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
+from everstep_checkpoint.redislog import RedisLog
+from everstep_checkpoint.signing import FIELD, Signer, of_environment
 
 from .connection import Client, server_error, translated
 from .contract import (
@@ -38,6 +40,7 @@ from .contract import (
     Within,
     check_thread,
 )
+from .sealing import Sealer
 
 PLAIN = "plain"  # the commit that nearly every step is
 STARTING = ("start", "commit")  # the scripts that begin runs
@@ -251,7 +254,7 @@ def _begun(start: Start) -> tuple[Header, list[Any]]:
         "jid": job_prefix(start.thread, birth), "count": len(flat),
     }  # fmt: skip
     if start.goes_on:
-        header["answers"] = [[each.task, each.question] for each in start.answers]
+        header["answers"] = [[each.task, each.question, *filter(None, [each.sig])] for each in start.answers]
         flat += [each.value for each in start.answers]
     if start.command is not None:
         header["command"], pieces = _commanded(start.command)
@@ -276,16 +279,30 @@ def _commanded(command: Commanded) -> tuple[Header, list[Any]]:
     tasks = [[node, queue, _json(seconds)] for node, queue, seconds in command.tasks]
     said: Header = {"after": command.after, "tasks": tasks, "parts": [count for _, count in command.parts]}
     said |= {"updates": 1} if command.updates else {}
+    sigs = [part[FIELD] for part, _ in command.parts if FIELD in part]
+    said |= {"sigs": sigs} if sigs else {}
     return said, [part[name] for part, _ in command.parts for name in ("tasks", "sends", "sum")]
 
 
 class RedisMoves:
-    """`Moves` on Redis."""
+    """`Moves` on Redis. `signer`: who signs what is written, as of a `RedisLog`."""
 
-    def __init__(self, scripts: Scripts) -> None:
+    def __init__(self, scripts: Scripts, signer: Signer | Literal["environment"] | None = "environment") -> None:
         self.scripts = scripts
+        signer = of_environment() if isinstance(signer, str) else signer
+        self.sealer = Sealer(signer, self._head) if signer is not None else None
+
+    def _head(self, thread: str) -> tuple[int, str] | None:
+        """Where a thread stands by what its log says; the beginning where that can't be read."""
+        try:
+            with translated(self.scripts.url):
+                head = RedisLog(self.scripts.client, self.scripts.keys, None).head(thread)
+        except LogError:
+            return None
+        return (head.n, head.digest) if head is not None else None
 
     def start(self, start: Start, offer: Offer | None = None, caller: Caller | None = None) -> Started:
+        start = self.sealer.start(start) if self.sealer is not None else start
         header, flat = _begun(start)
         header["salt"] = salt()
         if start.mode in ("interrupt", "rollback"):
@@ -302,8 +319,9 @@ class RedisMoves:
         self.scripts.run("release", said | ({"ended": 1} if ended else {}))
 
     def branch(self, branch: Branch, offer: Offer | None = None, *, ask: bool = False) -> Started:
+        check_thread(branch.start.thread)
+        branch = self.sealer.branch(branch) if self.sealer is not None and not ask else branch
         start, (n, digest) = branch.start, branch.after
-        check_thread(start.thread)
         facts = {"kind": "run_started", **start.fields}
         heads, flat = ([], []) if ask else _entries([facts, branch.made], n)
         header: Header = {
@@ -364,6 +382,7 @@ class RedisMoves:
         return _answer(answer) if answer.get("status") != "rebuild" else None
 
     def _commit(self, commit: Commit, offer: Offer) -> tuple[str, Header, list[Any]]:
+        commit = self.sealer.commit(commit) if self.sealer is not None else commit
         lease = commit.lease
         if (plain := _plain(commit, offer, self.scripts.keys.stem)) is not None:
             flat = _flat(commit.entries[0])
@@ -393,7 +412,7 @@ class RedisMoves:
 
     def part(self, lease: Lease, pieces: Sequence[Fields]) -> list[str]:
         calls: list[tuple[str, Header, Sequence[Any]]] = []
-        for piece in pieces:
+        for piece in self.sealer.part(lease, pieces) if self.sealer is not None else pieces:
             heads, flat = _entries([piece], lease.n)
             said = {
                 "thread": lease.thread,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Log
-from everstep_checkpoint.replay import Fold, State, fetch, snapshot_before, state_at, step_of
+from everstep_checkpoint.replay import State, folder_of, snapshot_before, state_at, step_of
 
 
 @dataclass
@@ -45,7 +45,7 @@ def follows(entry: e.Entry, before: e.Entry) -> bool:
 def frames(log: Log, thread: str, first: int, last: int) -> Iterator[Frame]:
     """Frames from the first checkpoint at or below number `first` that can be read, to `last`, oldest first."""
     _, found = snapshot_before(log, thread, first)
-    folder, frame, parts = Fold(fetch(log, thread)), None, _Parts()
+    folder, frame, parts = folder_of(log, thread), None, _Parts()
     readable = False
     for entry in log.pages(thread, found[0].id if found else "-", f"{last + 1}-0"):
         parts.feed(entry)

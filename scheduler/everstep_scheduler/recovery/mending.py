@@ -25,6 +25,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import PAGE, new_id, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import Fold, fetch, sums_of
+from everstep_checkpoint.signing import placed
 
 from ..moves.connection import Client, translated
 from ..moves.redismoves import Scripts, salt
@@ -114,6 +115,8 @@ class Walk:
             error.of(self.thread)
             raise
         try:
+            if self.log.signer is not None:
+                self.log.signer.check(self.thread, entry)
             why = self._checkpoint(entry) if entry.is_checkpoint else self._fact(entry)
             if not why:
                 self.reader.feed(entry)
@@ -135,6 +138,8 @@ class Walk:
             return f"fact {entry.id} belongs to no checkpoint: the last good one is {self._n}"
         if "sum" in entry.raw and e.fact_sum(entry.fields()) != entry.text("sum"):
             return f"fact {entry.id}: its sum does not match what it stores"
+        if self._chain.last is not None:
+            placed(self.thread, entry, self._n, self._chain.last)
         Reader().feed(entry)  # can it be read at all? Ours must not be touched by half of it
         self._folder.feed(entry)
         if self._n == 0:

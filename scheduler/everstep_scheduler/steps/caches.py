@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from everstep_checkpoint.keys import Keys, rq_prefix
+from everstep_checkpoint.signing import Signer, of_environment
 
 from ..moves.connection import DEFAULT_URL, Client, connect
 
@@ -77,16 +78,22 @@ class RedisCache:
     ) -> None:
         self.client: Any = connect(redis) if isinstance(redis, str) else redis
         self.keys = keys or Keys(namespace, partition, rq_prefix(partition))
+        self.signer: Signer | None = of_environment()
         self._away_until = 0.0
 
     def get(self, graph: str, node: str, key: str) -> bytes | None:
-        """What was kept; None if there is nothing any more. Raises redis.RedisError the first time it fails."""
-        return self._try(lambda: self.client.get(self.keys.cache(graph, node, key)))
+        """What was kept; None if there is nothing any more. Raises redis.RedisError the first time it fails.
+
+        Where there are signing keys, what is not signed for this very place is nothing."""
+        place = self.keys.cache(graph, node, key)
+        found = self._try(lambda: self.client.get(place))
+        return found if found is None or self.signer is None else self.signer.stamped(place, found)
 
     def put(self, graph: str, node: str, key: str, value: bytes, ttl: float | None) -> None:
         """Keep a value for `ttl` seconds; None: for good."""
-        px = None if ttl is None else max(int(ttl * 1000), 1)
-        self._try(lambda: self.client.set(self.keys.cache(graph, node, key), value, px=px))
+        px, place = None if ttl is None else max(int(ttl * 1000), 1), self.keys.cache(graph, node, key)
+        stored = value if self.signer is None else self.signer.stamp(place, value)
+        self._try(lambda: self.client.set(place, stored, px=px))
 
     def clear(self, graph: str, nodes: Sequence[str] | None = None) -> None:
         """Forget what was kept of these nodes; None: of all nodes of the graph. Walks the keys, page by page."""

@@ -130,11 +130,13 @@ class _Look:
         self.log = attempt.loader.log
         self.run, _, self.thread = attempt.lease.called.partition(" ")
         self.seen = bool(attempt.lease.told)
+        self.head: tuple[int, str] | None = None
         self.thread = self.thread or child_thread(attempt.lease.thread, node.name, attempt.key, node.keeps)
         self.place = attempt.place.below(node.name, "" if node.keeps else attempt.key)
 
     def values(self) -> Any:
         told = open_step(self.log, self.thread)
+        self.head = (told.n, told.digest) if told is not None else None
         if not self.run and told is not None and not self.node.keeps:
             self.run = told.run  # it was begun by this very task, whose log has lost that
         if not self.run or (told is None and self.seen):
@@ -272,4 +274,4 @@ class _Look:
             codec=child.codec, answers=answers, at=at,
         )  # fmt: skip
         parent = f"{lease.n} {lease.task} {lease.thread}"
-        return replace(start, parent=parent, fields={**start.fields, "parent": parent})
+        return replace(start, parent=parent, fields={**start.fields, "parent": parent}, seen=self.head or (0, ""))

@@ -62,10 +62,19 @@ class Failpoint:
         return True
 
 
-_armed = Failpoint.read(os.environ.get(VARIABLE, ""))
+_armed: Failpoint | None = None
+
+
+def arm() -> None:
+    """Do as the environment says, from now on. Raises ValueError for what is not of the variable's form."""
+    global _armed
+    _armed = Failpoint.read(os.environ.get(VARIABLE, ""))
 
 
 def reach(name: str) -> None:
     """Die or stall here, if this process was told to."""
     if _armed is not None:
         _armed.reached(name)
+
+
+arm()

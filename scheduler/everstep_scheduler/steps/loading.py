@@ -68,6 +68,7 @@ class Loader:
         self._entries: OrderedDict[tuple[str, str, str], e.Entry] = OrderedDict()
         self._records: OrderedDict[tuple[str, str, str], RunRecord] = OrderedDict()
         self._lock = threading.Lock()
+        self.gate: Any = None  # what admits leases where entries are signed; whoever shares the loader shares it
 
     def ground(self, lease: Lease) -> Stand:
         """What a task builds on: the last checkpoint, or the earlier one that its run names. Raises LogError."""
@@ -99,6 +100,10 @@ class Loader:
         self.keep(lease.thread, lease.n, lease.digest, stand)
         return stand
 
+    def prove(self, lease: Lease) -> None:
+        """Read the checkpoint of a lease from the log, whatever the cache has. Raises LogError."""
+        self.keep(lease.thread, lease.n, lease.digest, self._read(lease))
+
     def peek(self, thread: str, digest: str = "") -> Stand | None:
         """Where the cache says a thread stands, at the checkpoint of that digest; None if it does not know."""
         with self._lock:
@@ -107,7 +112,7 @@ class Loader:
 
     def _read(self, lease: Lease) -> Stand:
         state = state_at(self.log, lease.thread, lease.n)
-        if state.digest != lease.digest:
+        if state.digest != lease.digest or lease.birth not in ("", state.birth):
             raise CorruptEntry(
                 "the log has another checkpoint here than the index says",
                 thread=lease.thread,

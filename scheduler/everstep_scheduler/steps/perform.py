@@ -38,6 +38,7 @@ from ..moves.record import RunRecord
 from ..reading.ending import error_of
 from ..reading.overlay import overlaid
 from ..reading.shapes import message_metadata
+from .admitting import gate_of
 from .caching import CallCache, key_of, recall, remember
 from .calling import look
 from .calls import Calls
@@ -451,6 +452,7 @@ class Performer:
         self.graphs = graphs
         self.cache = cache
         self.loader = loader or Loader(log)
+        self._gate = gate_of(self.loader)
         self._settler = Settler(moves, log, self.loader, by, parks)
 
     def load(self, lease: Lease) -> Attempt:
@@ -467,6 +469,8 @@ class Performer:
         node = None if lease.task == UPDATE_TASK else node
         doing = Effects(self._settler.moves, self.loader.log, lease, spec.codec, self._settler.by)
         try:
+            if self._gate is not None:
+                self._gate.admit(lease, node)
             stand, record = self.loader.ground(lease), self.loader.record(lease, spec.codec)
             given = self._given(lease, stand)
             given = given._replace(answers=self.loader.answers(lease)) if lease.answers else given
@@ -528,6 +532,8 @@ class Performer:
     def committed(self, commit: Commit, answer: Answer) -> None:
         """A commit is settled: if it passed, remember where the thread stands now."""
         self._settler.keep(commit, passed=answer.status == "ok")
+        if self._gate is not None and answer.status == "ok":
+            self._gate.learn(commit)
 
 
 def _failure(entry: e.Entry) -> NodeError:

@@ -515,7 +515,7 @@ def _breakpoints(attempt: Attempt) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _error_of(log: Log, attempt: Attempt, error: Exception) -> Raised:
     """The outcome of an attempt that raised, or whose child failed: then the error is the child's."""
-    failures, dice = _failures(log, attempt.lease), random.random()  # noqa: S311 - jitter, not a secret
+    failures, dice = _failures(log, attempt.lease) if attempt.broken is None else 1, random.random()  # noqa: S311 - jitter, not a secret
     if not isinstance(error, ChildFailed):
         return raised(attempt.node, error, failures, dice)
     policies = attempt.node.retry if attempt.node is not None else ()

@@ -1,13 +1,14 @@
 -- migrate: open tasks go on as other nodes, or are done without a word. Grows the log: a full server refuses it whole.
 -- H: thread n digest(of the checkpoint whose tasks they are) actor salt
---    tasks = { {task, node it has, node it gets, queue, timeout_s}, ... } (at most 250)
+--    tasks = { {task, node it has, node it gets, queue, timeout_s, [signature]}, ... } (at most 250)
+--    run: the run under way, where entries are signed, for they name it
 --    ended = { {task, node it has}, ... }, each with its hashed entry among `entries`: their edges lead nowhere
 -- What somebody holds, or what is another node by now, is left alone. `ended` only while the run is under way.
 -- Answers JSON: status = ok | moved (another checkpoint) | unknown | rebuild; moved = the tasks it changed
 if not alive() then return '{"status":"rebuild"}' end
 local T = load(H.thread)
 if not T then return '{"status":"unknown"}' end
-if T.n ~= H.n or T.digest ~= H.digest then return '{"status":"moved"}' end
+if T.n ~= H.n or T.digest ~= H.digest or (H.run and T.run ~= H.run) then return '{"status":"moved"}' end
 local KEEPS_GOING = { parked = 1, job = 1, wake = 1 }
 local RESTS = { failed = 1, stopped = 1, asked = 1 }
 for _, m in ipairs(H.tasks) do call('LLEN', R .. 'queue:' .. m[4]) end -- what can't be queued is not written
@@ -21,7 +22,8 @@ end
 for _, m in ipairs(H.tasks) do
   local task, rec = m[1], open_as(m[1], m[2])
   if rec then
-    fact(H.thread, T, 'task_moved', 'task', task, 'node', m[3], 'queue', m[4], 'timeout_s', m[5], 'actor', H.actor)
+    fact(H.thread, T, 'task_moved', 'task', task, 'node', m[3], 'queue', m[4], 'timeout_s', m[5], 'actor', H.actor,
+      unpack(m[6] and { 'sig', m[6] } or {}))
     local goes = KEEPS_GOING[rec.p]
     if goes or rec.p == 'failed' then leave(H.thread, T, task, rec, true) end
     rec.n, rec.q, rec.w = m[3], m[4], m[5]

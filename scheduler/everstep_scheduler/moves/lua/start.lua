@@ -6,12 +6,12 @@
 --    own=1: an inline caller leases the first task itself (owner lease_ms tokens round)
 --    caller: its name; here = {name = 1}, seen = {name = ms}: what it knows of others; only=1: take up, begin nothing
 --    count: of the arguments for the fact, which follow ARGV[1]; behind them one value per answer
---    answers = { {task, question}, ... } (continue, resume; at most 250), at = {n, digest} whose questions they answer;
+--    answers = { {task, question, [signature]}, ... } (continue, resume; at most 250), at = {n, digest} whose questions they answer;
 --    question '': it comes before it is asked, for the one task that may ask next (task '': the first one added)
 --    command = {after, updates=1, tasks, parts} (resume): it goes on also from a thread that is done
 --      after: the thread's last run; updates: the fact's input is for the state of the checkpoint;
 --      tasks = { {node, queue, seconds}, ... } to add to the open step, parts = {number of Sends, ...}, whose `tasks`,
---      `sends` and `sum` follow the answers
+--      `sends` and `sum` follow the answers, sigs = their signatures, where there are any
 -- Answers JSON: status = started | queued | attached | conflict | busy | rebuild | nothing | asked | stale; entry; leases;
 --    resumed: under_way = the run that was taken up; equal: caller, till = whose run has this input, and its last word
 --    moved (rollback): under_way = another run than `over`, or none

@@ -39,6 +39,11 @@ local function queues_of(s, at)
   return found
 end
 
+-- The signature that a caller gave for a fact, if it did.
+local function signed(sig)
+  if sig then return 'sig', sig end
+end
+
 -- A join that failed waits again, for what is added.
 local function drop_join(thread, T)
   local rec = record(thread, 'join')
@@ -65,7 +70,7 @@ local function add_tasks(s, T, entry, at)
   end
   for i, count in ipairs(s.command.parts) do
     local tasks, given, sum = unpack(ARGV, sends + 3 * (i - 1), sends + 3 * i - 1)
-    local part = fact(s.thread, T, 'part', 'tasks', tasks, 'sends', given, 'sum', sum)
+    local part = fact(s.thread, T, 'part', 'tasks', tasks, 'sends', given, 'sum', sum, signed(s.command.sigs and s.command.sigs[i]))
     fact(s.thread, T, 'task_added', 'parts', '[["' .. part .. '", ' .. count .. ']]')
     local named = 'g' .. string.match(part, '%-(%d+)$')
     add('s' .. named .. '_0', { part = part, k = named, from = 0, tasks = tasks }, count)
@@ -77,8 +82,9 @@ end
 -- is for if it names none.
 local function answer(s, T, a, value, first)
   local task = a[1] ~= '' and a[1] or first
-  local question = a[2] ~= '' and { 'question', a[2] } or {}
-  local id = fact(s.thread, T, 'task_answered', 'task', task, 'answer', value, unpack(question))
+  local said = { signed(a[3]) }
+  if a[2] ~= '' then said[#said + 1], said[#said + 2] = 'question', a[2] end
+  local id = fact(s.thread, T, 'task_answered', 'task', task, 'answer', value, unpack(said))
   if a[2] == '' then
     T.early, T.early_task = id, task
     return
