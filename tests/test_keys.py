@@ -43,6 +43,12 @@ def spelled() -> set[str]:
         KEYS.callers,
         KEYS.wakes,
         KEYS.parked,
+        KEYS.limited,
+        KEYS.limits("g"),
+        KEYS.slots("g"),
+        KEYS.starts("g"),
+        KEYS.line("g"),
+        KEYS.lines,
         KEYS.counts,
         KEYS.discards,
         KEYS.cleanings,
@@ -66,7 +72,7 @@ def rq_spelled() -> set[str]:
         KEYS.rq_job("j"),
         KEYS.rq_started("q"),
     ]
-    names += [KEYS.rq_scheduled("q"), KEYS.rq_failed("q"), KEYS.rq_workers]
+    names += [KEYS.rq_scheduled("q"), KEYS.rq_deferred("q"), KEYS.rq_failed("q"), KEYS.rq_workers]
     return {name.removeprefix("rq:").split(":")[0] for name in names}
 
 

@@ -134,6 +134,33 @@ class Keys:
         """List: `<n> <task> <thread>` parked until a worker serves this node."""
         return f"{self.stem}parked:{graph}:{node}"
 
+    # limits
+    @property
+    def limited(self) -> str:
+        """String: the graphs that have limits, a line each; missing where nobody has any."""
+        return f"{self.stem}limited"
+
+    def limits(self, graph: str) -> str:
+        """String: the limits of a graph's nodes, JSON."""
+        return f"{self.stem}limits:{graph}"
+
+    def slots(self, gate: str) -> str:
+        """Set: jobs that hold a slot of a limit: leased, or let in."""
+        return f"{self.stem}slots:{gate}"
+
+    def starts(self, gate: str) -> str:
+        """Sorted set: jobs by the time they began, ms; infinite for those that were let in and have not."""
+        return f"{self.stem}starts:{gate}"
+
+    def line(self, gate: str) -> str:
+        """Sorted set: `<n> <task> <thread>` that a limit keeps waiting, by when they came, microseconds."""
+        return f"{self.stem}line:{gate}"
+
+    @property
+    def lines(self) -> str:
+        """Set: gates of limits with somebody in line."""
+        return f"{self.stem}lines"
+
     @property
     def counts(self) -> str:
         """Hash: queue -> open tasks in place `job`; what the audit compares with RQ's list."""
@@ -254,6 +281,9 @@ class Keys:
 
     def rq_scheduled(self, queue: str) -> str:
         return f"{self.rq}:scheduled:{queue}"
+
+    def rq_deferred(self, queue: str) -> str:
+        return f"{self.rq}:deferred:{queue}"
 
     def rq_failed(self, queue: str) -> str:
         return f"{self.rq}:failed:{queue}"

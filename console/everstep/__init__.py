@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.kinds import EphemeralValue as EphemeralValue
     from everstep_scheduler.graph.kinds import Overwrite as Overwrite
     from everstep_scheduler.graph.kinds import Topic as Topic
+    from everstep_scheduler.graph.limits import Limit as Limit
     from everstep_scheduler.graph.managed import IsLastStep as IsLastStep
     from everstep_scheduler.graph.managed import RemainingSteps as RemainingSteps
     from everstep_scheduler.graph.messages import MessagesState as MessagesState
@@ -76,6 +77,7 @@ _HOMES = {
     "everstep_scheduler.graph.kinds": ("AnyValue", "EphemeralValue", "Overwrite", "Topic"),
     "everstep_scheduler.inline.entrypoint": ("entrypoint",),
     "everstep_scheduler.graph.handling": ("NodeError",),
+    "everstep_scheduler.graph.limits": ("Limit",),
     "everstep_scheduler.graph.managed": ("IsLastStep", "RemainingSteps"),
     "everstep_scheduler.graph.messages": ("MessagesState", "add_messages"),
     "everstep_scheduler.graph.options": ("CachePolicy", "TimeoutPolicy"),

@@ -22,8 +22,8 @@ PLACEHOLDER = "#SHA256-OF-ITS-PASSWORD"  # no hash: Redis refuses the line until
 _CONNECT = ("auth", "hello", "ping", "select", "client|setname", "client|info", "time")
 _READ = (
     "exists", "get", "getrange", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hrandfield", "hscan",
-    "hstrlen", "info", "lindex", "llen", "lpos", "lrange", "mget", "pttl", "scan", "scard", "smembers",
-    "ttl", "type", "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zcard", "zcount", "zrange",
+    "hstrlen", "info", "lindex", "llen", "lpos", "lrange", "mget", "pttl", "scan", "scard", "sismember", "smembers",
+    "srandmember", "ttl", "type", "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zcard", "zcount", "zrange",
     "zrangebyscore", "zrevrange", "zrevrangebyscore", "zscan", "zscore",
 )  # fmt: skip
 _WRITE = (

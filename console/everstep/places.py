@@ -20,9 +20,9 @@ from .site import Site
 THREADS_MAX = 1000
 TASKS_MAX = 5000
 BATCH = 50
-LOOKS = 12
+LOOKS = 16
 LIST_MAX = 20_000
-OPEN = ("job", "lease", "wake", "child", "parked")
+OPEN = ("job", "lease", "wake", "line", "child", "parked")
 
 Record = dict[str, Any]
 
@@ -115,6 +115,7 @@ def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
                 each.record.get("t") or "-",
                 f"{each.n} {each.task} {each.thread}",
             )
+            gate = str(each.record.get("g") or "-")
             run, _, called = str(each.record.get("cl") or "- -").partition(" ")
             pipe.hget(keys.open(each.thread), each.task)
             pipe.llen(keys.rq_queue(each.queue))
@@ -126,6 +127,10 @@ def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
             pipe.zscore(keys.rq_scheduled(each.queue), job)
             pipe.lpos(keys.parked_for(each.graph, str(each.record["n"])), member, maxlen=LIST_MAX)
             pipe.zscore(keys.rq_failed(each.queue), job)
+            pipe.zscore(keys.line(gate), member)
+            pipe.zscore(keys.rq_deferred(each.queue), job)
+            pipe.sismember(keys.slots(gate), job)
+            pipe.sismember(keys.lines, gate)
             pipe.hget(keys.runs(called), run)
             pipe.hget(keys.open(each.thread), each.task)
         found: list[Any] = pipe.execute()
@@ -135,7 +140,8 @@ def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
 
 def _wrong(task: Open, answer: list[Any]) -> str:
     """What is wrong with a task's place; empty if nothing, or if it has moved since its record was read."""
-    raw, length, listed, lease, named, started, wake, scheduled, parked, failed, called, again = answer
+    raw, length, listed, lease, named, started, wake, scheduled, parked, failed = answer[:10]
+    line, deferred, slot, lined, called, again = answer[10:]
     if raw != task.raw or again != task.raw:
         return ""
     place = str(task.record["p"])
@@ -147,6 +153,7 @@ def _wrong(task: Open, answer: list[Any]) -> str:
         "job": listed is not None or beyond,
         "lease": lease is not None,
         "wake": wake is not None,
+        "line": line is not None,
         "child": place == "child" and going,
         "parked": parked is not None,
     }
@@ -155,6 +162,7 @@ def _wrong(task: Open, answer: list[Any]) -> str:
         "job": there["job"],
         "lease": started is not None or stock,
         "wake": scheduled is not None,
+        "line": deferred is not None,
         "child": True,
         "parked": failed is not None,
     }
@@ -162,6 +170,11 @@ def _wrong(task: Open, answer: list[Any]) -> str:
         return f"its record says {place}, which does not have it"
     if place == "lease" and named is None:
         return "its lease names no task"
+    gate = show.clean(str(task.record.get("g") or ""))
+    if place == "line" and not lined:
+        return f"it waits in line at the limit {gate!r}, which nobody looks at"
+    if gate and place in ("job", "lease") and not slot:
+        return f"it holds no slot of the limit {gate!r}, though its record says so"
     if others := [name for name, found in there.items() if found and name != place]:
         return f"in {place} and also in {', '.join(others)}"
     if task.record.get("j") and not shown[place]:

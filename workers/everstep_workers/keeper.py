@@ -131,7 +131,11 @@ class Keeper(threading.Thread):
         """
         setup, client = self._work.setup, self._client
         graphs = self._work.roots
-        if client.exists(*map(setup.keys.graph, graphs)) < len(graphs):  # manifests are no indexes: no log has them
+        said = [
+            *map(setup.keys.graph, graphs),
+            *(setup.keys.limits(x.name) for g in graphs.values() for x in g.family if x.limits),
+        ]
+        if client.exists(*said) < len(said):  # manifests and limits are no indexes: no log has them
             publish(client, setup.keys, list(graphs.values()))
         differ = frozenset(differing(client, setup.keys, setup.queues))
         lasting, self._differed = differ & self._differed, differ

@@ -25,6 +25,7 @@ from ..graph.drawing.picture import Edge, Graph, graph_from, graph_of
 from ..graph.durability import COMMIT
 from ..graph.runtime import END, START
 from ..graph.schema import did_you_mean
+from ..moves.redismoves import RedisMoves, Scripts
 from ..reading.shapes import Reading
 
 if TYPE_CHECKING:
@@ -170,12 +171,18 @@ def _version() -> str:
 
 
 def publish(client: Any, keys: Keys, specs: Iterable[GraphSpec]) -> None:
-    """Say in Redis what these graphs are. A later version of a graph replaces the earlier one."""
+    """Say in Redis what these graphs are, and their limits. A later version of a graph replaces the earlier one."""
+    specs = list(specs)
     pipe = client.pipeline(transaction=True)
     for spec in specs:
         pipe.set(keys.graph(spec.name), _dumped(manifest_of(spec)))
         pipe.sadd(keys.graphs, spec.name)
     pipe.execute()
+    listed: bytes = client.get(keys.limited) or b""
+    moves = RedisMoves(Scripts(client, keys))
+    for spec in (each for root in specs for each in root.family):
+        if spec.limits or spec.name in listed.decode("utf-8", "replace").split("\n"):
+            moves.limit(spec.name, spec.limits)
 
 
 def _dumped(manifest: Manifest) -> str:

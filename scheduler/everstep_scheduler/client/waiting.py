@@ -61,6 +61,8 @@ def _place(client: Any, keys: Keys, rec: dict[str, Any]) -> str:
             return f"{node} waits for its next attempt"
         case "child":
             return f"{node} waits for its run on thread {str(rec.get('cl')).partition(' ')[2]!r}"
+        case "line":
+            return f"{node} waits in line at the limit {rec.get('g')!r}"
         case "parked":
             return f"{node} is parked until a worker serves it"
         case place:

@@ -18,6 +18,7 @@ from .channels import HIDDEN, Channel, channel_of
 from .durability import COMMIT, durability_of
 from .handling import DEFAULT, PREFIX, handler_name
 from .isolation import address_of, check_types
+from .limits import Limit, check_named, limit_of
 from .options import Cache, CachePolicy, Options, Timeout, queue_name
 from .results import command_ends
 from .retry import RetryPolicy
@@ -86,6 +87,7 @@ class StateGraph:
         destinations: Mapping[str, str] | Sequence[str] | None = None,
         queue: str | None = None,
         isolate: bool = False,
+        limit: int | Limit | None = None,
     ) -> Self:
         """Adds a node: a sync or async function of (state), (state, config), (state, runtime) or both.
 
@@ -100,6 +102,8 @@ class StateGraph:
         `queue`          where its jobs go
         `isolate`        each attempt of a sync node runs in a process of its own, which is killed when it is over its
                          time or stopped; the function is one that another process can import
+        `limit`          how many of its tasks may run at once over the whole fleet, or a Limit: also how many may begin
+                         within a time, or both for each `limit_key`
         `destinations`   where its Commands may go, if `-> Command[Literal[...]]` does not say so; a dict gives labels
 
         A compiled graph is a node, too: it runs on a thread of its own, as jobs of its own, and the keys that both
@@ -113,13 +117,16 @@ class StateGraph:
                 raise GraphError("A graph as a node has no timeout", node=name, fix="Give timeouts to its nodes.")
             if isolate:
                 raise GraphError("A graph as a node can't be isolated", node=name, fix="Isolate nodes of it.")
+            _check_limits(name, *inner, limit)
             made = self._graph_node(name, *inner, input_schema, destinations)
         else:
             name, fn = _named(node, action)
             self._check_name(name)
             made = self._function_node(name, fn, input_schema, destinations)
             made = _isolated(made) if isolate else made
-        self._nodes[name] = replace(made, queue=queue_name(name, queue), metadata=dict(metadata or {}), defer=defer)
+        self._nodes[name] = replace(
+            made, queue=queue_name(name, queue), metadata=dict(metadata or {}), defer=defer, limit=limit_of(name, limit)
+        )
         handler = self._handled(handler_name(name), error_handler, self._nodes[name]) if error_handler else None
         self._options[name] = Options.of(name, retry_policy, timeout, cache_policy, handler)
         return self
@@ -283,6 +290,7 @@ class StateGraph:
         self.validate()
         made = self._spec(name, interrupt_before, interrupt_after)
         check_types([each.name for each in self._nodes.values() if each.isolate], made.registry)
+        check_named(made.name, {(each.name, x): limit for each in made.family for x, limit in each.limits.items()})
         return made
 
     def _spec(self, name: str | None, interrupt_before: Breakpoints, interrupt_after: Breakpoints) -> GraphSpec:
@@ -507,6 +515,19 @@ def _ends(path: Router, path_map: PathMap | None) -> dict[Any, str] | None:
         return {name: name for name in path_map}
     said = hints(path).get("return")
     return {name: name for name in get_args(said)} if get_origin(said) is Literal else None
+
+
+def _check_limits(name: str, graph: GraphSpec, keeps: bool | None, limit: int | Limit | None) -> None:
+    """A graph as a node is held to the limits of its own nodes, where those can be counted. Raises GraphError."""
+    if limit is not None:
+        raise GraphError("A graph as a node has no limit", node=name, fix="Give limits to its nodes.")
+    limited = [each.name for each in graph.family if each.limits]
+    if keeps is False and limited:
+        raise GraphError(
+            f"The graph {limited[0]!r} has limits, and with checkpointer=False nobody else sees what it runs",
+            node=name,
+            fix="compile() it without checkpointer=False.",
+        )
 
 
 def _graph_name(name: str | None) -> str:

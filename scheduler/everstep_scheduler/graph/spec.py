@@ -29,6 +29,7 @@ from everstep_checkpoint.errors import (
 from .channels import JOINS, Channel, Write
 from .durability import COMMIT
 from .kinds import stored
+from .limits import Limit, Limits
 from .managed import NO_STEPS, Steps
 from .options import CachePolicy, TimeoutPolicy
 from .retry import RetryPolicy
@@ -49,7 +50,8 @@ class NodeSpec:
     `ends`: where its Commands may go -> label; None: anywhere. `defer`: it runs where no other node would. `handler`:
     the name of what runs when it has failed for good. `graph`: the graph that it is; `keeps`: whether that graph's
     state lasts beyond a call; False: it runs within the attempt, and is kept nowhere.
-    `isolate`: each attempt runs in a process of its own.
+    `isolate`: each attempt runs in a process of its own. `limit`: how many of its tasks may run
+    at once, or begin within a time.
     """
 
     name: str
@@ -68,6 +70,7 @@ class NodeSpec:
     graph: GraphSpec | None = None
     keeps: bool | None = None
     isolate: bool = False
+    limit: Limit | None = None
 
     @property
     def calls(self) -> bool:
@@ -201,6 +204,11 @@ class GraphSpec:
             return tuple(row[0] for row in rows), rows, _json(rows)
 
         return placed
+
+    @cached_property
+    def limits(self) -> Limits:
+        """node -> its limit, of those nodes that have one."""
+        return {each.name: each.limit for each in self.nodes.values() if each.limit is not None}
 
     # -- queues
 

@@ -81,6 +81,12 @@ def called(graph: CompiledGraph, attempt: Attempt, wanted: Wanted) -> Inline:
             node=attempt.lease.node,
             fix="give it one: whether it begins or goes on is seen in its log. Answer the graph whose node calls it",
         )
+    if limited := [each.name for each in graph.spec.family if each.limits]:
+        raise InvalidInput(
+            f"the graph {limited[0]!r} has limits, and what it runs within a node can't be counted over the fleet",
+            node=attempt.lease.node,
+            fix="add the graph as a node, add_node(name, compiled), or submit() its runs",
+        )
     return Unkept(graph, attempt, wanted) if graph.keeps is False else CalledRun(graph, attempt, wanted)
 
 

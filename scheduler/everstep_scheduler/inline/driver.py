@@ -139,11 +139,13 @@ class Inline:
         self._failures: dict[str, BaseException] = {}  # run on one of these -> the error that failed it
         self._unserved_at = 0.0
         self._left = threading.Event()
+        self._news = threading.Event()  # somebody let a task of ours in, or we are to leave
         self._drives = self._owns = False  # do we give our word for a run, and is it the one that counts?
 
     def leave(self) -> None:
         """The caller is gone: cancel what runs on its loop, begin nothing more, give leases back. From any thread."""
         self._left.set()
+        self._news.set()
         for job in tuple(self._jobs):
             job.end()
 
@@ -152,6 +154,8 @@ class Inline:
     def events(self, loop: asyncio.AbstractEventLoop | None) -> Iterator[Chunk]:
         """Run to the rest, giving stream chunks. Async nodes run on `loop`, else on one of our own."""
         self._loop = loop
+        rings: list[Any] = getattr(getattr(self.saver.moves, "gates", None), "rings", [])
+        rings.append(self._news.set)
         try:
             started = self._start()
             self.telling.begin(started.entry)
@@ -164,10 +168,12 @@ class Inline:
             self._ready.extend(started.leases)
             yield from self.telling.shaped(self._drive(started))
         finally:
+            rings.remove(self._news.set)
             self._close()
         self._raise()
 
     def _start(self) -> Started:
+        self._insist_at_start(self._limit)
         started = self.opening(self) if self.opening is not None else self._opened()
         self._held(started.leases)
         self._driven(started)
@@ -220,6 +226,12 @@ class Inline:
         put = branch(self.saver.log, self.saver.moves, wish, lambda: self._offer(self.parallel), self._insist_at_start)
         self._kept(wish.start.durability, f"the beginning of run {wish.start.run!r}")
         return put.started
+
+    def _limit(self) -> None:
+        """Say which limits our graphs have, for who counts."""
+        for spec in self.spec.family:
+            if spec.limits:
+                self.saver.moves.limit(spec.name, spec.limits)
 
     def _insist_at_start(self, action: Callable[[], T]) -> T:
         return self._insist(action, START_PATIENCE_S)
@@ -296,7 +308,8 @@ class Inline:
         due_in = getattr(self.saver.moves, "due_in", None)
         dues = [due_in(each) for each in self._family] if due_in is not None else []
         due = min((each for each in dues if each is not None), default=None)
-        self._left.wait(poll if due is None else min(max(due, POLL_MIN_S), POLL_MAX_S))
+        self._news.wait(poll if due is None else min(max(due, POLL_MIN_S), POLL_MAX_S))
+        self._news.clear()
 
     def _offer(self, slots: int, thread: str = "") -> Offer:
         tokens = tuple(new_id() for _ in range(max(slots, 1)))

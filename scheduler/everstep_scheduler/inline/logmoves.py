@@ -18,6 +18,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Head, Log, conflict, new_id
 from everstep_checkpoint.replay import added_tasks
 
+from ..graph.limits import Limits
 from ..moves.contract import (
     HANDLER,
     JOIN_NODE,
@@ -37,6 +38,7 @@ from ..moves.contract import (
 )
 from ..reading.derive import Task as DerivedTask
 from ..reading.derive import derive
+from .gates import Gates
 
 CALL_AGAIN_S = 0.5
 
@@ -60,6 +62,7 @@ class Task:
     called: str = ""
     told: bool = False
     effects: str = ""
+    let_in: bool = False  # it has waited at a limit, and has a slot now
 
 
 @dataclass
@@ -86,6 +89,7 @@ class Thread:
     own: str = ""  # the inline caller that drives its run
     early: tuple[str, str] = ("", "")  # an answer that came before its question: its task, its fact
     over: tuple[str, ...] = ()
+    limit_key: str = ""
     open: dict[str, Task] = field(default_factory=dict[str, Task])
     queued: deque[tuple[Start, str]] = field(default_factory=deque[tuple[Start, str]])
     callers: dict[str, str] = field(default_factory=dict[str, str])  # of queued runs
@@ -106,6 +110,20 @@ class LogMoves:
         self._driving: set[str] = set()
         self._kept: dict[str, str] = {}  # a log that an attempt keeps -> the last writing into it
         self._lock = threading.RLock()
+        self.gates = Gates(self._standing)
+
+    def limit(self, graph: str, limits: Limits) -> None:
+        with self._lock:
+            if limits:
+                self.gates.limits[graph] = limits
+            else:
+                self.gates.limits.pop(graph, None)
+            self.gates.settle()
+
+    def _standing(self, thread: str, name: str, task: Task) -> Thread | None:
+        """The thread of a task, if it is still open there and its run goes on."""
+        t = self._threads.get(thread)
+        return t if t is not None and t.status == "running" and t.open.get(name) is task else None
 
     # start
 
@@ -134,6 +152,7 @@ class LogMoves:
                 self._stop(start.thread, t, start.stopper)
             begun = self._begin_or_queue(start, t, offer)
             self._word(start, caller.name if caller is not None else "", begun)
+            self.gates.settle()
             return begun
 
     def _take_up(self, t: Thread, start: Start, caller: str) -> Started | None:
@@ -242,12 +261,14 @@ class LogMoves:
         t.run, t.rec, t.conf, t.status = start.run, entry, entry, "running"
         t.own = t.callers.pop(start.run, "")
         t.base = t.step if start.base is None else start.base
+        t.limit_key = start.limit_key
         t.width, t.left, t.failed, t.asked, t.halted, t.early = 1, 1, 0, 0, 0, ("", "")
         t.open = {start.task: Task(start.node, t.queue)}
         t.runs[start.run] = ("running", t.runs[start.run][1], start.sum)
 
     def _reopen(self, t: Thread, start: Start, entry: str) -> None:
         t.run, t.base, t.conf, t.status, t.own = start.run, t.step, entry, "running", ""
+        t.limit_key = start.limit_key or t.limit_key
         t.left, t.failed, t.halted = t.left + t.failed + t.halted, 0, 0
         first = self._add(start.thread, t, start.command, entry) if start.command is not None else ""
         self._answer(t, start, first)
@@ -303,6 +324,7 @@ class LogMoves:
             t = self._load(offer.thread)
             if t is None:
                 return Answer("ok")
+            self.gates.settle()  # time may have let somebody in
             known = [
                 self._row(offer.thread, t, name, x)
                 for name, x in t.open.items()
@@ -320,7 +342,8 @@ class LogMoves:
         for name, task in t.open.items():
             if not tokens:
                 break
-            if task.place == "unmade" or (task.place == "wake" and task.due <= time.monotonic()):
+            ready = task.place == "unmade" or (task.place == "wake" and task.due <= time.monotonic())
+            if ready and self.gates.enter(thread, t, name, task):
                 task.place, task.token, task.owner = "lease", tokens.popleft(), offer.owner
                 task.attempt += 1
                 given.append(self._row(thread, t, name, task))
@@ -338,8 +361,10 @@ class LogMoves:
         """Seconds until the next wake of a thread; None if it has none."""
         with self._lock:
             t = self._load(thread)
-            dues = [x.due for x in t.open.values() if x.place == "wake"] if t else []
-            return max(min(dues) - time.monotonic(), 0.0) if dues else None
+            dues = [x.due - time.monotonic() for x in t.open.values() if x.place == "wake"] if t else []
+            let_in = self.gates.due_in(thread)
+            dues += [let_in] if let_in is not None else []
+            return max(min(dues), 0.0) if dues else None
 
     # commit
 
@@ -358,6 +383,7 @@ class LogMoves:
                 self._again(task, commit.call)
             else:
                 self._pass(lease.thread, t, lease.task, task, commit)
+            self.gates.settle()
             leases = self._given(lease.thread, t, offer)
             if t.run != lease.run or t.status != "running":
                 self._driving.discard(offer.caller)
@@ -565,6 +591,7 @@ class LogMoves:
                     if task.place == "lease" and mine:
                         self._give_back(thread, t, name, task, to, why)
                         released += 1
+            self.gates.settle()
         return released
 
     def _give_back(self, thread: str, t: Thread, name: str, task: Task, to: str, why: str) -> None:
@@ -604,6 +631,7 @@ class LogMoves:
             t.left = left if t.run == was else t.left
             self._revoke(called, actor)
             self._handed.clear()
+            self.gates.settle()
             return "cancelled"
 
     def _stop_all(self, t: Thread) -> list[str]:
@@ -706,12 +734,14 @@ def _from_log(log: Log, thread: str, head: Head) -> Thread:
     t.halted, t.parent = told.halted, told.parent
     t.over = told.over
     t.own = told.own
+    t.limit_key = told.limit_key
     t.open = {x.task: _task(x) for x in told.tasks}
     t.runs = {run: (word, entry, insum) for run, (word, entry, insum) in told.runs.items()}
     for x in told.queued:
         start = Start(
-            thread, x.run, "input", x.graph, x.queue, told.runs[x.run][2], {}, x.task, x.node, parent=x.parent
-        )
+            thread, x.run, "input", x.graph, x.queue, told.runs[x.run][2], {"limit_key": x.limit_key}, x.task, x.node,
+            parent=x.parent,
+        )  # fmt: skip
         t.queued.append((start, x.entry))
         t.callers |= {x.run: x.own} if x.own else {}
     return t

@@ -20,6 +20,7 @@ from everstep_checkpoint.keys import is_within
 from everstep_checkpoint.replay import HANDLER as HANDLER
 
 from ..graph.durability import COMMIT
+from ..graph.limits import Limits
 
 START_TASK = "start"
 UPDATE_TASK = "update"
@@ -148,6 +149,7 @@ class Start:
     (interrupt). rollback: the same, if that run is `over`, and it builds on what was before that; else told moved.
     `durability`: what its caller sees to, before and behind the move (`promises`). `seen`: the head that its caller
     saw, for its signature; None: the moves look.
+    Limits that are per key count it by `limit_key` in its fields.
     """
 
     thread: str
@@ -168,6 +170,11 @@ class Start:
     over: str = ""
     durability: str = COMMIT
     seen: tuple[int, str] | None = None
+
+    @property
+    def limit_key(self) -> str:
+        """What limits of its nodes are counted by, if they are per key."""
+        return str(self.fields.get("limit_key") or "")
 
     @property
     def stopper(self) -> str:
@@ -289,6 +296,10 @@ class Moves(Protocol):
     def start(self, start: Start, offer: Offer | None = None, caller: Caller | None = None) -> Started:
         """Record a run and open its first task, in one step. With an inline offer its task is leased at once; with a
         caller a run may be taken up instead."""
+        ...
+
+    def limit(self, graph: str, limits: Limits) -> None:
+        """The graph's nodes have these limits from now on, also for what is open already; empty: none."""
         ...
 
     def leave(self, caller: str, *, ended: bool) -> None:

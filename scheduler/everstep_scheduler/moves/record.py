@@ -23,6 +23,7 @@ from everstep_checkpoint.codec import PLAIN, Codec, pack
 from everstep_checkpoint.errors import CorruptEntry, InvalidInput, InvalidUpdateError, TooLarge
 
 from ..graph.durability import COMMIT, durability_of
+from ..graph.limits import limit_key
 from ..graph.runtime import Command
 from .contract import MOVE_MAX, START_NODE, START_TASK, UPDATE_TASK, Answered, Mode, RunKind, Start
 
@@ -347,6 +348,7 @@ def start_with(
     said |= {"on": f"{on.n} {on.digest}"} if on else {}
     said |= {"actor": record.actor} if record.actor else {}
     said |= {"trace": record.trace} if record.trace else {}
+    said |= {"limit_key": key} if (key := limit_key(record.configurable)) else {}
     _check_size(thread, said, answers)
     how: Mode = "reject" if on and mode == "enqueue" else mode
     base = on.step if on else None

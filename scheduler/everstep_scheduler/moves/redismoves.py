@@ -23,6 +23,7 @@ from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.signing import FIELD, Signer, of_environment
 
+from ..graph.limits import Limits
 from .connection import Client, server_error, translated
 from .contract import (
     LEASE_MS,
@@ -55,7 +56,16 @@ def source(name: str) -> str:
     """The text of a script, what all of them share included."""
     lua = files("everstep_scheduler.moves") / "lua"
     asked = "plain" if name == "commit" else "header"
-    shared = ("date", asked, "common", "opening", "resting", "taking", *(("starting",) if name in STARTING else ()))
+    shared = (
+        "date",
+        asked,
+        "common",
+        "limits",
+        "opening",
+        "resting",
+        "taking",
+        *(("starting",) if name in STARTING else ()),
+    )
     return "".join((lua / f"{each}.lua").read_text() for each in (*shared, name))
 
 
@@ -265,6 +275,8 @@ def _begun(start: Start) -> tuple[Header, list[Any]]:
         header["base"] = start.base
     if start.parent:
         header["parent"] = start.parent
+    if start.limit_key:
+        header["lk"] = start.limit_key
     return header, flat
 
 
@@ -314,6 +326,10 @@ class RedisMoves:
             header |= {"only": 1} if caller.only else {}
         return _started(self.scripts.run("start", header, flat))
 
+    def limit(self, graph: str, limits: Limits) -> None:
+        said = _json({node: each.stored(graph, node) for node, each in limits.items()}) if limits else ""
+        self.scripts.run("limit", {"graph": graph, "limits": said})
+
     def leave(self, caller: str, *, ended: bool) -> None:
         said: Header = {"owner": "", "tokens": [], "to": "job", "caller": caller, "salt": salt()}
         self.scripts.run("release", said | ({"ended": 1} if ended else {}))
@@ -331,6 +347,7 @@ class RedisMoves:
         }  # fmt: skip
         header |= {"parts": branch.parts} if branch.parts else {}
         header |= {"ask": 1} if ask else {}
+        header |= {"lk": start.limit_key} if start.limit_key else {}
         if offer is not None:
             header |= {"own": 1, "caller": offer.caller, **self._offer(offer)}
         return _started(_standing(self.scripts.run("branch", header, flat)))

@@ -92,6 +92,7 @@ class Queued:
     node: str
     parent: str = ""
     own: str = ""
+    limit_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Told:
     over: tuple[str, ...] = ()
     begins: bool = False
     own: str = ""
+    limit_key: str = ""
 
     @property
     def running(self) -> bool:
@@ -151,6 +153,7 @@ class Reader:
     parent: str = ""
     since_ms: int = 0
     own: str = ""
+    limit_key: str = ""
     runs: dict[str, tuple[str, str, str]] = field(default_factory=dict[str, tuple[str, str, str]])
     queued: dict[str, Queued] = field(default_factory=dict[str, Queued])
     _head: e.Entry | None = None
@@ -200,6 +203,7 @@ class Reader:
         if of and (waiting is None or waiting.run != run):
             self.runs[run] = ("running", entry.id, entry.text("insum") or CONTINUE_SUM)
             self.conf = entry.id if "record" in entry.raw else self.conf
+            self.limit_key = entry.text("limit_key") or self.limit_key
             updates = brings_update(entry)
             self._over += (entry.id,) if updates else ()
             self._facts = {name: _reopened(task, asked=updates) for name, task in self._facts.items()}
@@ -212,7 +216,7 @@ class Reader:
         self._begin(waiting or _queued(entry))
 
     def _begin(self, new: Queued) -> None:
-        self.graph, self.queue, self.conf = new.graph, new.queue, self.rec
+        self.graph, self.queue, self.conf, self.limit_key = new.graph, new.queue, self.rec, new.limit_key
         self._begun = (TaskRef(new.task, new.node, new.queue),)
         self._facts, self._more = {}, []
 
@@ -329,6 +333,7 @@ class Reader:
             self.birth, self.n, self.digest or self.birth, self.step, self.status, self.run, self.rec, self.base,
             self.graph, queue, len(refs), left, failed, asked, self.conf or self.rec, tuple(tasks), dict(self.runs),
             tuple(self.queued.values()), self.since_ms, halted, self.parent, self._over, bool(self._begun), self.own,
+            self.limit_key,
         )  # fmt: skip
 
     def _refs(self) -> list[TaskRef]:
@@ -352,8 +357,9 @@ def _queued(entry: e.Entry) -> Queued:
     task, node = entry.text("task") or START_TASK, entry.text("node") or START_NODE
     parent = entry.text("parent")
     return Queued(
-        entry.text("run"), entry.id, graph, entry.text("queue") or graph, task, node, parent, entry.text("by")
-    )
+        entry.text("run"), entry.id, graph, entry.text("queue") or graph, task, node, parent, entry.text("by"),
+        entry.text("limit_key"),
+    )  # fmt: skip
 
 
 def _reopened(task: Task, *, asked: bool) -> Task:

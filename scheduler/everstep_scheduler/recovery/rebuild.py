@@ -179,13 +179,14 @@ class Rebuild:
             keys.leases,
             keys.wakes,
             keys.parked,
+            keys.lines,
             keys.discards,
             keys.cleanings,
             keys.revoked,
             keys.sweep,
         ]
         self._guarded(lambda pipe: pipe.delete(*gone))
-        for word in ("held", "parked", "discard"):
+        for word in ("held", "parked", "discard", "line", "slots"):
             for chunk in _chunks(self._scan(f"{keys.stem}{word}:*")):
                 self._guarded(partial(_unlink, chunk))
         for word in _OF_THREADS:
@@ -223,7 +224,7 @@ class Rebuild:
             ids = [key.decode("utf-8", "replace")[len(stem) :] for key in chunk]
             self._purged({"kind": "jobs", "ids": [each for each in ids if ":" not in each]})
         for of, kind in ((self.keys.rq_queue, "list"), (self.keys.rq_started, "zset"), (self.keys.rq_scheduled, "zset"),
-                         (self.keys.rq_failed, "zset")):  # fmt: skip
+                         (self.keys.rq_deferred, "zset"), (self.keys.rq_failed, "zset")):  # fmt: skip
             for key in list(self._scan(of("*"))):
                 try:
                     name, cursor = key.decode(), ""

@@ -44,6 +44,7 @@ for _, named in ipairs(H.tasks) do
   if said then
     rec.a = said.a - 1
     H.owner, H.lease_ms = said.o, said.L
+    gates.adopt(T, rec)
     lease(H.thread, T, task, rec, said.t)
     kept = kept + 1
   elseif rec.p == 'job' then

@@ -3,6 +3,7 @@
 -- H: thread n digest (the head; n = 0 and digest = birth for a new thread) run sum graph queue jid salt
 --    entries = the run's fact and the checkpoint, hashed by the caller; head = {n, digest, step}; base: step it builds on
 --    next = rows, parts = {id -> tasks JSON}, stop = '' | interrupted
+--    lk: what its limits are counted by, if they are per key
 --    ask=1: write nothing, only say whether it would pass
 --    own=1: an inline caller leases the tasks itself (owner lease_ms tokens round)
 -- Answers JSON: status = started | attached | conflict | busy | moved | rebuild | ready; entry; leases; run: how it rests
@@ -31,7 +32,7 @@ end
 call('HSET', S .. 'runs:' .. H.thread, H.run, 'running ' .. entry .. ' ' .. H.sum)
 out.status, out.entry = 'started', entry
 T.parent = ''
-begin(H.thread, T, H.run, entry, '', H.graph, H.queue)
+begin(H.thread, T, H.run, entry, '', H.graph, H.queue, H.lk)
 gives_word(T, H.caller)
 T.n, T.digest, T.step = H.head[1], H.head[2], H.head[3]
 T.base, T.updated = H.base, NOW
@@ -41,8 +42,7 @@ if T.width == 0 then
 elseif H.stop ~= '' then
   rest(H.thread, T, H.stop)
 elseif H.own then
-  make(H.thread, T, function() return #H.tokens > 0 end,
-    function(task, rec) lease(H.thread, T, task, rec, table.remove(H.tokens, 1)) end)
+  make_own(H.thread, T)
 end
 if T.status ~= 'running' then out.run = T.status end
 return finish()

@@ -11,8 +11,7 @@ out.status = 'ok'
 if resent() then return finish() end
 if suspended and not H.thread then return '{"status":"suspended"}' end
 wake_due(WAKES_MAX)
-
-local function next_token() return table.remove(H.tokens, 1) end
+gates.serve()
 
 if H.take then
   accept(H.take, '', H.tokens[1])
@@ -28,11 +27,10 @@ elseif H.thread then
         out.children[#out.children + 1] = string.match(rec.cl, '^%S+ (.*)$')
       elseif rec and rec.p == 'job' and #H.tokens > 0 then
         leave(H.thread, T, page[2][i], rec, true)
-        lease(H.thread, T, page[2][i], rec, next_token())
+        gates.lease(H.thread, T, page[2][i], rec, H.tokens)
       end
     end
-    make(H.thread, T, function() return #H.tokens > 0 end,
-      function(task, rec) if #H.tokens > 0 then lease(H.thread, T, task, rec, next_token()) else push(H.thread, T, task, rec) end end)
+    make_own(H.thread, T)
   end
   out.run_status = T and T.status
 else
@@ -48,7 +46,7 @@ else
         local thread, T, task, rec = at_place(member)
         if thread and rec.p == 'parked' and T.status == 'running' then
           unpark(thread, T, task, rec)
-          lease(thread, T, task, rec, next_token())
+          gates.lease(thread, T, task, rec, H.tokens)
         else
           call('LPOP', S .. 'parked:' .. name)
           if call('HINCRBY', S .. 'parked', name, -1) <= 0 then call('HDEL', S .. 'parked', name) end

@@ -142,8 +142,7 @@ elseif H.outcome == 'retry' then
 end
 
 if H.own and H.tokens then
-  make(H.thread, T, function() return T.status == 'running' and #H.tokens > 0 end,
-    function(task, r) if #H.tokens > 0 then lease(H.thread, T, task, r, table.remove(H.tokens, 1)) else push(H.thread, T, task, r) end end)
+  make_own(H.thread, T)
 elseif H.tokens and not suspended then
   if T.width > 1 and T.status == 'running' then make_jobs(H.thread, T) end
   refill()

@@ -1,12 +1,13 @@
 -- What all scripts share: records, jobs, leases, places. `opening`, `resting` and `taking` go on with it, and then comes the
 -- script; the whole is one, its version is its hash.
 -- KEYS[1]  the stem of our keys, `everstep:{0}:`. H  what `header` or `plain` found in ARGV; `rq` in it is RQ's prefix.
--- Places of an open task:  unmade (in the list, no record) | job | lease | wake | parked | child | asked | failed | stopped | done
+-- Places of an open task:  unmade (in the list, no record) | job | lease | wake | line | parked | child | asked | failed | stopped | done
 -- A record: p place, a attempt, l lost, x expiries, k losses while alone, s suspect, t token, o owner, L lease ms,
 --           u unserved node it is parked for, if not its own,
 --           j job id, q queue, n node, w timeout s, r reason, i questions asked, an answers so far (entry ids, spaces),
 --           cl what it called (`<run> <thread>`), ct 1 once it has told how that rested, u length of the thread's `over` when it asked,
---           e its first effect (entry id)
+--           e its first effect (entry id),
+--           g the gate that it stands at (place line), or a slot of which it has (job, lease); z when it came there first (see limits.lua)
 local S, call = KEYS[1], redis.call
 -- For what only shows how things are, in RQ's registries and in ours for people, and for bells: keys of another type than
 -- we write must not end a move half way.
@@ -21,6 +22,7 @@ local YEAR_S, HOUR_S, DAY_MS = 31536000, 3600, 86400000
 local threads, stored, fresh, pushed, moved = {}, {}, {}, {}, 0
 local coming, counted = {}, {}
 local out = { leases = {}, refused = {} }
+local gates = {} -- of tasks with a limit: limits.lua
 
 local today
 local function now_iso()
@@ -30,7 +32,8 @@ end
 
 -- Both sentinels stand, else our or RQ's keys were lost; second answer: is RQ suspended?
 local function alive()
-  local found = call('MGET', S .. 'alive', R .. 'everstep:alive', R .. 'suspended')
+  local found = call('MGET', S .. 'alive', R .. 'everstep:alive', R .. 'suspended', S .. 'limited')
+  gates.graphs = found[4]
   return found[1] and found[2], found[3]
 end
 
@@ -219,6 +222,7 @@ local function lease(thread, T, task, rec, token)
   local made = not rec.j
   if made then make_job(thread, T, task, rec, not H.take) end
   rec.p, rec.a, rec.t, rec.o, rec.L = 'lease', rec.a + 1, token, H.owner, H.lease_ms
+  if rec.g then gates.begins(T, rec) end
   keep(thread, task, rec)
   call('ZADD', S .. 'leases', NOW + rec.L, token)
   call('HSET', S .. 'lease', token, task .. ' ' .. thread)
@@ -238,9 +242,11 @@ local function unlease(rec)
   call('HDEL', S .. 'lease', rec.t)
   call('HDEL', S .. 'held:' .. rec.o, rec.t)
   if rec.j then show('ZREM', R .. 'wip:' .. queue_of(rec), rec.j .. ':' .. rec.t) end
+  if rec.g then gates.let_go(rec) end
 end
 
 local function forget_job(rec)
+  if rec.g then gates.let_go(rec) end
   if rec.j then call('DEL', R .. 'job:' .. rec.j) end
   rec.j = nil
 end
@@ -287,6 +293,7 @@ local function leave(thread, T, task, rec, listed)
   if rec.p == 'lease' then unlease(rec)
   elseif rec.p == 'wake' then unwake(thread, T, task, rec)
   elseif rec.p == 'parked' then unpark(thread, T, task, rec)
+  elseif rec.p == 'line' then gates.unline(thread, T, task, rec)
   elseif rec.p == 'failed' then hide_failed(rec)
   elseif rec.p == 'job' then
     local key = R .. 'queue:' .. queue_of(rec)

@@ -9,7 +9,7 @@ if not alive() then return '{"status":"rebuild"}' end
 local T = load(H.thread)
 if not T then return '{"status":"unknown"}' end
 if T.n ~= H.n or T.digest ~= H.digest or (H.run and T.run ~= H.run) then return '{"status":"moved"}' end
-local KEEPS_GOING = { parked = 1, job = 1, wake = 1 }
+local KEEPS_GOING = { parked = 1, job = 1, wake = 1, line = 1 }
 local RESTS = { failed = 1, stopped = 1, asked = 1 }
 for _, m in ipairs(H.tasks) do call('LLEN', R .. 'queue:' .. m[4]) end -- what can't be queued is not written
 out.status, out.moved = 'ok', {}
@@ -26,6 +26,7 @@ for _, m in ipairs(H.tasks) do
       unpack(m[6] and { 'sig', m[6] } or {}))
     local goes = KEEPS_GOING[rec.p]
     if goes or rec.p == 'failed' then leave(H.thread, T, task, rec, true) end
+    if rec.g then gates.let_go(rec) end
     rec.n, rec.q, rec.w = m[3], m[4], m[5]
     if goes then
       push(H.thread, T, task, rec)

@@ -67,6 +67,13 @@ local function make_jobs(thread, T)
     function(task, rec) push(thread, T, task, rec) end)
 end
 
+-- For an inline caller: as many as it offers tokens for are leased. What a limit keeps waiting takes no token, so moves count, too.
+local function make_own(thread, T)
+  local tokens = H.tokens or {}
+  make(thread, T, function() return T.status == 'running' and #tokens > 0 and moved < MOVE_MAX end,
+    function(task, rec) if #tokens > 0 then gates.lease(thread, T, task, rec, tokens) else push(thread, T, task, rec) end end)
+end
+
 -- Open the tasks of the checkpoint just written: `next` as its JSON says, H.parts = {entry id -> its `tasks` JSON}.
 -- `jobs`: make jobs of the first ones at once, else all of them stay unmade. Without Sends they are only `coming`: refill
 -- may lease them where nothing waits ahead of them; the others are pushed before the script ends.

@@ -18,6 +18,10 @@ else
   local ms = string.format('%d%03d', clock[1], math.floor(clock[2] / 1000))
   local T, rec, free, looked, taken, seen = nil, nil, 0 + tokens, {}, {}, { [thread] = true }
 
+  -- A graph some nodes of which have a limit, or a task that has a slot: that is not for here.
+  local limited
+  local function gated(graph, its) return its.g or limited and string.find(limited, '\n' .. graph .. '\n', 1, true) end
+
   -- A job at the front of a queue: its lease, if it is one task alone in its step, and nothing is unusual about it.
   local function take(id, q)
     local size_of = call('HSTRLEN', R .. 'job:' .. id, 'everstep')
@@ -30,7 +34,7 @@ else
       if not O[i] then return end
     end
     local plainly = O[3] == 'running' and O[4] == '1' and O[5] == '1' and (O[14] or '') == '' and O[16]
-      and its.p == 'job' and its.j == id and its.q == q and not its.s and type(its.n) == 'string'
+      and its.p == 'job' and its.j == id and its.q == q and not its.s and type(its.n) == 'string' and not gated(O[7], its)
     if not plainly then return end
     seen[other] = true
     local mine = ARGV[Q - free + 1]
@@ -42,12 +46,13 @@ else
 
   -- All that is to be written; nothing if this is none of the ordinary.
   local function prepared()
-    local stands = call('MGET', S .. 'alive', R .. 'everstep:alive', R .. 'suspended')
+    local stands = call('MGET', S .. 'alive', R .. 'everstep:alive', R .. 'suspended', S .. 'limited')
     if not (stands[1] and stands[2]) or stands[3] then return end
+    limited = stands[4]
     T = call('HMGET', S .. 'thread:' .. thread, unpack(FIELDS))
     rec = cjson.decode(call('HGET', S .. 'open:' .. thread, task))
     local mine = T[1] == n and T[2] == digest and T[3] == 'running' and T[4] == '1' and T[5] == '1' and T[6] == run
-      and (T[13] or '') == '' and (T[14] or '') == '' and not T[15]
+      and (T[13] or '') == '' and (T[14] or '') == '' and not T[15] and not gated(T[7], rec)
       and rec.p == 'lease' and rec.t == token and rec.j and not rec.s
     if not mine then return end
     local own, i = { thread = thread, task = next_task, queue = next_queue }, 1

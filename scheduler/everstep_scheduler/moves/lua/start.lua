@@ -5,6 +5,7 @@
 --    base: the step that the run builds on, where that is not the last checkpoint's
 --    own=1: an inline caller leases the first task itself (owner lease_ms tokens round)
 --    caller: its name; here = {name = 1}, seen = {name = ms}: what it knows of others; only=1: take up, begin nothing
+--    lk: what limits of its nodes are counted by, if they are per key
 --    count: of the arguments for the fact, which follow ARGV[1]; behind them one value per answer
 --    answers = { {task, question, [signature]}, ... } (continue, resume; at most 250), at = {n, digest} whose questions they answer;
 --    question '': it comes before it is asked, for the one task that may ask next (task '': the first one added)

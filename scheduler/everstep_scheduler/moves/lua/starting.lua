@@ -1,5 +1,5 @@
 -- What start and commit share: a run begins, or waits behind the one under way. Put between common.lua and either.
--- s: thread run sum kind graph queue task node jid birth mode count answers at base parent command caller (see start.lua)
+-- s: thread run sum kind graph queue task node jid birth mode count answers at base parent command caller lk (see start.lua)
 
 -- Is it one of the questions that a task waits with?
 local function asks(rec, question) return rec.p == 'asked' and string.find(' ' .. (rec.i or '') .. ' ', ' ' .. question .. ' ', 1, true) end
@@ -120,17 +120,18 @@ local function begin_run(s, T, at, give)
   call('HSET', S .. 'runs:' .. s.thread, s.run, (busy and 'queued ' or 'running ') .. entry .. ' ' .. s.sum)
   if busy then
     call('RPUSH', S .. 'queued:' .. s.thread, cjson.encode({ run = s.run, entry = entry, graph = s.graph, queue = s.queue,
-      task = s.task, node = s.node, parent = s.parent, own = s.caller }))
+      task = s.task, node = s.node, parent = s.parent, own = s.caller, lk = s.lk }))
     return entry, false
   end
   T.parent = s.parent or ''
   if not goes_on(s) then
-    local rec = begin(s.thread, T, s.run, entry, s.node, s.graph, s.queue)
+    local rec = begin(s.thread, T, s.run, entry, s.node, s.graph, s.queue, s.lk)
     T.base, T.own = s.base or T.base, s.caller or ''
     give(s.task, rec)
     return entry, true
   end
   T.run, T.base, T.conf, T.own = s.run, T.step, entry, s.caller or ''
+  T.lk = s.lk or T.lk
   T.left, T.failed, T.halted, T.jobs = T.left + T.failed + T.halted, 0, 0, 0
   local first = s.command and add_tasks(s, T, entry, at)
   for i, a in ipairs(s.answers) do answer(s, T, a, ARGV[at + s.count + i - 1], first) end
@@ -151,8 +152,5 @@ end
 
 -- Tasks of a run that goes on: for an inline caller as many as it offers for, else jobs.
 local function make_on(thread, T)
-  if not H.own then return make_jobs(thread, T) end
-  local tokens = H.tokens or {}
-  make(thread, T, function() return #tokens > 0 end,
-    function(task, rec) if #tokens > 0 then lease(thread, T, task, rec, table.remove(tokens, 1)) else push(thread, T, task, rec) end end)
+  if H.own then make_own(thread, T) else make_jobs(thread, T) end
 end

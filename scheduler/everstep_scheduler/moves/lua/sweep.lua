@@ -1,6 +1,6 @@
 -- sweep: what nobody else would do. Any worker, about every second, bounded. Begins with a write a full server allows.
 -- H: lease_ms server(its run id) salt
--- Expired leases -> lost; due wakes -> jobs; steps given up, runs cancelled -> their jobs removed. After a gap in which nobody could
+-- Lines of limits that may go on are let go on. Expired leases -> lost; due wakes -> jobs; steps given up, runs cancelled -> their jobs removed. After a gap in which nobody could
 -- renew, or on a new server, nothing expires for lease + 2 s.
 -- Answers JSON: status = ok | rebuild; lost; woken; held = ms until leases may expire again; more = 1: there is more to do
 local EXPIRED_MAX = 40
@@ -59,6 +59,7 @@ if type(called) == 'string' then
   if call('EXISTS', S .. 'revoked') == 1 then out.more = 1 end
 end
 
+gates.poke()
 show('ZREMRANGEBYSCORE', S .. 'callers', DAY_MS - NOW, NOW - DAY_MS) -- gone, and nobody took their runs up
 local thread = show('LPOP', S .. 'cleanings')
 if type(thread) == 'string' then

@@ -23,6 +23,8 @@ local function wake_due(budget)
   local due = call('ZRANGEBYSCORE', S .. 'wakes', '-inf', NOW, 'LIMIT', 0, budget)
   for _, member in ipairs(due) do
     local thread, T, task, rec = at_place(member)
+    local gate = string.match(member, '^line (.*)$')
+    if gate then gates.wake(gate) end
     if thread and rec.p == 'wake' then
       unwake(thread, T, task, rec)
       push(thread, T, task, rec)
@@ -114,10 +116,10 @@ local function accept(id, q, token)
     leave(thread, T, task, rec)
     if rec.p == 'failed' then T.failed, T.left = T.failed - 1, T.left + 1 end -- its run still runs: it keeps it going again
   end
-  lease(thread, T, task, rec, token)
-  moved = moved + 1
+  local leased = gates.lease(thread, T, task, rec, { token })
+  if leased then moved = moved + 1 end
   if more then make_jobs(thread, T) end
-  return true
+  return leased
 end
 
 -- The same; where it fails over keys that we did not write, the others in the list are still to be had.
@@ -135,8 +137,7 @@ local function take_coming(q, tokens)
   for i, c in ipairs(coming) do
     if c and #tokens > 0 and queue_of(c[4]) == q then
       if q ~= c[2].queue then show('SADD', R .. 'queues', R .. 'queue:' .. q) end
-      lease(c[1], c[2], c[3], c[4], table.remove(tokens, 1))
-      moved = moved + 1
+      if gates.lease(c[1], c[2], c[3], c[4], tokens) then moved = moved + 1 end
       coming[i] = false
     end
   end
@@ -144,6 +145,7 @@ end
 
 -- Fill the offered tokens from the front of the worker's queues, in their order.
 local function refill()
+  gates.serve()
   local tokens, looked = H.tokens or {}, 0
   for _, q in ipairs(H.queues or {}) do
     local id = true
@@ -177,6 +179,7 @@ local function ring(q, count)
 end
 
 local function finish()
+  gates.serve()
   push_coming()
   save()
   write_counts()
