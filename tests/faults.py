@@ -89,7 +89,8 @@ class Process:
 
     @property
     def said(self) -> str:
-        return self._said.read_text(errors="replace")
+        """Empty until it has begun."""
+        return self._said.read_text(errors="replace") if self._said.exists() else ""
 
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)

@@ -47,7 +47,7 @@ def run(site: Site, targets: Sequence[str], concurrency: int) -> int:
     with ExitStack() as ending:
         if not site.given:
             site = _own_server(site, ending)
-        options = ("--concurrency", str(concurrency), "--grace", GRACE_S, "--quiet")
+        options = ("--concurrency", str(concurrency), "--spares", "0", "--grace", GRACE_S, "--quiet")
         where = ("--namespace", site.namespace, "--partition", site.partition)
         crew = Crew(site.url, targets, options, site=where)
         ending.callback(crew.stop)
