@@ -164,6 +164,32 @@ def test_a_forged_job_runs_what_is_due_or_nothing(hand: Hand) -> None:
     assert RAN.count("one") == 1
 
 
+def test_the_task_of_an_input_is_no_other_node(hand: Hand) -> None:
+    hand.submit("r")
+    edit(hand.client, "start", n="danger")
+    refused(hand, "entry 0-1 asks for no 'start' of node 'danger'")
+
+
+def test_the_input_of_a_branch_is_no_other_node(client: Any) -> None:
+    """The checkpoint of an input is replayed: it names `start` itself."""
+    graph = chain("one").compile(checkpointer=saver_at(client)).named("g")
+    graph.invoke({"count": 1}, CONFIG)
+    hand = Hand(client, graph)
+    [before] = [x for x in graph.get_state_history(CONFIG) if x.next == ("__start__",)]
+    graph.update_state(before.config, None, as_node="__copy__")
+    graph.invoke(None, CONFIG)
+    ran = list(RAN)
+    graph.update_state(before.config, None, as_node="__copy__")
+    assert hand.moves.start(hand.continued()).status == "started"
+    for lie in ({"n": "danger"}, {"n": "__start__"}):
+        if hand.client.hget(KEYS.thread(THREAD), "status") == b"failed":
+            assert hand.moves.start(hand.continued()).status == "started"
+        edit(client, "start", **lie)
+        while hand.held or hand.claim(8):
+            hand.do()
+    assert [*ran, "one"] == RAN
+
+
 def test_a_sibling_can_not_be_made_to_close_its_step_alone(client: Any) -> None:
     hand = Hand(client, wide())
     hand.submit("r")

@@ -139,7 +139,8 @@ class Gate:
 
     def _input(self, lease: Lease, at: Known, began: e.Entry) -> None:
         """The task of an input is due behind what its fact was signed for, until a checkpoint has applied it."""
-        if any(row[0] == START_TASK for row in at.rows) and began.text("run") == at.run:
+        waits = any(row[:2] == (lease.task, lease.node) for row in map(tuple, at.rows))
+        if waits and began.text("run") == at.run:
             return  # the checkpoint itself names it
         asks = began.kind in RUNS and began.text("kind_of_run") not in GOES_ON
         if not asks or (began.text("task"), began.text("node")) != (lease.task, lease.node):
