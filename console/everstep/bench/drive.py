@@ -43,11 +43,11 @@ class Part:
 
 PARTS = {
     "W1": Part("latency of a lone chain of ten nodes", chains.rows_w1),
-    "W2": Part("throughput of 200 chains, one and two worker processes", chains.rows_w2),
+    "W2": Part("throughput of many chains, one and two worker processes", chains.rows_w2),
     "W2a": Part("the same with appendfsync always", chains.rows_w2a, own=True),
     "cpu": Part("what CPU a step takes, beside the floor", chains.rows_costs),
-    "W3": Part("a fan-out to 100 and to 10,000, and its join", wide.rows_w3),
-    "W4": Part("a chat of 1,000 turns on one thread", chat.rows_w4),
+    "W3": Part("a fan-out and its join", wide.rows_w3),
+    "W4": Part("a long chat on one thread, on one worker and on two in turn", chat.rows_w4),
     "W5": Part("nodes that wait", waiting.rows_w5),
     "W6": Part("nodes that need a core", mixed.rows_w6),
     "W7": Part("beside a million queued jobs", backlog.rows_w7, heavy=True),
