@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from everstep_checkpoint.errors import EverstepError
-from everstep_scheduler.moves.connection import translated
+from everstep_scheduler.moves.connection import redacted, translated
 
 from . import backlog, chains, chat, counting, mixed, partitions, quiet, waiting, wide
 from .beside import rows_peers
@@ -155,7 +155,7 @@ def about(place: Place, order: Order) -> dict[str, Any]:
     fsync = "everysec" if place.own else "as you have set it"
     return {
         "at": time.strftime("%Y-%m-%d"),
-        "command": ["everstep", *sys.argv[1:]],
+        "command": ["everstep", *map(redacted, sys.argv[1:])],
         "versions": {"python": platform.python_version(), **_versions(OURS)},
         "server": f"{name} {info.get(f'{name}_version') or info['redis_version']}, appendfsync {fsync}",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
