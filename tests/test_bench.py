@@ -110,7 +110,8 @@ def test_what_was_not_measured_is_a_row_that_says_why() -> None:
 
 def recorded() -> dict[str, float]:
     """The medians of the last release's result, and those from before it had these rows."""
-    newest = max(RESULTS.glob("*.json"), key=lambda path: [int(part) for part in re.findall(r"\d+", path.stem)])
+    whole = [path for path in RESULTS.glob("*.json") if re.fullmatch(r"[\d.]+", path.stem)]
+    newest = max(whole, key=lambda path: [int(part) for part in path.stem.split(".")])
     return FIRST | {each["name"]: each["median"] for each in json.loads(newest.read_text())["rows"]}
 
 

@@ -202,16 +202,16 @@ def _cpu(name: str, found: Sequence[Throughput]) -> list[Row]:
 
 
 def rows_w2a(place: Place, sizes: Sizes) -> list[Row]:
-    """The same with appendfsync always, in turns with everysec on a second server."""
+    """The same with appendfsync always, in turns with everysec: two servers of our own, whatever `place` is."""
     often: list[float] = []
     rare: list[float] = []
     often_2: list[float] = []
     rare_2: list[float] = []
-    with Place(appendfsync="always") as careful:
+    with Place() as usual, Place(appendfsync="always") as careful:
         for _ in _rounds(sizes, "W2a"):
-            rare.append(throughput(place, sizes.chains).steps_s)
+            rare.append(throughput(usual, sizes.chains).steps_s)
             often.append(throughput(careful, sizes.chains).steps_s)
-            rare_2.append(throughput(place, sizes.chains, 2).steps_s)
+            rare_2.append(throughput(usual, sizes.chains, 2).steps_s)
             often_2.append(throughput(careful, sizes.chains, 2).steps_s)
     return [
         row("W2a appendfsync always, one worker process", "steps/s", often),

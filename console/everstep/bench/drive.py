@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from everstep_checkpoint.errors import EverstepError
-from everstep_scheduler.moves.connection import translated
+from everstep_scheduler.moves.connection import redacted, translated
 
 from . import backlog, chains, chat, counting, mixed, partitions, quiet, waiting, wide
 from .beside import rows_peers
@@ -43,11 +43,11 @@ class Part:
 
 PARTS = {
     "W1": Part("latency of a lone chain of ten nodes", chains.rows_w1),
-    "W2": Part("throughput of 200 chains, one and two worker processes", chains.rows_w2),
+    "W2": Part("throughput of many chains, one and two worker processes", chains.rows_w2),
     "W2a": Part("the same with appendfsync always", chains.rows_w2a, own=True),
     "cpu": Part("what CPU a step takes, beside the floor", chains.rows_costs),
-    "W3": Part("a fan-out to 100 and to 10,000, and its join", wide.rows_w3),
-    "W4": Part("a chat of 1,000 turns on one thread", chat.rows_w4),
+    "W3": Part("a fan-out and its join", wide.rows_w3),
+    "W4": Part("a long chat on one thread, on one worker and on two in turn", chat.rows_w4),
     "W5": Part("nodes that wait", waiting.rows_w5),
     "W6": Part("nodes that need a core", mixed.rows_w6),
     "W7": Part("beside a million queued jobs", backlog.rows_w7, heavy=True),
@@ -155,7 +155,7 @@ def about(place: Place, order: Order) -> dict[str, Any]:
     fsync = "everysec" if place.own else "as you have set it"
     return {
         "at": time.strftime("%Y-%m-%d"),
-        "command": ["everstep", *sys.argv[1:]],
+        "command": ["everstep", *map(redacted, sys.argv[1:])],
         "versions": {"python": platform.python_version(), **_versions(OURS)},
         "server": f"{name} {info.get(f'{name}_version') or info['redis_version']}, appendfsync {fsync}",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",

@@ -7,12 +7,15 @@ from xml.sax.saxutils import escape  # it only writes
 
 from .rows import Row, number
 
+LETTER = 7  # pixels that one takes at most, on average
+
 
 def plot(rows: Sequence[Row], title: str) -> str:
     """A small SVG: each row with a target as a bar, the target as a line at half the width; left of it is better
     where less is wanted, right of it where more is."""
     judged = [each for each in rows if each.target and each.median is not None]
-    bar, gap, left, width = 18, 10, 330, 420
+    names = [f"{each.name} ({each.wanted})" for each in judged]
+    bar, gap, left, width = 18, 10, 20 + LETTER * max(map(len, names), default=0), 420
     height, middle = len(judged) * (bar + gap) + 50, left + width / 2
     size = f'width="{left + width + 130}" height="{height}"'
     parts = [
@@ -26,7 +29,7 @@ def plot(rows: Sequence[Row], title: str) -> str:
         length = min(each.median / each.target * width / 2, width)
         colour = "#2c7a4b" if each.verdict == "ok" else "#b3392f"
         parts += [
-            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(f"{each.name} ({each.wanted})")}</text>',
+            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(names[i])}</text>',
             f'<rect x="{left}" y="{y}" width="{length:.0f}" height="{bar}" fill="{colour}"/>',
             f'<text x="{left + length + 6:.0f}" y="{y + 13}">{escape(f"{number(each.median)} {each.unit}")}</text>',
         ]
