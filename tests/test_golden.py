@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -80,6 +81,22 @@ def test_every_state_of_a_golden_log_is_read_as_it_was_written(story: str) -> No
             stored = {name: base64.b64decode(value) for name, value in wanted["channels"].items()}
             assert state.channels == stored
             assert {name: ascii(PLAIN.decode(value))[:200] for name, value in stored.items()} == wanted["shown"]
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_a_state_is_read_a_page_at_a_time_and_nothing_twice(story: str) -> None:
+    log, read = golden(story), list[str]()
+    real = log.read
+
+    def counted(*args: Any, **named: Any) -> list[e.Entry]:
+        found = real(*args, **named)
+        read.extend(entry.id for entry in found or [e.Entry(0, 0, {})])
+        return found
+
+    last = state_at(log, log.thread).n
+    with mock.patch.object(log, "read", counted):
+        state_at(log, log.thread, last)
+    assert len(read) == len(set(read)) <= len(log.entries)
 
 
 @pytest.mark.parametrize("story", STORIES)

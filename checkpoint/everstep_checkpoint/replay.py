@@ -176,7 +176,9 @@ class Fold:
         else:
             k = e.entry_id(ref)[1]
             named = (self.inputs.get(ref), self.facts.get(k), self.before.get(k))
-            found = next((x for x in (*named, *self.fetch(ref)) if x is not None and x.id == ref), None)
+            found = next((x for x in named if x is not None and x.id == ref), None)
+            if found is None:
+                found = next(iter(self.fetch(ref)), None)
         if found is None:
             raise entry.corrupt(f"the fact {ref} that it takes is missing")
         return found
@@ -214,16 +216,18 @@ def snapshot_before(log: Log, thread: str, n: int) -> tuple[int, list[e.Entry]]:
     The facts of the step that the snapshot closed come along, since its parts are among them.
     """
     found: list[e.Entry] = []
-    end = f"{n}-0"
-    while page := log.read(thread, "-", end, PAGE, reverse=True):
+    at, end, more = 0, f"{n}-0", True
+    while more:
+        page = log.read(thread, "-", end, PAGE, reverse=True)
         for entry in page:
+            if at and entry.is_checkpoint and entry.n < at:
+                return at, found[::-1]
             found.append(entry)
-            stop = next((x for x in found if _is_snapshot(x)), None)
-            if stop is not None and entry.is_checkpoint and entry.n < stop.n:
-                return stop.n, found[:-1][::-1]
-        end = f"({page[-1].id}"
-    stop = next((x for x in found if _is_snapshot(x)), None)
-    return (stop.n if stop else 0), found[::-1]
+            if not at and _is_snapshot(entry):
+                at = entry.n
+        more = len(page) == PAGE
+        end = f"({page[-1].id}" if more else ""
+    return at, found[::-1]
 
 
 def _is_snapshot(entry: e.Entry) -> bool:
@@ -243,11 +247,10 @@ def fetch(log: Log, thread: str) -> Callable[[str], Sequence[e.Entry]]:
 @sound
 def state_at(log: Log, thread: str, n: int | None = None) -> State:
     """The state at checkpoint n (default: the last one). Raises UnknownThread, Trimmed, CorruptEntry."""
-    head = log.head(thread)
-    if head is None:
-        raise unknown_thread(thread)
-    wanted = head.n if n is None else n
+    wanted = _last(log, thread) if n is None else n
     _, found = snapshot_before(log, thread, wanted)
+    if not found:
+        _last(log, thread)
     state: State | None = None
     folder = folder_of(log, thread)
     began = False
@@ -259,6 +262,14 @@ def state_at(log: Log, thread: str, n: int | None = None) -> State:
     if state is None or state.n != wanted or not (folder.birth or state.birth):
         raise _unreadable(thread, wanted)
     return state
+
+
+def _last(log: Log, thread: str) -> int:
+    """The number of a thread's last checkpoint. Raises UnknownThread."""
+    head = log.head(thread)
+    if head is None:
+        raise unknown_thread(thread)
+    return head.n
 
 
 def _unreadable(thread: str, n: int) -> Trimmed:
