@@ -353,6 +353,8 @@ class Inline:
             self._give_back(lease, error)
             return False
         self._unserved_at = 0.0
+        if attempt.child is not None and self.keeper is not None:
+            self.keeper.watch(lease.token, attempt.kill)  # somebody else may cancel the run
         self._jobs.append(_Job(attempt, self._future(attempt)))
         if self._left.is_set():  # while it was begun
             self._jobs[-1].end()
