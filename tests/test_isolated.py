@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import make_dataclass
 from functools import partial
@@ -17,12 +18,12 @@ import pytest
 import redis
 
 import graphs_isolated as graphs
-from everstep_checkpoint.errors import GraphError, NodeDied, NodeTimeoutError, OutsideNode, UnknownType
+from everstep_checkpoint.errors import GraphError, NodeDied, NodeTimeoutError, OutsideNode, RunCancelled, UnknownType
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.inline.compiled import CompiledGraph
-from everstep_scheduler.inline.savers import InMemorySaver
+from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver
 from everstep_scheduler.reading.ending import error_of
 from everstep_scheduler.steps.timing import Pace
 from graphs_isolated import Point, State
@@ -191,6 +192,21 @@ def test_a_cancel_kills(redis_url: str, at: Client, pids: Path) -> None:
         wait_for(lambda: len(noted(pids)) == 2, 10, "the node to run")
         at.moves.cancel(thread, str(at.redis.hget(KEYS.thread(thread), "run"), "ascii"))
         gone(pids)
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])  # in the caller's thread, and beside it
+def test_a_cancel_by_somebody_else_kills_what_an_inline_caller_runs(
+    redis_url: str, at: Client, pids: Path, timeout: float | None
+) -> None:
+    saver = RedisSaver(redis_url, lease_ms=600)
+    graph = CompiledGraph(graphs.chain("hanging", graphs.hangs, timeout=timeout), saver, None, None)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(graph.invoke, {"pids": str(pids)}, {"configurable": {"thread_id": "t"}})
+        wait_for(lambda: len(noted(pids)) == 2, 20, "the node to run")
+        at.moves.cancel("t", str(at.redis.hget(KEYS.thread("t"), "run"), "ascii"), "kim")
+        with pytest.raises(RunCancelled, match="by kim"):
+            running.result(20)
+    gone(pids)
 
 
 def test_nothing_runs_on_when_a_worker_ends_in_order(redis_url: str, at: Client, pids: Path) -> None:

@@ -1,7 +1,7 @@
 """The closed table: every type that a value may have, and how each looks in bytes.
 
     msgpack's own      None bool int float str bytes list dict
-    leaves (here)      big int, bytearray, datetime, date, time, timedelta, UUID, Decimal
+    leaves (here)      big int, bytearray, datetime, date, time, timedelta, UUID, Decimal, Untracked
     containers         tuple, set, frozenset: built by the codec
     a graph's own      pydantic model, dataclass, NamedTuple, Enum: a `Registry` of `Shape`s
 
@@ -36,6 +36,8 @@ from pydantic_core import TzInfo
 from .errors import GraphError, InputError, UnknownType
 
 INT, TUPLE, SET, FROZENSET, BYTEARRAY, DATETIME, DATE, TIME, TIMEDELTA, UUID_, DECIMAL, OBJECT, ENUM = range(1, 14)
+UNTRACKED = 14
+UNTRACKED_MAX = 16  # bytes of the name of an untracked value
 
 
 class Refused(Exception):
@@ -64,6 +66,16 @@ class Carrier:
 
     def __init__(self, held: bytearray) -> None:
         self.held = bytes(held)
+
+
+@dataclass(frozen=True)
+class Untracked:
+    """Stands in a log for a value that is never stored: `name` is what the process that has the value knows it by."""
+
+    name: bytes
+
+    def __str__(self) -> str:
+        return "untracked"
 
 
 _MOMENT = struct.Struct(">HBBBBBIB")
@@ -161,6 +173,12 @@ def _decimal(data: bytes) -> Decimal:
     return found
 
 
+def _untracked(data: bytes) -> Untracked:
+    if len(data) > UNTRACKED_MAX:
+        raise ValueError("not the name of an untracked value")
+    return Untracked(data)
+
+
 # type -> (ext code, its bytes). int is here for what does not fit in 64 bits.
 LEAVES: Mapping[type, tuple[int, Callable[[Any], bytes]]] = MappingProxyType(
     {
@@ -172,6 +190,7 @@ LEAVES: Mapping[type, tuple[int, Callable[[Any], bytes]]] = MappingProxyType(
         timedelta: (TIMEDELTA, lambda t: _SPAN.pack(t.days, t.seconds, t.microseconds)),
         UUID: (UUID_, lambda u: u.bytes),
         Decimal: (DECIMAL, _decimal_bytes),
+        Untracked: (UNTRACKED, lambda u: u.name),
     }
 )
 
@@ -186,6 +205,7 @@ READERS: Mapping[int, Callable[[bytes], object]] = MappingProxyType(
         TIMEDELTA: lambda data: timedelta(*_SPAN.unpack(data)),
         UUID_: lambda data: UUID(bytes=data),
         DECIMAL: _decimal,
+        UNTRACKED: _untracked,
     }
 )
 

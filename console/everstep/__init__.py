@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from everstep_scheduler.graph.kinds import EphemeralValue as EphemeralValue
     from everstep_scheduler.graph.kinds import Overwrite as Overwrite
     from everstep_scheduler.graph.kinds import Topic as Topic
+    from everstep_scheduler.graph.kinds import UntrackedValue as UntrackedValue
     from everstep_scheduler.graph.limits import Limit as Limit
     from everstep_scheduler.graph.managed import IsLastStep as IsLastStep
     from everstep_scheduler.graph.managed import RemainingSteps as RemainingSteps
@@ -74,7 +75,7 @@ _HOMES = {
     "everstep_scheduler.graph.effects": ("aonce", "once"),
     "everstep_scheduler.inline.compiled": ("CompiledGraph",),
     "everstep_scheduler.graph.functional": ("task",),
-    "everstep_scheduler.graph.kinds": ("AnyValue", "EphemeralValue", "Overwrite", "Topic"),
+    "everstep_scheduler.graph.kinds": ("AnyValue", "EphemeralValue", "Overwrite", "Topic", "UntrackedValue"),
     "everstep_scheduler.inline.entrypoint": ("entrypoint",),
     "everstep_scheduler.graph.handling": ("NodeError",),
     "everstep_scheduler.graph.limits": ("Limit",),

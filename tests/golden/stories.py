@@ -546,6 +546,18 @@ def called() -> tuple[Log, str]:
     return log, next(children(log, THREAD))
 
 
+def within() -> tuple[Log, str]:
+    """A graph that a node calls, in a log that its attempts keep: it asks, and the next attempt goes on there."""
+    saver, inner = InMemorySaver(), StateGraph(Work)
+    inner.add_node("look", _node("look")).add_node("ask", lambda s: {"seen": [interrupt("which?")]})
+    callee = inner.add_edge(START, "look").add_edge("look", "ask").compile(name="callee")
+    built = StateGraph(Work).add_node("caller", lambda s: {"seen": callee.invoke({"seen": ["called"]})["seen"]})
+    graph = built.add_edge(START, "caller").compile(checkpointer=saver, name="caller")
+    graph.invoke({"seen": []}, CONFIG)
+    graph.invoke(Command(resume="this"), CONFIG)
+    return saver.log, next(children(saver.log, THREAD))
+
+
 @task
 def _double(n: int) -> int:
     return n * 2
@@ -573,5 +585,5 @@ def effects() -> tuple[Log, str]:
 
 STORIES: tuple[Story, ...] = (
     chain, payload, wide, sends, fork, branch, snapshot, trimmed, types, faults, queue_cancel, unplanned, update,
-    questions, options, calls, called, commands, effects, migrated,
+    questions, options, calls, called, within, commands, effects, migrated,
 )  # fmt: skip

@@ -151,7 +151,7 @@ def manifest_of(spec: GraphSpec) -> Manifest:
         },
         input_schema=spec.input_schema_json(),
         output_schema=spec.output_schema_json(),
-        channels={name: channel.reducer_name for name, channel in spec.channels.items()},
+        channels={name: each.reducer_name for name, each in spec.channels.items() if name not in spec.untracked},
         entry=spec.direct,
         durability=spec.durability,
         edges=list(seen.edges),

@@ -3,6 +3,7 @@
     Annotated[str, EphemeralValue]      what was written, for one superstep only
     Annotated[str, AnyValue]            the same, of several writes the last one
     Annotated[list[str], Topic(str)]    all that was written in a superstep, as a list
+    Annotated[Any, UntrackedValue]      the last value, which no log ever has (`untracked`)
 
 And `Overwrite(value)`, which a node writes to a key with a reducer to replace its value. Pure.
 """
@@ -95,6 +96,31 @@ class Topic(Kind):
             value: Any = codec.decode(each, where)
             items += value if isinstance(value, list) else [value]
         return codec.encode(items, where) if items else None
+
+
+@dataclass(frozen=True)
+class UntrackedValue(Kind):
+    """A key whose value is never stored: it lasts as long as the call of a graph that runs where it is called.
+
+    So it may be of any type. Whoever goes on with the run later, or elsewhere, finds the key without a value: so does
+    each step on a worker. `typ` is taken for LangGraph's sake. `guard`: two writes in one superstep exclude each other;
+    else the last holds.
+    """
+
+    typ: Any = None
+    guard: bool = True
+
+    @property
+    def ephemeral(self) -> bool:
+        return False
+
+    def update(self, key: str, before: bytes | None, values: Sequence[bytes], codec: Codec) -> bytes | None:
+        if self.guard and len(values) != 1:
+            raise InvalidUpdateError(
+                f"At key {key!r}: UntrackedValue(guard=True) can take only one value per step, and got {len(values)}",
+                fix="UntrackedValue(..., guard=False) takes the last of several.",
+            )
+        return values[-1]
 
 
 @dataclass(frozen=True)

@@ -130,12 +130,13 @@ class Schema:
                 fix=f"{self.cls.__name__} declares it as {self.fields[name].typ}.",
             ) from error
 
-    def json_schema(self, required: Iterable[str] = ()) -> dict[str, Any]:
+    def json_schema(self, required: Iterable[str] = (), without: frozenset[str] = frozenset()) -> dict[str, Any]:
         """JSON schema: known keys, `required` ones, none else; `{}` where JSON can't say the type."""
-        sayable = [(name, each.adapter) for name, each in self.fields.items() if _sayable(each.adapter)]
+        fields = {name: each for name, each in self.fields.items() if name not in without}
+        sayable = [(name, each.adapter) for name, each in fields.items() if _sayable(each.adapter)]
         found, shared = _schemas(cast("list[tuple[str, TypeAdapter[Any]]]", sayable))
         whole: dict[str, Any] = {"type": "object", "title": self.cls.__name__}
-        whole["properties"] = {name: found.get(name, {}) for name in self.fields}
+        whole["properties"] = {name: found.get(name, {}) for name in fields}
         whole["additionalProperties"] = False
         if needed := list(required):
             whole["required"] = needed

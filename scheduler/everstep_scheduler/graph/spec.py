@@ -28,7 +28,7 @@ from everstep_checkpoint.errors import (
 
 from .channels import JOINS, Channel, Write
 from .durability import COMMIT
-from .kinds import stored
+from .kinds import UntrackedValue, stored
 from .limits import Limit, Limits
 from .managed import NO_STEPS, Steps
 from .options import CachePolicy, TimeoutPolicy
@@ -36,6 +36,7 @@ from .retry import RetryPolicy
 from .runtime import END, START, seconds
 from .schema import Schema, as_dict, classes_in, did_you_mean, updates_of
 from .subgraphs import nested_in
+from .untracked import mark, taken
 
 PLACED_MAX = 256  # steps whose tasks a graph remembers
 _json = json.JSONEncoder(separators=(",", ":")).encode
@@ -306,9 +307,15 @@ class GraphSpec:
         """The channels that hold a value for one superstep only."""
         return frozenset(name for name, each in self.channels.items() if each.kind and each.kind.ephemeral)
 
+    @cached_property
+    def untracked(self) -> frozenset[str]:
+        """The channels whose values are never stored."""
+        return frozenset(name for name, each in self.channels.items() if isinstance(each.kind, UntrackedValue))
+
     def decoded(self, names: Iterable[str], channels: Mapping[str, bytes]) -> dict[str, Any]:
         """The available channels among `names`, freshly decoded."""
-        return {n: self.codec.decode(channels[n], f"channel {n!r}") for n in names if n in channels}
+        values = {n: self.codec.decode(channels[n], f"channel {n!r}") for n in names if n in channels}
+        return taken(values) if self.untracked else values
 
     def values(self, channels: Mapping[str, bytes]) -> Any:
         """The state that users see: every declared key, also nodes' private ones, as in LangGraph."""
@@ -332,7 +339,7 @@ class GraphSpec:
     def required(self) -> tuple[str, ...]:
         """The keys without which no input can begin a thread: fields without a default, and without a reducer, whose
         empty value would stand in. A TypedDict requires none, as in LangGraph."""
-        return tuple(self.input_schema.missing(self.initial()))
+        return tuple(self.input_schema.missing({*self.initial(), *self.untracked}))
 
     def lacking(self, data: object) -> list[str]:
         """The required keys that an input does not bring; a thread may have them already. Raises as `input_writes`."""
@@ -366,12 +373,12 @@ class GraphSpec:
         return self.input_schema.from_json(self._input_dict(data))
 
     def input_schema_json(self) -> dict[str, Any]:
-        """JSON schema of the input of a new thread, for producers without the graph's code."""
-        return self.input_schema.json_schema(self.required)
+        """JSON schema of the input of a new thread, for producers without the graph's code: of what can be stored."""
+        return self.input_schema.json_schema(self.required, self.untracked)
 
     def output_schema_json(self) -> dict[str, Any]:
         """JSON schema of the output."""
-        return self.output_schema.json_schema()
+        return self.output_schema.json_schema((), self.untracked)
 
     def _input_dict(self, data: object) -> dict[str, Any]:
         if data is None:
@@ -455,10 +462,15 @@ class GraphSpec:
     def encoded(self, pairs: Iterable[tuple[str, Any]], node: str) -> list[Write]:
         """Keys and values as writes of a node. Raises UnknownType, naming it."""
         try:
-            return [(name, self.codec.encode(stored(value), f"channel {name!r}")) for name, value in pairs]
+            return [
+                (name, self.codec.encode(self._as_stored(name, value), f"channel {name!r}")) for name, value in pairs
+            ]
         except UnknownType as error:
             error.node = node
             raise
+
+    def _as_stored(self, name: str, value: object) -> object:
+        return mark(value) if name in self.untracked else stored(value)
 
 
 def form_args(form: tuple[str, ...], config: object, runtime: object, error: object = None) -> dict[str, Any]:

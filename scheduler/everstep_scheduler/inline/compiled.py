@@ -21,6 +21,8 @@ from ..graph.options import Cache
 from ..graph.runtime import END, START
 from ..graph.schema import as_dict, updates_of
 from ..graph.spec import GraphSpec
+from ..graph.untracked import Shelf
+from ..graph.untracked import on as on_shelf
 from ..moves.contract import START_NODE, Mode, RunKind, Start
 from ..moves.promises import warn
 from ..moves.record import Config, Form, Nodes, Writes, kind_of, start_of
@@ -28,7 +30,7 @@ from ..reading.shapes import Chunk, check_modes, live_modes
 from ..steps.branching import Wish, branch, forking, on, replaying, travel
 from ..steps.commanding import SpecLore, commanding_at
 from ..steps.loading import Loader
-from ..steps.stateface import StateFace
+from ..steps.stateface import Given, StateFace, StateUpdate
 from .calledgraph import Wanted, called, calling, spec_within
 from .driver import Inline, Opening
 from .savers import InMemorySaver, Saver
@@ -112,8 +114,9 @@ class CompiledGraph(StateFace):
         """
         told = Told(interrupt_before, interrupt_after, multitask_strategy, durability)
         run = self._invoked(input, config, context, stream_mode, run_id, told, subgraphs)
-        chunks = list(run.events(None))
-        return run.output() if stream_mode == "values" else chunks
+        with run.shelf:
+            chunks = list(run.events(None))
+            return run.output() if stream_mode == "values" else chunks
 
     async def ainvoke(
         self,
@@ -132,8 +135,9 @@ class CompiledGraph(StateFace):
         """`invoke` on an event loop: async nodes run on it, sync ones in threads."""
         told = Told(interrupt_before, interrupt_after, multitask_strategy, durability)
         run = self._invoked(input, config, context, stream_mode, run_id, told, subgraphs)
-        chunks = [chunk async for chunk in _on_loop(run)]
-        return run.output() if stream_mode == "values" else chunks
+        with run.shelf:
+            chunks = [chunk async for chunk in _on_loop(run)]
+            return run.output() if stream_mode == "values" else chunks
 
     def stream(
         self,
@@ -158,7 +162,9 @@ class CompiledGraph(StateFace):
         that in its node "child".
         """
         told = Told(interrupt_before, interrupt_after, multitask_strategy, durability)
-        yield from self._run(input, config, context, stream_mode, run_id, told, subgraphs=subgraphs).events(None)
+        run = self._run(input, config, context, stream_mode, run_id, told, subgraphs=subgraphs)
+        with run.shelf:
+            yield from run.events(None)
 
     async def astream(
         self,
@@ -177,8 +183,9 @@ class CompiledGraph(StateFace):
         """`stream` on an event loop."""
         told = Told(interrupt_before, interrupt_after, multitask_strategy, durability)
         run = self._run(input, config, context, stream_mode, run_id, told, subgraphs=subgraphs)
-        async for chunk in _on_loop(run):
-            yield chunk
+        with run.shelf:
+            async for chunk in _on_loop(run):
+                yield chunk
 
     # state: what StateFace asks of an engine
 
@@ -207,6 +214,10 @@ class CompiledGraph(StateFace):
 
     def _input(self, values: Any) -> tuple[Form, Writes]:
         return "typed", self.spec.input_writes(values)
+
+    def _superstep(self, config: Given, updates: Sequence[StateUpdate], timeout: float | None) -> dict[str, Any]:
+        with Shelf() as shelf:  # routers see what the update writes, also what is not stored
+            return on_shelf(shelf, lambda: super(CompiledGraph, self)._superstep(config, updates, timeout))
 
     def _apply(self, start: Start, said: Config, timeout: float | None) -> int:
         run = Inline(
@@ -317,11 +328,14 @@ class CompiledGraph(StateFace):
         saver = self.checkpointer or InMemorySaver()
         thread = self._thread(said) if self.checkpointer is not None else new_id()
         run = run_id or new_id()
-        kind, opening = self._travel(data, said, thread, run) if self.checkpointer is not None else (None, None)
+        shelf, kind, opening = Shelf(), None, None
+        if self.checkpointer is not None:
+            kind, opening = on_shelf(shelf, lambda: self._travel(data, said, thread, run))
         kind = kind or kind_of(data)
         return Inline(
             self.spec, saver, thread, run, data, said, kind, START_NODE, mode, self._loader, opening,
             keys=keys, checkpoints=self.checkpointer is not None, cache=self.cache, nested=subgraphs,
+            shelf=shelf,
         )  # fmt: skip
 
     def _travel(self, data: object, said: Config, thread: str, run: str) -> tuple[RunKind | None, Opening | None]:

@@ -34,6 +34,7 @@ from everstep_checkpoint.replay import state_at
 from ..graph.durability import COMMIT
 from ..graph.options import Cache
 from ..graph.spec import GraphSpec
+from ..graph.untracked import Shelf, on
 from ..moves.connection import patiently, translated
 from ..moves.contract import Answer, Commit, Lease, Offer, RunKind, Start, Started
 from ..moves.promises import warn
@@ -109,8 +110,10 @@ class Inline:
         checkpoints: bool = True,
         cache: Cache | None = None,
         nested: bool = False,
+        shelf: Shelf | None = None,
     ) -> None:
         self.opening = opening
+        self.shelf = shelf or Shelf()  # what is never stored, as long as who called has this run
         self.spec, self.saver, self.thread, self.run = spec, saver, thread, run
         self.data, self.config, self.node = data, config, node
         self.kind: RunKind = kind
@@ -125,6 +128,7 @@ class Inline:
             loader=loader,
             listening=self.telling.audience,
             cache=cache,
+            shelf=self.shelf,
         )
         self.parallel = config.max_concurrency or PARALLEL_MAX
         self.raised: BaseException | None = None
@@ -174,7 +178,7 @@ class Inline:
 
     def _start(self) -> Started:
         self._insist_at_start(self._limit)
-        started = self.opening(self) if self.opening is not None else self._opened()
+        started = on(self.shelf, lambda: self.opening(self) if self.opening is not None else self._opened())
         self._held(started.leases)
         self._driven(started)
         if started.status == "stale":
@@ -349,6 +353,8 @@ class Inline:
             self._give_back(lease, error)
             return False
         self._unserved_at = 0.0
+        if attempt.child is not None and self.keeper is not None:
+            self.keeper.watch(lease.token, attempt.kill)  # somebody else may cancel the run
         self._jobs.append(_Job(attempt, self._future(attempt)))
         if self._left.is_set():  # while it was begun
             self._jobs[-1].end()
@@ -451,7 +457,14 @@ class Inline:
         if self.ended is not None and self.ended.status != "interrupted" and self.ended.digest:
             return self._stored_output()
         known = self.spec.shown(snapshot(self.saver.log, self.thread, spec=self.spec).values)
+        known = {**known, **self._untracked()} if self.spec.untracked else known
         return beside(known, found) if (found := self._interrupts()) else known
+
+    def _untracked(self) -> dict[str, Any]:
+        """What is held here and is not stored, as the last checkpoint has it."""
+        head = self.saver.log.head(self.thread)
+        channels = state_at(self.saver.log, self.thread, head.n).channels if head and head.n else {}
+        return self.spec.decoded(self.spec.untracked.intersection(self.spec.output_schema.fields), channels)
 
     def _stored_output(self) -> Any:
         log = self.saver.log

@@ -33,6 +33,7 @@ class LeaseKeeper:
         self._owner = owner
         self._lease_ms = lease_ms
         self._held: dict[str, Lease] = {}
+        self._watched: dict[str, Callable[[], object]] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._registry_at = time.monotonic() + REGISTRY_EVERY_S
@@ -43,6 +44,12 @@ class LeaseKeeper:
         with self._lock:
             self._held.update((lease.token, lease) for lease in leases)
             self._wake()
+
+    def watch(self, token: str, gone: Callable[[], object]) -> None:
+        """Call `gone`, once and from the keeper's thread, when a renewal says that a held lease is gone: its run was
+        cancelled, or it was lost. It must not raise, nor wait."""
+        with self._lock:
+            self._watched[token] = gone
 
     def drive(self, caller: str) -> None:
         """Begin to give this caller's word."""
@@ -70,6 +77,7 @@ class LeaseKeeper:
         """Its commit is settled, or it was given back."""
         with self._lock:
             self._held.pop(token, None)
+            self._watched.pop(token, None)
 
     @property
     def held(self) -> tuple[Lease, ...]:
@@ -103,12 +111,19 @@ class LeaseKeeper:
             _log.warning("no sweep, trying again: %s", error)
 
     def renew(self) -> None:
-        """One round. A lease that is gone is found out by its commit, which is refused."""
+        """One round. A lease that is gone is found out by its commit, which is refused; who watches it hears now."""
         said = self.round + 1  # only those that Redis has seen are counted: a commit that waits for it comes later
         registry = time.monotonic() > self._registry_at
         tokens = tuple(lease.token for lease in self.held)
         offer = Offer(self._owner, tokens, round=said, lease_ms=self._lease_ms)
-        self._moves.renew(offer, registry=registry, callers=self.callers)
+        lost = self._moves.renew(offer, registry=registry, callers=self.callers)
         self.round = said
+        self._tell(lost)
         if registry:
             self._registry_at = time.monotonic() + REGISTRY_EVERY_S
+
+    def _tell(self, lost: Sequence[str]) -> None:
+        with self._lock:
+            told = [gone for token in lost if (gone := self._watched.pop(token, None)) is not None]
+        for gone in told:
+            gone()

@@ -39,6 +39,7 @@ from everstep_checkpoint.replay import (
 from ..graph.channels import apply
 from ..graph.effects import called
 from ..graph.placing import Place
+from ..graph.untracked import taken
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord
 from .ending import error_of
@@ -421,7 +422,7 @@ class LogStream:
                 "name": ref.node,
                 "input": self.reading.input(ref.node, channels)
                 if arg is None
-                else self.reading.codec.decode(arg, "the Send's argument"),
+                else taken(self.reading.codec.decode(arg, "the Send's argument")),
                 "triggers": (PUSH,) if ref.part else self.reading.triggers(ref.node),
             }
             told = {**self.record.metadata, **self.reading.metadata(ref.node)}

@@ -21,6 +21,7 @@ from ..graph.kinds import restored
 from ..graph.placing import Place
 from ..graph.runtime import END, START
 from ..graph.schema import as_dict
+from ..graph.untracked import taken, taken_pairs
 from ..moves.contract import Lease
 from ..moves.live import LIVE_MODES
 from ..moves.record import RunRecord
@@ -95,7 +96,7 @@ class Reading:
                 else [name for name in channels if not name.startswith(HIDDEN)]
             )
         found = {name: self.codec.decode(channels[name], f"key {name!r}") for name in keys if name in channels}
-        return found.get(END) if self.direct or is_entry(found) else found
+        return found.get(END) if self.direct or is_entry(found) else taken(found)
 
     def result(self, value: bytes) -> Any:
         """What a `@task` came to; plain data where the graph does not know the task's own types."""
@@ -133,6 +134,7 @@ class Reading:
     def decoded(self, writes: Writes) -> list[tuple[str, Any]]:
         """Writes that have a value, decoded; where the graph is at hand, as they were written."""
         found = [(name, self.codec.decode(value, f"key {name!r}")) for name, value in writes if value is not None]
+        found = taken_pairs(found)
         return found if self.spec is None else [(name, restored(value)) for name, value in found]
 
 

@@ -22,6 +22,7 @@ from everstep_checkpoint.errors import InvalidUpdateError
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, State, commanded, input_writes
 from everstep_checkpoint.sound import sound, sounds
+from everstep_checkpoint.types import Untracked
 
 from ..graph.channels import HIDDEN, apply
 from ..graph.entry import is_entry
@@ -29,6 +30,7 @@ from ..graph.kinds import restored
 from ..graph.placing import Place, called_spec
 from ..graph.runtime import END
 from ..graph.subgraphs import child_thread
+from ..graph.untracked import without
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord, checkpoint_number
 from .addressed import another_checkpoint, unknown_checkpoint
@@ -236,13 +238,16 @@ class _View:
 
     def _values(self, channels: Channels) -> Any:
         if self.spec is not None:
-            return self.spec.values(channels)
+            kept = {name: value for name, value in channels.items() if name not in self.spec.untracked}
+            return self.spec.values(kept)
         return _plain(
-            {
-                name: self.codec.decode(value, f"key {name!r}")
-                for name, value in channels.items()
-                if not name.startswith(HIDDEN)
-            }
+            without(
+                {
+                    name: self.codec.decode(value, f"key {name!r}")
+                    for name, value in channels.items()
+                    if not name.startswith(HIDDEN)
+                }
+            )
         )
 
     def _config(self, checkpoint_id: str) -> Config:
@@ -355,7 +360,8 @@ class _View:
         for name, value in writes:
             if value is not None:
                 written = self.codec.decode(value, f"key {name!r}")
-                found.setdefault(name, []).append(written if self.spec is None else restored(written))
+                if not isinstance(written, Untracked):
+                    found.setdefault(name, []).append(written if self.spec is None else restored(written))
         return _plain({name: each[0] if len(each) == 1 else {"$writes": each} for name, each in found.items()})
 
     # the run behind a checkpoint

@@ -51,7 +51,11 @@ def _input(attempt: Attempt) -> Any:
         return ["send", attempt.given.arg]
     assert attempt.node is not None
     schema, channels = attempt.node.input_schema, attempt.stand.channels
-    stored = [[name, channels[name]] for name in sorted(schema.fields) if name in channels]
+    untracked = attempt.spec.untracked
+    stored = [[name, channels[name]] for name in sorted(schema.fields) if name in channels and name not in untracked]
+    if untracked:
+        there = attempt.spec.decoded(sorted(untracked.intersection(schema.fields)), channels)
+        stored += [[name, attempt.spec.codec.encode(value, name)] for name, value in there.items()]
     return ["state", stored, sorted(schema.managed_at(attempt.steps).items())]
 
 
@@ -75,7 +79,9 @@ def recall(cache: Cache, attempt: Attempt, key: str) -> Returned | None:
 
 
 def remember(cache: Cache, attempt: Attempt, key: str, value: Returned) -> None:
-    """Keep what a task came to, unless it is large."""
+    """Keep what a task came to, unless it is large, or what it wrote is never stored."""
+    if not attempt.spec.untracked.isdisjoint(name for name, _ in value.writes):
+        return
     assert attempt.node is not None and attempt.node.cache is not None
     try:
         stored = _written(attempt.spec, value)

@@ -26,6 +26,7 @@ from ..graph.runtime import Command, Send
 from ..graph.schema import as_dict, updates_of
 from ..graph.spec import GraphSpec, NodeSpec
 from ..graph.subgraphs import child_thread
+from ..graph.untracked import taken
 from ..moves.contract import JOIN_TASK, Answered, Call, RunKind, Start
 from ..moves.record import looks_secret, start_with, stops_at
 from ..reading.children import ended
@@ -222,7 +223,7 @@ class _Look:
             fields = self.node.input_schema.fields
             given = spec.decoded([name for name in fields if name in known], attempt.stand.channels)
         else:
-            given = spec.codec.decode(attempt.given.arg, "the Send's argument")
+            given = taken(spec.codec.decode(attempt.given.arg, "the Send's argument"))
             said = as_dict(given)
             said = updates_of(given) if said is None else said
             given = given if said is None else {name: value for name, value in said.items() if name in known}

@@ -23,6 +23,7 @@ from everstep_checkpoint.replay import State, state_at
 from ..graph.channels import apply
 from ..graph.runtime import END, Command, Send
 from ..graph.schema import as_dict, did_you_mean, updates_of
+from ..graph.untracked import marked
 from ..moves.contract import HANDLER, MOVE_MAX, START_TASK, Answered, Commanded, Start
 from ..moves.record import Config, Writes, input_sum, start_with
 from ..reading.derive import Told
@@ -59,6 +60,10 @@ class Lore(ABC):
     def encode(self, value: Any, what: str) -> bytes:
         """A value as it is stored. Raises UnknownType, InvalidInput, TooLarge."""
 
+    def marked(self, values: Any) -> Any:
+        """An argument, or keys and values, with marks for what is never stored."""
+        return values
+
     @abstractmethod
     def check(self, log: Log, thread: str, writes: Writes) -> None:
         """Would the reducers take it, where they are at hand? Raises InvalidUpdateError."""
@@ -83,6 +88,9 @@ class SpecLore(Lore):
 
     def encode(self, value: Any, what: str) -> bytes:
         return self.spec.codec.encode(value, what)
+
+    def marked(self, values: Any) -> Any:
+        return marked(values, self.spec.untracked)
 
     def check(self, log: Log, thread: str, writes: Writes) -> None:
         at = state_at(log, thread)
@@ -187,7 +195,7 @@ def _writes(lore: Lore, update: Any) -> list[tuple[str, bytes]]:
             raise InvalidUpdateError(
                 f"the Command updates {key!r}, which is no key of {lore.name!r}", fix=did_you_mean(key, lore.keys)
             )
-    return [(key, lore.encode(value, f"key {key!r}")) for key, value in pairs]
+    return [(key, lore.encode(lore.marked({key: value})[key], f"key {key!r}")) for key, value in pairs]
 
 
 def _pairs(update: Any) -> list[tuple[Any, Any]]:
@@ -221,7 +229,8 @@ def _goes(lore: Lore, given: Sequence[Any], thread: str) -> _Goes:
         )  # fmt: skip
     names = sorted({each for each in given if isinstance(each, str) and each != END})
     sends = [each for each in given if isinstance(each, Send)]
-    return _Goes(names, [(each, lore.encode(each.arg, f"the argument of Send({each.node!r})")) for each in sends])
+    args = [lore.encode(lore.marked(each.arg), f"the argument of Send({each.node!r})") for each in sends]
+    return _Goes(names, list(zip(sends, args, strict=True)))
 
 
 def _commanded(lore: Lore, told: Told | None, run: str, writes: Writes, goes: _Goes) -> Commanded | None:

@@ -32,6 +32,7 @@ from ..graph.placing import Place
 from ..graph.results import NodeResult, node_result
 from ..graph.runtime import ExecutionInfo, Runtime
 from ..graph.spec import GraphSpec, NodeSpec, form_args
+from ..graph.untracked import SHELF, Shelf, on, taken
 from ..graph.writing import StreamWriter, unheard
 from ..moves.contract import HANDLER, JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Answer, Commit, Lease, Moves
 from ..moves.record import RunRecord
@@ -145,6 +146,7 @@ class Attempt:
     known: Returned | None = None
     slotted: bool = False
     cache: Cache | None = None
+    shelf: Shelf | None = None
     pace: Pace = field(init=False)
     child: Child | None = field(default=None, init=False)  # of an isolated node
     _calls: Calls | None = field(default=None, init=False)
@@ -199,7 +201,7 @@ class Attempt:
 
     def _call(self) -> Result:
         self.pace.begin()
-        before, place = CURRENT.set(self), PLACE.set("")
+        before, place, shelf = CURRENT.set(self), PLACE.set(""), SHELF.set(self.shelf)
         try:
             self._check()
             if self.lease.task == JOIN_TASK:
@@ -218,6 +220,7 @@ class Attempt:
         finally:
             CURRENT.reset(before)
             PLACE.reset(place)
+            SHELF.reset(shelf)
 
     async def acall(self) -> Result:
         """The same on an event loop, for async nodes and routers. Keeps the timeout by itself."""
@@ -234,6 +237,7 @@ class Attempt:
         self.pace.begin()
         CURRENT.set(self)  # of this task only: it runs in a context of its own
         PLACE.set("")
+        SHELF.set(self.shelf)
         with kept(self.pace) as limit:
             return await self._acall(limit)
 
@@ -324,7 +328,7 @@ class Attempt:
     def args(self) -> tuple[Any, ...]:
         """The node's input, freshly decoded."""
         if self.given.arg is not None:
-            state = self.spec.codec.decode(self.given.arg, "the Send's argument")
+            state = taken(self.spec.codec.decode(self.given.arg, "the Send's argument"))
         else:
             node = self.given.error.node if self.given.error is not None else self.lease.node
             state = self.spec.node_input(node, self.stand.channels, self.steps)
@@ -349,6 +353,7 @@ class Attempt:
         values = {
             key: self.spec.codec.decode(value or b"\xc0", f"input key {key!r}") for key, value in self.given.input
         }
+        values = taken(values)
         if self.record.form == "json":
             values = self.spec.input_from_json(values)
         return self.spec.stored_writes(values, self.stand.channels)
@@ -432,7 +437,7 @@ class Attempt:
 class Performer:
     """Loads attempts and settles them. One per process; `by` is its name in the log; `listening` says who listens.
     `slotted`: attempts hold slots of a worker. `parks`: a worker of
-    another version may be there for what this one lacks."""
+    another version may be there for what this one lacks. `shelf`: of a run that is driven by who called it."""
 
     def __init__(
         self,
@@ -446,8 +451,10 @@ class Performer:
         cache: Cache | None = None,
         slotted: bool = False,
         parks: bool = False,
+        shelf: Shelf | None = None,
     ) -> None:
         self.listening = listening
+        self.shelf = shelf
         self.slotted = slotted
         self.graphs = graphs
         self.cache = cache
@@ -484,6 +491,7 @@ class Performer:
                 raise
             return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, doing, broken=error)
         attempt = Attempt(lease, spec, node, stand, record, self.loader, doing, given, slotted=self.slotted)
+        attempt.shelf = self.shelf or (Shelf() if spec.untracked else None)
         attempt = self._recalled(attempt)
         attempt.listened(self.listening)
         return attempt
@@ -520,13 +528,21 @@ class Performer:
         """Judge and plan. May write parts. Raises ServerError if Redis is away."""
         if attempt.voice is not None:
             attempt.voice.hush()
-        commit = self._settler.settle(attempt, result)
+        commit = self._shelved(attempt, result) if attempt.shelf is not None else self._settler.settle(attempt, result)
         fresh = result.returned is not None and not result.cached and commit.outcome in ("next", "done")
         if self.cache is not None and attempt.cache_key and fresh:
             assert result.returned is not None
             remember(self.cache, attempt, attempt.cache_key, result.returned)
         if attempt.voice is not None and attempt.voice.told and commit.entries:
             commit.entries[0]["told"] = attempt.voice.told  # so that readers know when they have heard all
+        return commit
+
+    def _shelved(self, attempt: Attempt, result: Result) -> Commit:
+        """What an attempt on a worker put on a shelf of its own is gone with it."""
+        assert attempt.shelf is not None
+        commit = on(attempt.shelf, lambda: self._settler.settle(attempt, result))
+        if attempt.shelf is not self.shelf:
+            attempt.shelf.clear()
         return commit
 
     def committed(self, commit: Commit, answer: Answer) -> None:

@@ -28,6 +28,7 @@ from ..graph.results import ForParent
 from ..graph.retry import next_delay
 from ..graph.runtime import END, START, Send
 from ..graph.spec import NodeSpec, Row
+from ..graph.untracked import marked
 from ..moves.contract import HANDLER, JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK, Commit, Lease, Moves
 from ..moves.record import stops_at
 from ..reading.questions import interrupts
@@ -217,7 +218,11 @@ class Settler:
         if not sends:
             return []
         spec = attempt.spec
-        encoded = [(s.node, spec.codec.encode(s.arg, f"the argument of Send({s.node!r})")) for s in sends]
+        args = [marked(s.arg, spec.untracked) for s in sends]
+        encoded = [
+            (s.node, spec.codec.encode(arg, f"the argument of Send({s.node!r})"))
+            for s, arg in zip(sends, args, strict=True)
+        ]
         places = [(s.node, spec.queue_of(s.node), s.timeout_s or spec.node(s.node).timeout_s or 0) for s in sends]
         return self._write_parts(attempt, named(encoded, places))
 
