@@ -261,6 +261,18 @@ def test_cancel_stops_a_run_and_is_harmless_twice(cli: Cli, tmp_path: Path) -> N
     (tmp_path / "go").touch()
 
 
+def test_delete_forgets_a_thread_once_it_was_said_twice(cli: Cli, tmp_path: Path) -> None:
+    cli("submit", "waiting", json.dumps({"word": str(tmp_path / "go"), "done": False}), "--thread", "t61")
+    assert cli("delete", "t61") == 2, "nobody said yes"
+    assert cli("delete", "t61", "--json") == 2
+    assert cli("delete", "t61", "--yes") == 4
+    assert "--cancel" in cli.err or "cancel" in cli.err
+    assert cli.json("delete", "t61", "--yes", "--cancel")["deleted"] is True
+    assert cli("state", "t61") == 3
+    assert cli("delete", "t61", "--yes") == 3
+    (tmp_path / "go").touch()
+
+
 def test_a_failed_run_says_why_shows_it_in_its_history_and_can_be_retried(cli: Cli, tmp_path: Path) -> None:
     given = json.dumps({"word": str(tmp_path / "mended"), "done": False})
     assert cli("submit", "breaking", given, "--thread", "t7", "--wait") == 1

@@ -323,6 +323,22 @@ def test_a_retry_policy_is_kept_and_attempts_are_counted(saver: Saver) -> None:
     assert attempts == [1, 2, 3]
 
 
+def test_who_says_go_on_gives_the_policy_all_its_attempts_again(saver: Saver) -> None:
+    """As in LangGraph, where three attempts are followed by three more."""
+    attempts: list[int] = []
+
+    def node(state: State, runtime: Runtime[Any]) -> State:
+        attempts.append(runtime.execution_info.node_attempt)
+        raise ConnectionError("away")
+
+    policy = RetryPolicy(initial_interval=0.01, jitter=False, max_attempts=3)
+    graph = chain(node, retry_policy=policy).compile(checkpointer=saver, name="g")
+    for rounds in (1, 2):
+        with pytest.raises(ConnectionError, match="away"):
+            graph.invoke({"count": 0} if rounds == 1 else None, on())
+        assert attempts == list(range(1, 3 * rounds + 1)), "the number of an attempt goes on"
+
+
 def test_a_timeout_ends_sync_and_async_nodes(saver: Saver) -> None:
     release = threading.Event()
 

@@ -191,6 +191,9 @@ def test_a_busy_thread_can_be_forked_and_not_branched(redis_url: str, client: An
             lambda: graph.invoke({"log": []}, on("t", one)),
             lambda: graph.update_state(on("t", one), {"log": []}, as_node="a", timeout=1),
             lambda: graph.update_state(on("t", one), None, as_node="__copy__"),
+            lambda: graph.update_state(
+                on("t"), {"log": []}, as_node="a", timeout=1
+            ),  # queued, it would meet another step
         ):
             length = len(made.log_store.read("t"))
             with pytest.raises(ThreadBusy, match="under way"):

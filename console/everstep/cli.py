@@ -38,6 +38,7 @@ WORDS = {
     "graphs": ("drawing", "The graphs that workers have published."),
     "draw": ("drawing", "A graph as Mermaid text, SVG or characters, drawn here."),
     "cancel": ("running", "Stop a run now; no step of it is committed after this."),
+    "delete": ("running", "Forget a thread: its log, and those of the graphs that it called."),
     "resume": ("running", "Answer the question that a thread waits with."),
     "retry": ("running", "Let a failed run go on from its last step."),
     "fork": ("travelling", "A new thread with the state of another, as it was then or is now."),

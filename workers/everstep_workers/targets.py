@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from everstep_checkpoint.errors import GraphError
+from everstep_scheduler.graph.theirs import theirs
 
 if TYPE_CHECKING:
     from everstep_scheduler.inline.compiled import CompiledGraph
@@ -76,7 +77,9 @@ def _compiled(target: str, found: dict[str, object], attribute: str) -> Compiled
     if isinstance(graph, StateGraph):
         raise GraphError(f"{target} is a graph that is not compiled", fix=f"{attribute} = {attribute}.compile()")
     if not isinstance(graph, CompiledGraph):
+        whose = theirs(graph)
         raise GraphError(
-            f"{target} is of type {type(graph).__name__}, not a compiled graph", fix="name what .compile() returned"
+            f"{target} is {whose}" if whose else f"{target} is of type {type(graph).__name__}, not a compiled graph",
+            fix="build it with `from everstep import StateGraph`" if whose else "name what .compile() returned",
         )
     return graph.named(attribute) if graph.name == UNNAMED else graph

@@ -222,6 +222,26 @@ def cancel(site: Site, thread: str, run: str | None, as_json: bool) -> None:
         site.say(f"thread {show.clean(thread)}: {said}")
 
 
+@click.command()
+@click.argument("thread")
+@click.option("--cancel", "stop", is_flag=True, help="Also where a run is under way: cancel it first.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON document.")
+@click.pass_obj
+def delete(site: Site, thread: str, stop: bool, yes: bool, as_json: bool) -> None:
+    """Forget THREAD: its log, its indexes, and the threads that its tasks called. Nothing brings it back."""
+    if not yes and (as_json or not sys.stdin.isatty()):
+        raise click.UsageError("nobody can be asked here; say --yes")
+    if not yes:
+        click.confirm(f"Forget thread {show.clean(thread)} and its history for good?", abort=True, err=True)
+    with site.open():
+        site.client.delete(thread, cancel=stop)
+    if as_json:
+        show.emit({"thread": thread, "deleted": True})
+    else:
+        site.say(f"thread {show.clean(thread)}: deleted")
+
+
 def _come_to(
     site: Site,
     run: Run,

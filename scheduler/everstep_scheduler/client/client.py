@@ -256,6 +256,9 @@ class Client(Travelling):
                 raise RunConflict(what, thread=thread, fix="give a new run_id, or leave it out")
             case "busy":
                 raise ThreadBusy("a run is under way on the thread", thread=thread, fix="wait for it, or cancel it")
+            case "nothing" if start.answers:
+                what = "no question waits on the thread: it was answered already, or its run was given up"
+                raise InvalidResume(what, thread=thread, fix="`everstep state THREAD` shows where it stands")
             case "nothing":
                 raise EmptyInputError("nothing to continue on the thread", thread=thread, fix="submit an input")
             case "asked":

@@ -26,6 +26,7 @@ from .runtime import END, RESERVED, START
 from .schema import Schema, did_you_mean
 from .spec import UNNAMED, Branch, GraphSpec, Join, NodeSpec, registry_of
 from .subgraphs import compiled_spec, types_in
+from .theirs import theirs
 
 if TYPE_CHECKING:
     from ..inline.compiled import CompiledGraph
@@ -339,7 +340,8 @@ class StateGraph:
         checkpointer = None if keeps is not None else checkpointer
         if checkpointer is not None and not hasattr(checkpointer, "moves"):
             raise GraphError(
-                f"{checkpointer!r} is no checkpointer", fix="InMemorySaver(), or RedisSaver('redis://127.0.0.1:6379/0')"
+                f"{theirs(checkpointer) or repr(checkpointer)} is no checkpointer of everstep",
+                fix="from everstep import InMemorySaver, RedisSaver: InMemorySaver(), or RedisSaver('redis://127.0.0.1:6379/0')",
             )
         spec = replace(self.spec(name, interrupt_before, interrupt_after), durability=durability_of(durability))
         return CompiledGraph(spec, checkpointer, cache, keeps)

@@ -16,6 +16,7 @@ from everstep_checkpoint.errors import GraphError
 
 from .retry import RetryPolicy
 from .runtime import seconds
+from .theirs import imports, theirs
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def _timeout(who: str, given: Timeout) -> TimeoutPolicy | None:
 def _policies(who: str, given: RetryPolicy | Sequence[RetryPolicy] | None) -> tuple[RetryPolicy, ...] | None:
     if given is None:
         return None
+    if whose := theirs(given):
+        raise GraphError(f"the retry policy is {whose}", node=who, fix=imports(given))
     policies = (given,) if not isinstance(given, Sequence) else tuple(given)
     if wrong := [each for each in policies if not isinstance(each, RetryPolicy)]:  # pyright: ignore
         raise GraphError(f"{wrong[0]!r} is no RetryPolicy", node=who, fix="Use everstep's RetryPolicy.")

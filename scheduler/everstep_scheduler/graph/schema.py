@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from everstep_checkpoint.errors import GraphError, InvalidInput
 
 from .managed import NO_STEPS, Steps, managed_in
+from .theirs import refuse_theirs
 
 # What pydantic raises for a type it has no schema for; such a field is taken as it comes.
 NO_SCHEMA = (
@@ -147,8 +148,9 @@ def updates_of(instance: object) -> dict[str, Any] | None:
     """A dataclass's or model's fields as an update; None for any other value.
 
     LangGraph's rule (`get_update_as_tuples`): all fields, except those of a model that were not set and whose
-    default is None.
+    default is None. Raises InvalidUpdateError for an instance of LangGraph's own classes.
     """
+    refuse_theirs(instance, "what was given")
     if isinstance(instance, BaseModel):
         fields = type(instance).model_fields
         given = {name: getattr(instance, name) for name in fields}

@@ -24,6 +24,7 @@ from ..graph.results import NodeResult
 from ..graph.runtime import END, START, Send
 from ..graph.schema import Schema, did_you_mean
 from ..graph.spec import Branch, GraphSpec, Join, form_args
+from ..graph.theirs import refuse_theirs
 
 Destinations = tuple[list[str], list[Send]]
 Asking = Generator[Callable[[], Any], Any, Destinations]
@@ -231,6 +232,7 @@ def _sort_out(spec: GraphSpec, branch: Branch, answer: Any, names: list[str], se
 
 def _mapped(branch: Branch, said: Any) -> str:
     """The node that a router's word stands for."""
+    refuse_theirs(said, f"what {_router(branch)} said")
     try:
         name = said if branch.ends is None else branch.ends[said]
     except (KeyError, TypeError):

@@ -533,13 +533,12 @@ def _plain(error: BaseException) -> Exception:
 
 
 def _failures(log: Log, lease: Lease) -> int:
-    """Attempts that raised since the task last asked, this one included: those whose process died don't count, and a
-    question is no failure. With an answer LangGraph, too, counts anew."""
-    counted = max(lease.attempt - lease.lost, 1)
-    if not lease.answers or counted == 1:
-        return counted
+    """Attempts that raised in this run since the task last asked, this one included: those whose process died don't
+    count, and a question is no failure. With an answer, or when somebody says to go on, LangGraph, too, counts anew."""
+    if max(lease.attempt - lease.lost, 1) == 1:
+        return 1
     facts = log.pages(lease.thread, f"{lease.n}-1", str(lease.n))
-    kinds = [fact.kind for fact in facts if fact.text("task") == lease.task]
+    kinds = [fact.kind for fact in facts if fact.text("task") == lease.task and fact.text("run") == lease.run]
     asked = len(kinds) - kinds[::-1].index("task_paused") if "task_paused" in kinds else 0
     return 1 + kinds[asked:].count("task_failed")
 

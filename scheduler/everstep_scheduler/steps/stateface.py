@@ -305,7 +305,7 @@ class StateFace(ABC):
             run=said.run_id or new_id(), graph=graph, queue=queue, task=UPDATE_TASK,
             node=START if pairs[0][0] == END else pairs[0][0], on=named,
             nodes=() if alone else [(node, len(writes)) for node, writes in pairs],
-            codec=self._codec,
+            mode="reject", codec=self._codec,
         )  # fmt: skip
 
     def _as_input(self, thread: str, said: Config, at: State | None, values: Any) -> dict[str, Any]:
