@@ -295,7 +295,7 @@ class LogMoves:
             (part,) = self._append(thread, [piece], t.after)
             (fact,) = self._append(thread, [e.fact("task_added", t.run, parts=json.dumps([[part, count]]))], t.after)
             found = {part: self.log.read(thread, part, part)[0]}
-            for x in added_tasks(self.log.read(thread, fact, fact)[0], found):
+            for x in added_tasks(self.log.read(thread, fact, fact), found):
                 new[x.task] = Task(x.node, x.queue, x.timeout_s)
         if new and t.open.pop(JOIN_TASK, None) is not None:
             t.left -= 1  # a join that failed waits again, for what is added
