@@ -44,7 +44,7 @@ from ..moves.record import Config, On, check_run_id, commands, start_of, start_w
 from ..moves.redismoves import RedisMoves, Scripts
 from ..reading.carried import Errors
 from ..reading.children import children
-from ..reading.questions import gone_on, resume_of
+from ..reading.questions import deleted_meanwhile, gone_on, resume_of
 from ..reading.shapes import Reading, check_modes, live_modes
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from ..recovery.rebuild import STATUSES
@@ -263,6 +263,8 @@ class Client(Travelling):
                 raise EmptyInputError(what, thread=thread, fix="`everstep state` shows the questions, resume answers")
             case "stale":
                 raise gone_on(thread)
+            case "gone":
+                raise deleted_meanwhile(thread)
             case _:
                 raise self._unreadable(thread)
 

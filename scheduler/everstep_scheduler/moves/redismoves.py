@@ -273,6 +273,8 @@ def _begun(start: Start) -> tuple[Header, list[Any]]:
         header["at"] = start.at
     if start.base is not None:
         header["base"] = start.base
+    if start.on is not None:
+        header["on"] = start.on
     if start.parent:
         header["parent"] = start.parent
     if start.limit_key:
@@ -346,6 +348,7 @@ class RedisMoves:
             "head": branch.head, "next": branch.next, "base": start.base, "stop": branch.stop,
         }  # fmt: skip
         header |= {"parts": branch.parts} if branch.parts else {}
+        header |= {"on": start.on} if start.on is not None else {}
         header |= {"ask": 1} if ask else {}
         header |= {"lk": start.limit_key} if start.limit_key else {}
         if offer is not None:

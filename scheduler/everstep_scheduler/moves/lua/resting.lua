@@ -92,6 +92,20 @@ local function begin(thread, T, run, rec_id, node, graph, queue, limit_key)
   return fresh_record(node, T.queue, 0)
 end
 
+-- Is the checkpoint there that a run builds on, `on` = {n, digest}? Its thread may have been deleted since it was looked at,
+-- and begun anew.
+local function grounded(thread, T, on)
+  if not on then return true end
+  if not T then return false end
+  if on[1] == 0 then return T.birth == on[2] end
+  local at = on[1] .. '-0'
+  local found = call('XRANGE', S .. 'log:' .. thread, at, at)[1]
+  for i = 1, found and #found[2] or 0, 2 do
+    if found[2][i] == 'digest' then return found[2][i + 1] == on[2] end
+  end
+  return false
+end
+
 -- A task that is open again: for the inline caller that made it so, else at the back of its queue, where refill may take
 -- it if nothing waits ahead.
 local function hand(thread, T, task, rec)
