@@ -214,7 +214,7 @@ class Branch:
 class Started:
     """started, queued, attached (known run id, same input), conflict, busy, nothing (to continue), asked (all that is
     open waits for answers), stale (a question that is answered is not the one that is asked), gone (the checkpoint that
-    it builds on is not there: the thread was deleted meanwhile).
+    it builds on is not there: the thread was deleted meanwhile), dying (the thread is being deleted).
 
     Of a branch also moved (the head is another one) and ready (to a question). Of a run that rolls back moved: `run` is
     the one under way.

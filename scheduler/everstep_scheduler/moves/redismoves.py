@@ -18,7 +18,7 @@ from redis.exceptions import NoScriptError
 
 from everstep_checkpoint.entries import Fields
 from everstep_checkpoint.errors import Conflict, CorruptEntry, EverstepError, LogError, ServerUnavailable
-from everstep_checkpoint.keys import Keys
+from everstep_checkpoint.keys import Keys, is_within
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.signing import FIELD, Signer, of_environment
@@ -521,8 +521,16 @@ class RedisMoves:
             found: Any = self.scripts.client.hget(self.scripts.keys.thread(thread), "run")
         return found.decode() if found else ""
 
-    def delete(self, thread: str) -> str:
-        return str(self.scripts.run("delete", {"thread": thread, "salt": salt()})["status"])
+    def delete(self, thread: str, *, aside: bool = False, of: str = "") -> str:
+        """`aside`: its log stays as `dying`, and nothing begins on the thread, until its deleter has seen to what it
+        called. `of`: only while the log of this thread, which called it, stands aside."""
+        said: Header = {"thread": thread, "salt": salt()}
+        said |= {"aside": 1} if aside else {}
+        said |= {"of": of} if of else {}
+        if is_within(thread):
+            keys = self.scripts.keys
+            said["kept"] = keys.log(thread).removeprefix(keys.stem)
+        return str(_standing(self.scripts.run("delete", said))["status"])
 
     def sweep(self, server: str, lease_ms: int = LEASE_MS) -> Header:
         """Expired leases, due wakes, steps given up: lost, woken, held (ms until leases may expire again), more."""

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Codec
-from everstep_checkpoint.errors import Conflict, InvalidResume
+from everstep_checkpoint.errors import Conflict, InvalidResume, ThreadBusy
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.sound import sound
 
@@ -182,6 +182,15 @@ def deleted_meanwhile(thread: str) -> Conflict:
         "the checkpoint is not there any more: the thread was deleted, or begun anew, meanwhile",
         thread=thread,
         fix="look at its history again",
+    )
+
+
+def dying(thread: str) -> ThreadBusy:
+    """The error for a run on a thread that is being deleted."""
+    return ThreadBusy(
+        "the thread is being deleted, with what its tasks called",
+        thread=thread,
+        fix="try again when that is done; if its deleter is gone, delete it once more",
     )
 
 

@@ -7,10 +7,11 @@
 --    lk: what its limits are counted by, if they are per key
 --    ask=1: write nothing, only say whether it would pass
 --    own=1: an inline caller leases the tasks itself (owner lease_ms tokens round)
--- Answers JSON: status = started | attached | conflict | busy | gone | moved | rebuild | ready; entry; leases; run: how it rests
+-- Answers JSON: status = started | attached | conflict | busy | gone | dying | moved | rebuild | ready; entry; leases; run: how it rests
 if not alive() then return '{"status":"rebuild"}' end
 local T = load(H.thread)
 if not T and call('EXISTS', S .. 'log:' .. H.thread) == 1 then return '{"status":"rebuild"}' end
+if not T and call('EXISTS', S .. 'dying:' .. H.thread) == 1 then return '{"status":"dying"}' end
 local known = call('HGET', S .. 'runs:' .. H.thread, H.run)
 if known then
   local word, entry, sum = string.match(known, '^(%S+) (%S+) (%S*)')

@@ -13,13 +13,14 @@
 --      after: the thread's last run; updates: the fact's input is for the state of the checkpoint;
 --      tasks = { {node, queue, seconds}, ... } to add to the open step, parts = {number of Sends, ...}, whose `tasks`,
 --      `sends` and `sum` follow the answers, sigs = their signatures, where there are any
--- Answers JSON: status = started | queued | attached | conflict | busy | rebuild | nothing | asked | stale | gone; entry; leases;
+-- Answers JSON: status = started | queued | attached | conflict | busy | rebuild | nothing | asked | stale | gone | dying; entry; leases;
 --    resumed: under_way = the run that was taken up; equal: caller, till = whose run has this input, and its last word
 --    moved (rollback): under_way = another run than `over`, or none
 local QUEUED_LOOKED = 99
 if not alive() then return '{"status":"rebuild"}' end
 local T = load(H.thread)
 if not T and call('EXISTS', S .. 'log:' .. H.thread) == 1 then return '{"status":"rebuild"}' end
+if not T and call('EXISTS', S .. 'dying:' .. H.thread) == 1 then return '{"status":"dying"}' end
 local known = call('HGET', S .. 'runs:' .. H.thread, H.run)
 if known then
   local word, entry, sum = string.match(known, '^(%S+) (%S+) (%S*)')
