@@ -150,7 +150,8 @@ local function refill()
   for _, q in ipairs(H.queues or {}) do
     local id = true
     while id and #tokens > 0 and looked < MOVE_MAX do
-      id = call('LPOP', R .. 'queue:' .. q)
+      id = show('LPOP', R .. 'queue:' .. q)
+      id = type(id) == 'string' and id -- a key of another type is no queue, and must not be in the way of the others
       looked = looked + 1
       if looked == MOVE_MAX then pushed[q] = (pushed[q] or 0) + 2 end -- not at the end yet: ring, so that somebody goes on
       if id then
