@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Annotated, Any, TypedDict
 from unittest.mock import patch
 
@@ -19,11 +20,13 @@ from everstep.site import Site
 from everstep_checkpoint.log import new_id
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START, Send
+from everstep_scheduler.moves import redismoves
 from everstep_scheduler.moves.connection import server_run_id
 from everstep_scheduler.moves.contract import Offer
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.recovery import recovery
 from everstep_scheduler.recovery.recovery import audit, differing, recover
+from everstep_workers.work import Setup, Work
 from hand import KEYS, LEASE_MS, THREAD, Hand
 from servers import wait_for
 
@@ -96,6 +99,20 @@ def a_job_of_a_task_that_is_junk(client: Any) -> None:
     client.rpush(KEYS.rq_queue("g"), "evil")
 
 
+def a_job_of_a_thread_with_bytes_that_are_no_text(client: Any, where: str = "graph", byte: bytes = b"\xff") -> None:
+    rec = json.dumps({"p": "job", "a": 0, "n": "a", "q": "g", "w": 0, "j": "evil"}).encode()
+    rows: dict[str, Any] = {**ROWS, "asked": 0, "halted": 0}
+    if where == "record":
+        rec = rec.replace(b'"a",', b'"a' + byte + b'",')
+    else:
+        rows[where] = byte
+    client.hset(KEYS.thread("bad"), mapping=rows)
+    client.hset(KEYS.open("bad"), "p0", rec)
+    told = json.dumps({"thread": "bad", "n": 1, "task": "p0", "keys": KEYS.stem})
+    client.hset(KEYS.rq_job("evil"), mapping={"everstep": told, "data": "x", "origin": "g"})
+    client.rpush(KEYS.rq_queue("g"), "evil")
+
+
 def waiting_processes_that_are_a_text(client: Any) -> None:
     client.set(KEYS.waiting("g"), "x")
 
@@ -118,6 +135,7 @@ def counters_that_are_texts(client: Any) -> None:
         a_job_that_is_a_list,
         a_job_of_a_thread_that_is_a_list,
         a_job_of_a_task_that_is_junk,
+        a_job_of_a_thread_with_bytes_that_are_no_text,
         waiting_processes_that_are_a_text,
         registries_that_are_texts,
         counters_that_are_texts,
@@ -572,3 +590,49 @@ def test_a_wide_step_that_is_given_up_while_workers_claim_leaves_the_count_right
     assert run_is_done(hand)
     assert (int(client.hget(KEYS.counts, "g") or 0), client.llen(KEYS.rq_queue("g"))) == (0, 0)
     assert differing(client, KEYS, ["g"]) == []
+
+
+# --- bytes that are no text
+
+
+@pytest.mark.parametrize("byte", [b"\xff", b"a\x80", b"\xc3", b"\xe0\x80\x80", b"\xf4\x90\x80\x80"])
+@pytest.mark.parametrize("where", ["graph", "run", "digest", "conf", "record"])
+def test_a_task_with_bytes_that_are_no_text_is_refused_alone(hand: Hand, where: str, byte: bytes) -> None:
+    for i in range(2):
+        hand.submit(f"r{i}", f"t{i}")
+        if not i:
+            a_job_of_a_thread_with_bytes_that_are_no_text(hand.client, where, byte)
+    answer = hand.moves.claim(hand.offer(5))
+    assert [lease.thread for lease in answer.leases] == ["t0", "t1"]
+    assert len(answer.refused) == 1
+    assert "bytes that are no text" in answer.refused[0]
+    assert b"no text" in hand.client.hget(KEYS.rq_job("evil"), "exc_info")
+    assert hand.client.llen(KEYS.rq_queue("g")) == 0
+
+
+@pytest.mark.parametrize("name", ["\u00e9", "\u20ac", "\U0001f600", "\u07ff\u0800\uffff"])
+def test_names_of_all_lengths_are_text(hand: Hand, name: str) -> None:
+    hand.submit("r1", name)
+    assert [lease.thread for lease in hand.moves.claim(hand.offer(1)).leases] == [name]
+
+
+def test_of_an_answer_with_such_bytes_the_other_leases_hold_good(hand: Hand) -> None:
+    """A hash that is spoilt while its task is leased: nothing looked at it, and a script tells what stands there."""
+    for i in range(2):
+        hand.submit(f"r{i}", f"t{i}")
+    rows = [json.dumps([*lease]).encode() for lease in hand.moves.claim(hand.offer(2)).leases]
+    said = b'{"status":"ok","leases":[' + rows[0] + b"," + rows[1].replace(b'"g"', b'"\xff"') + b"]}"
+    found = redismoves._answered(said)  # pyright: ignore[reportPrivateUsage]
+    assert [row[1] for row in found["leases"]] == ["t0"]
+    assert len(found["refused"]) == 1 and "start of thread t1" in found["refused"][0]
+
+
+def test_an_answer_that_can_not_be_read_costs_no_slot() -> None:
+    work = Work(Setup("redis://127.0.0.1:1", "w", ("g",), KEYS, concurrency=4), {})
+    offer = work.offer(tuple(work.slots.take(3)))
+    done: Any = SimpleNamespace(own=False)
+    nothing: Any = None
+    with patch.object(work.moves, "answer_to", side_effect=ValueError), pytest.raises(ValueError):
+        work.came(done, nothing, offer, b"junk")
+    assert len(work.slots) == 4
+    work.close()

@@ -90,6 +90,15 @@ end
 -- A number that JSON can say and that can be counted on: Lua reads `inf` and `nan`, too.
 local function counts(value) return type(value) == 'number' and math.abs(value) < 2 ^ 53 end
 
+-- Is it text? One byte that is none, and whoever asked can't read the answer, with all else that is in it.
+local SEQUENCES = { '[\194-\223][\128-\191]', '\224[\160-\191][\128-\191]', '[\225-\239][\128-\191][\128-\191]',
+  '\240[\144-\191][\128-\191][\128-\191]', '[\241-\243][\128-\191][\128-\191][\128-\191]', '\244[\128-\143][\128-\191][\128-\191]' }
+local function is_text(bytes)
+  if not string.find(bytes, '[\128-\255]') then return true end
+  for _, sequence in ipairs(SEQUENCES) do bytes = string.gsub(bytes, sequence, ' ') end
+  return not string.find(bytes, '[\128-\255]')
+end
+
 -- The record behind a field of `open:*`, nil for what we did not write.
 local function sound(text)
   local rec = decoded(text)
@@ -113,13 +122,18 @@ local function whole(T)
 end
 
 -- The thread and the open task that a name in an index leads to. Nothing where their keys are not what we wrote: one such
--- thread must not keep all others from their work. `everstep recover` makes its indexes anew.
+-- thread must not keep all others from their work. `everstep recover` makes its indexes anew. Third answer: why, where that
+-- is to be shown.
 local function opened(thread, task)
   local good, T = pcall(load, thread)
   if not (good and T and whole(T)) then return end
   local text = show('HGET', S .. 'open:' .. thread, task)
   local rec = type(text) == 'string' and sound(text)
-  if rec then return T, rec end
+  if not rec then return end
+  if not is_text(table.concat({ thread, task, text, T.digest, T.birth, T.graph, T.run, T.rec, T.conf or '', T.over or '', T.early or '' })) then
+    return nil, nil, 'there are bytes that are no text in the hash of its thread, or in its record; see `everstep doctor`'
+  end
+  return T, rec
 end
 
 local function keep(thread, task, rec)

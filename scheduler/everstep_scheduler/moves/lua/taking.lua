@@ -87,8 +87,9 @@ local function accept(id, q, token)
     if not named then return false end
     thread, task = named.thread, named.task
   end
-  local T, stored_rec = nil, nil
-  if known then T = load(thread) else T, stored_rec = opened(thread, task) end
+  local T, stored_rec, why = nil, nil, nil
+  if known then T = load(thread) else T, stored_rec, why = opened(thread, task) end
+  if why then return refuse(id, q, why) end
   local more = T and T.width > 1
   rec = rec or stored_rec
   if not rec or rec.j ~= id then
