@@ -5,6 +5,7 @@ Where LangGraph drops what it can't place, or loses what it took before, we refu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 import redis
 from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 
+from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import (
+    CorruptEntry,
     EmptyInputError,
     InvalidResume,
     InvalidUpdateError,
@@ -21,13 +24,14 @@ from everstep_checkpoint.errors import (
     ThreadBusy,
 )
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.replay import verify
+from everstep_checkpoint.replay import step_of, verify
 from everstep_scheduler.client.client import connect
 from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START, Command, Send
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from everstep_scheduler.moves.record import Config
+from everstep_scheduler.reading.derive import derive
 from test_interrupts import (
     OURS,
     THEIRS,
@@ -406,3 +410,32 @@ def test_an_update_opens_hundreds_that_asked_each_once(saver: Saver) -> None:
 
 
 # --- random threads
+
+
+# --- logs that others wrote
+
+
+@pytest.mark.parametrize("facts", [1, 2])
+def test_a_part_that_is_added_again_and_again_is_refused_before_its_tasks_are_made(facts: int) -> None:
+    made = StateGraph(State)
+    made.add_node("a", lambda state: {})
+    made.add_node("w", lambda state: {"log": [interrupt("?")]})
+    made.add_edge(START, "a")
+    made.add_conditional_edges("a", lambda state: [Send("w", {"log": []}) for _ in range(128)], ["w"])
+    saver = InMemorySaver()
+    graph = made.compile(checkpointer=saver)
+    graph.invoke({"log": []}, on("t"))
+    head = saver.log.head("t")
+    assert head is not None
+    entries = list(saver.log.pages("t"))
+    part = next(x.id for x in entries if x.kind == "part")
+    for _ in range(facts):
+        added = json.dumps([[part, 128]] * (1 if facts > 1 else 8000))
+        saver.log.append("t", [e.fact("task_added", entries[0].text("run"), parts=added)], (head.n, head.digest))
+    for read in (
+        lambda: derive(saver.log, "t"),
+        lambda: step_of(saver.log, "t", head.n),
+        lambda: graph.get_state(on("t")),
+    ):
+        with pytest.raises(CorruptEntry, match=r"twice|second time"):
+            read()

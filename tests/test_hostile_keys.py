@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import operator
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Annotated, Any, TypedDict
 from unittest.mock import patch
 
 import pytest
@@ -16,11 +19,16 @@ from everstep.doctor import examine
 from everstep.site import Site
 from everstep_checkpoint.log import new_id
 from everstep_scheduler.graph.builder import StateGraph
-from everstep_scheduler.graph.runtime import END, START
+from everstep_scheduler.graph.runtime import END, START, Send
+from everstep_scheduler.moves import redismoves
+from everstep_scheduler.moves.connection import server_run_id
 from everstep_scheduler.moves.contract import Offer
+from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.recovery import recovery
-from everstep_scheduler.recovery.recovery import audit, recover
+from everstep_scheduler.recovery.recovery import audit, differing, recover
+from everstep_workers.work import Setup, Work
 from hand import KEYS, LEASE_MS, THREAD, Hand
+from servers import wait_for
 
 COMMANDS_MAX = 250 * 20
 ROWS = {"birth": "b", "n": 1, "digest": "d", "step": 0, "status": "running", "run": "r", "rec": "0-1", "base": -2,
@@ -32,6 +40,10 @@ STALE = '["everstep.run_node",null,[],{"thread":"x","task":"y"}]'
 
 class State(TypedDict):
     count: int
+
+
+class Counted(TypedDict):
+    count: Annotated[int, operator.add]
 
 
 def two_steps() -> StateGraph:
@@ -87,6 +99,20 @@ def a_job_of_a_task_that_is_junk(client: Any) -> None:
     client.rpush(KEYS.rq_queue("g"), "evil")
 
 
+def a_job_of_a_thread_with_bytes_that_are_no_text(client: Any, where: str = "graph", byte: bytes = b"\xff") -> None:
+    rec = json.dumps({"p": "job", "a": 0, "n": "a", "q": "g", "w": 0, "j": "evil"}).encode()
+    rows: dict[str, Any] = {**ROWS, "asked": 0, "halted": 0}
+    if where == "record":
+        rec = rec.replace(b'"a",', b'"a' + byte + b'",')
+    else:
+        rows[where] = byte
+    client.hset(KEYS.thread("bad"), mapping=rows)
+    client.hset(KEYS.open("bad"), "p0", rec)
+    told = json.dumps({"thread": "bad", "n": 1, "task": "p0", "keys": KEYS.stem})
+    client.hset(KEYS.rq_job("evil"), mapping={"everstep": told, "data": "x", "origin": "g"})
+    client.rpush(KEYS.rq_queue("g"), "evil")
+
+
 def waiting_processes_that_are_a_text(client: Any) -> None:
     client.set(KEYS.waiting("g"), "x")
 
@@ -109,6 +135,7 @@ def counters_that_are_texts(client: Any) -> None:
         a_job_that_is_a_list,
         a_job_of_a_thread_that_is_a_list,
         a_job_of_a_task_that_is_junk,
+        a_job_of_a_thread_with_bytes_that_are_no_text,
         waiting_processes_that_are_a_text,
         registries_that_are_texts,
         counters_that_are_texts,
@@ -445,3 +472,167 @@ def test_doctor_comes_to_its_end_whatever_stands_in_redis(hand: Hand, redis_url:
     with site.open():
         assert examine(site)
     site.redis.close()
+
+
+# --- a queue whose key is of another type for a while: what can't be queued is in a place all the same
+
+
+def _sweep(hand: Hand) -> None:
+    hand.moves.sweep(server_run_id(hand.client), LEASE_MS)
+
+
+def _runs_out(hand: Hand) -> None:
+    def lost() -> bool:
+        _sweep(hand)
+        return not hand.client.zcard(KEYS.leases)
+
+    wait_for(lost)
+
+
+def _is_an_orphan(hand: Hand) -> None:
+    for each in range(1, 4):
+        hand.moves.renew(Offer(hand.owner, lease_ms=LEASE_MS, round=each))
+
+
+GIVEN_UP: dict[str, Callable[[Hand], object]] = {
+    "runs out": _runs_out,
+    "is an orphan": _is_an_orphan,
+    "is given back": lambda hand: hand.moves.release(hand.owner, None, "job"),
+    "its process died": lambda hand: hand.moves.release(hand.owner, None, "lost"),
+}
+
+
+@pytest.mark.parametrize("way", GIVEN_UP)
+def test_a_task_that_is_given_up_while_its_queue_is_of_another_type_comes_back(hand: Hand, way: str) -> None:
+    hand.submit("r1")
+    assert hand.claim() == ["start"]
+    hand.held.clear()
+    for queue in ("g", "g.suspect"):
+        hand.client.set(KEYS.rq_queue(queue), "x")
+    GIVEN_UP[way](hand)
+    place = json.loads(hand.client.hget(KEYS.open(THREAD), "start"))["p"]
+    assert (place, hand.client.zcard(KEYS.wakes)) == ("wake", 1)
+    _due(hand)
+    _sweep(hand)
+    assert hand.client.zcard(KEYS.wakes) == 1, "not yet mended: it waits for another second"
+    hand.client.delete(KEYS.rq_queue("g"), KEYS.rq_queue("g.suspect"))
+    _due(hand)
+    _sweep(hand)
+    hand.drive()
+    assert run_is_done(hand)
+
+
+def _due(hand: Hand) -> None:
+    for member in hand.client.zrange(KEYS.wakes, 0, -1):
+        hand.client.zadd(KEYS.wakes, {member: 1})
+
+
+def test_a_wake_whose_queue_is_of_another_type_waits_and_keeps_nobody_from_work(hand: Hand) -> None:
+    hand.submit("r1")
+    rec = json.dumps({"p": "wake", "a": 0, "n": "b", "q": "apart", "w": 0, "j": "j"})
+    hand.client.hset(KEYS.thread("w"), mapping={**ROWS, "asked": 0, "halted": 0})
+    hand.client.hset(KEYS.open("w"), "p0", rec)
+    hand.client.zadd(KEYS.wakes, {"1 p0 w": 1})
+    hand.client.set(KEYS.rq_queue("apart"), "x")
+    assert hand.claim() == ["start"]
+    assert hand.client.zcard(KEYS.wakes) == 1
+    hand.client.delete(KEYS.rq_queue("apart"))
+    _due(hand)
+    _sweep(hand)
+    assert (hand.client.zcard(KEYS.wakes), hand.client.llen(KEYS.rq_queue("apart"))) == (0, 1)
+
+
+def test_what_can_not_be_parked_keeps_its_lease_until_it_runs_out(hand: Hand) -> None:
+    hand.submit("r1")
+    hand.claim()
+    (lease,) = hand.held
+    hand.client.set(KEYS.parked_for("g", "__start__"), "x")
+    assert hand.moves.release(hand.owner, None, "parked", "no such node") == 0
+    assert hand.client.zscore(KEYS.leases, lease.token) is not None
+
+
+def test_a_commit_is_whole_where_a_queue_that_it_refills_from_is_of_another_type(hand: Hand) -> None:
+    hand.submit("r1")
+    hand.claim()
+    hand.client.set(KEYS.rq_queue("apart"), "x")
+    (lease,) = hand.held
+    attempt = hand.performer.load(lease)
+    offer = Offer(hand.owner, (new_id(), new_id()), ("apart", "g"), "process", lease_ms=LEASE_MS)
+    answer = hand.moves.commit([(hand.performer.settle(attempt, attempt.call()), offer)])[0]
+    assert (answer.status, [each.node for each in answer.leases]) == ("ok", ["a"])
+
+
+# --- the count of jobs
+
+
+def test_a_wide_step_that_is_given_up_while_workers_claim_leaves_the_count_right(client: redis.Redis) -> None:
+    made = StateGraph(Counted)
+    made.add_node("a", lambda state: {"count": 1}).add_node("w", lambda state: {"count": 1})
+    made.add_edge(START, "a").add_edge("w", END)
+    sends = [Send("w", {"count": 0}) for _ in range(400)]
+    made.add_conditional_edges("a", lambda state: sends if state["count"] < 5 else END, ["w", END])
+    hand = Hand(client, made)
+    hand.submit("r1")
+    for _ in range(2):
+        hand.claim()
+        hand.do()
+    hand.claim(60)
+    start = start_of(hand.spec, THREAD, "r2", {"count": 10}, Config(), "input")
+    assert hand.moves.start(replace(start, mode="interrupt")).status == "started"
+    hand.held.clear()
+    for _ in range(6):  # jobs of the step come up before the sweep has come to it
+        hand.claim(5)
+        while hand.held:
+            hand.do()
+    while client.llen(KEYS.discards):
+        _sweep(hand)
+    hand.drive()
+    assert run_is_done(hand)
+    assert (int(client.hget(KEYS.counts, "g") or 0), client.llen(KEYS.rq_queue("g"))) == (0, 0)
+    assert differing(client, KEYS, ["g"]) == []
+
+
+# --- bytes that are no text
+
+
+@pytest.mark.parametrize("byte", [b"\xff", b"a\x80", b"\xc3", b"\xe0\x80\x80", b"\xf4\x90\x80\x80"])
+@pytest.mark.parametrize("where", ["graph", "run", "digest", "conf", "record"])
+def test_a_task_with_bytes_that_are_no_text_is_refused_alone(hand: Hand, where: str, byte: bytes) -> None:
+    for i in range(2):
+        hand.submit(f"r{i}", f"t{i}")
+        if not i:
+            a_job_of_a_thread_with_bytes_that_are_no_text(hand.client, where, byte)
+    answer = hand.moves.claim(hand.offer(5))
+    assert [lease.thread for lease in answer.leases] == ["t0", "t1"]
+    assert len(answer.refused) == 1
+    assert "bytes that are no text" in answer.refused[0]
+    assert b"no text" in hand.client.hget(KEYS.rq_job("evil"), "exc_info")
+    assert hand.client.llen(KEYS.rq_queue("g")) == 0
+
+
+@pytest.mark.parametrize("name", ["\u00e9", "\u20ac", "\U0001f600", "\u07ff\u0800\uffff"])
+def test_names_of_all_lengths_are_text(hand: Hand, name: str) -> None:
+    hand.submit("r1", name)
+    assert [lease.thread for lease in hand.moves.claim(hand.offer(1)).leases] == [name]
+
+
+def test_of_an_answer_with_such_bytes_the_other_leases_hold_good(hand: Hand) -> None:
+    """A hash that is spoilt while its task is leased: nothing looked at it, and a script tells what stands there."""
+    for i in range(2):
+        hand.submit(f"r{i}", f"t{i}")
+    rows = [json.dumps([*lease]).encode() for lease in hand.moves.claim(hand.offer(2)).leases]
+    said = b'{"status":"ok","leases":[' + rows[0] + b"," + rows[1].replace(b'"g"', b'"\xff"') + b"]}"
+    found = redismoves._answered(said)  # pyright: ignore[reportPrivateUsage]
+    assert [row[1] for row in found["leases"]] == ["t0"]
+    assert len(found["refused"]) == 1 and "start of thread t1" in found["refused"][0]
+
+
+def test_an_answer_that_can_not_be_read_costs_no_slot() -> None:
+    work = Work(Setup("redis://127.0.0.1:1", "w", ("g",), KEYS, concurrency=4), {})
+    offer = work.offer(tuple(work.slots.take(3)))
+    done: Any = SimpleNamespace(own=False)
+    nothing: Any = None
+    with patch.object(work.moves, "answer_to", side_effect=ValueError), pytest.raises(ValueError):
+        work.came(done, nothing, offer, b"junk")
+    assert len(work.slots) == 4
+    work.close()

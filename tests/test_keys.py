@@ -32,6 +32,7 @@ def spelled() -> set[str]:
         KEYS.queued,
         KEYS.runs,
         KEYS.mended,
+        KEYS.dying,
         KEYS.held,
         KEYS.waiting,
         KEYS.bell,

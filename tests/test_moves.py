@@ -176,7 +176,8 @@ class Stage:
         parent = f"{THREAD} 1 {'p' * 43}"
         made = e.checkpoint("p" * 43, n + 1, **said, parent=parent, floor=f"{n}-1", birth=BIRTH, state=e.wrap(b"\x80"))
         fields: e.Fields = {"run": run, "kind_of_run": "fork", "task": "start", "node": "__start__", "graph": "g"}
-        fields |= {"queue": "g", "step": 6, "on": f"1 {'p' * 43}", **({"birth": BIRTH} if head is None else {})}
+        fields |= {"queue": "g", "step": 6}
+        fields |= {"birth": BIRTH} if head is None else {"on": f"{head.n} {head.digest}"}
         start = Start(THREAD, run, "fork", "g", "g", "s", fields, mode="reject", base=6)
         put = Branch(start, (n, digest), made, (n + 1, str(made["digest"]), 7), rows, stop=stop)
         started = self.moves.branch(put, self.offer(tokens))
@@ -611,6 +612,33 @@ def test_a_run_says_which_step_it_builds_on(stage: Stage) -> None:
 
 
 # --- error handlers
+
+
+def test_a_run_on_a_checkpoint_of_a_thread_that_was_deleted_writes_nothing(stage: Stage) -> None:
+    def late(run: str, n: int, digest: str) -> Start:
+        fields: e.Fields = {"run": run, "task": "start", "node": "__start__", "graph": "g", "queue": "g"}
+        return Start(THREAD, run, "input", "g", "g", "s", {**fields, "on": f"{n} {digest}"}, base=0)
+
+    def asked(start: Start) -> list[str]:
+        head = stage.log.head(THREAD)
+        after = (head.n, head.digest) if head is not None else (0, BIRTH)
+        put = Branch(start, after, {}, (0, "", 0))
+        return [stage.moves.branch(put, ask=True).status, stage.moves.start(start, stage.offer()).status]
+
+    for run in ("r1", "r2"):
+        stage.start(run)
+        stage.close(stage.take("start"))
+        head = stage.log.head(THREAD)
+        assert head is not None
+        first = (0, next(iter(stage.log.pages(THREAD))).text("birth"))
+        if run == "r1":
+            assert stage.moves.delete(THREAD) == "deleted"
+            old = head
+            assert asked(late("x", old.n, old.digest)) == asked(late("x", *first)) == ["gone", "gone"]
+            assert stage.log.head(THREAD) is None
+    assert asked(late("x", old.n, old.digest)) == ["gone", "gone"]
+    assert stage.log.head(THREAD) == head
+    assert asked(late("x", head.n, head.digest)) == ["ready", "started"]
 
 
 def test_a_handler_takes_the_place_of_its_task_and_closes_a_step_alone(stage: Stage) -> None:

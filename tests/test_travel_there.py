@@ -24,6 +24,7 @@ from everstep_checkpoint.errors import (
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at, verify
+from everstep_scheduler.client import travelling
 from everstep_scheduler.client.client import Client, connect
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START, Command, Send
@@ -31,6 +32,7 @@ from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from everstep_scheduler.reading.derive import derive
 from everstep_scheduler.recovery.mending import look
 from everstep_scheduler.recovery.recovery import recover
+from everstep_scheduler.steps.branching import branch
 from everstep_scheduler.steps.stateface import StateUpdate
 from hand import KEYS, Hand, working
 
@@ -401,6 +403,27 @@ def test_a_thread_that_never_rests_is_a_conflict_in_the_end(saver: Saver) -> Non
     graph.invoke({"log": ["x"]}, on())
     with patch("everstep_scheduler.steps.branching._after", lambda head: (head.n, "q" * 43)), pytest.raises(Conflict):
         graph.invoke(None, on("t", ids(saver.log)[2]))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "begun anew"])
+def test_a_rollback_in_a_thread_that_is_deleted_meanwhile_is_a_conflict(redis_url: str, again: bool) -> None:
+    graph = wide().compile(checkpointer=RedisSaver(redis_url), name="g")
+    graph.invoke({"log": ["x"]}, on())
+
+    def late(*args: Any) -> Any:
+        client.delete("t")
+        if again:
+            graph.invoke({"log": ["new"]}, on())
+        return branch(*args)
+
+    with connect(redis_url) as client, patch.object(travelling, "branch", late):
+        with pytest.raises(Conflict, match="deleted, or begun anew"):
+            client.rollback("t", ids(client.log_store)[3])
+        if again:
+            assert client.state("t").values["log"] == ["new", "a", "b", "c0", "c1", "c2", "d"]
+            assert verify(client.log_store, "t").sound
+        else:
+            assert client.log_store.head("t") is None
 
 
 # -- history

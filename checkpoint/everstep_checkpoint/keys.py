@@ -96,6 +96,10 @@ class Keys:
         """Stream with expiry: the good entries of a log that is being mended, before they take its place."""
         return f"{self.stem}mended:{thread}"
 
+    def dying(self, thread: str) -> str:
+        """Stream: the log of a thread that was deleted, until what its tasks called is gone, too."""
+        return f"{self.stem}dying:{thread}"
+
     def live(self, thread: str, run: str) -> str:
         """Stream, bounded, with expiry: what the nodes of a run say while they run. A run id has no spaces."""
         return f"{self.stem}live:{run} {thread}"

@@ -346,15 +346,31 @@ def tasks_of(checkpoint: e.Entry, parts: Mapping[str, e.Entry]) -> list[TaskRef]
     return found
 
 
-def added_tasks(fact: e.Entry, parts: Mapping[str, e.Entry]) -> list[TaskRef]:
-    """The tasks that a `task_added` puts beside those of its checkpoint: one by name, or the Sends of parts.
+def added_tasks(facts: Iterable[e.Entry], parts: Mapping[str, e.Entry]) -> list[TaskRef]:
+    """The tasks that `task_added`s put beside those of their checkpoint: each one by name, or the Sends of parts.
 
-    Raises CorruptEntry, KeyError for a part that is not among `parts`.
+    Raises CorruptEntry, also for a part that is named twice; KeyError for one that is not among `parts`.
     """
-    if "parts" not in fact.raw:
-        return [TaskRef(fact.text("task"), fact.text("node"), fact.text("queue"), timeout_of(fact))]
-    found = [ref for part, _ in fact.json("parts") for ref in part_tasks(parts[part])]
-    return [replace(ref, task=f"sg{ref.task[1:]}") for ref in found]
+    found: list[TaskRef] = []
+    named: set[str] = set()
+    for fact in facts:
+        if "parts" not in fact.raw:
+            found.append(TaskRef(fact.text("task"), fact.text("node"), fact.text("queue"), timeout_of(fact)))
+            continue
+        for part in added_parts(fact):
+            if part in named:
+                raise fact.corrupt(f"field 'parts' names the part {part} a second time")
+            named.add(part)
+            found += [replace(ref, task=f"sg{ref.task[1:]}") for ref in part_tasks(parts[part])]
+    return found
+
+
+def added_parts(fact: e.Entry) -> list[str]:
+    """The parts that a `task_added` names, by their ids. Raises CorruptEntry for one that it names twice."""
+    found = [part for part, _ in fact.json("parts") or ()]
+    if len(set(found)) != len(found):
+        raise fact.corrupt("field 'parts' names a part twice")
+    return found
 
 
 def adds_handler(fact: e.Entry) -> bool:
@@ -424,8 +440,8 @@ def step_of(log: Log, thread: str, n: int) -> Step:
     parts = {row[0]: _one(log, thread, row[0]) for row in checkpoint.next if len(row) == 2}
     tasks = tasks_of(checkpoint, parts)
     if added := [x for x in facts if x.kind == "task_added" and not adds_handler(x)]:
-        parts |= {ref: _one(log, thread, ref) for fact in added for ref, _ in fact.json("parts") or ()}
-        tasks = with_added(tasks, [ref for fact in added for ref in added_tasks(fact, parts)])
+        parts |= {ref: _one(log, thread, ref) for fact in added for ref in added_parts(fact)}
+        tasks = with_added(tasks, added_tasks(added, parts))
     return Step(n, tasks, parts, facts)
 
 

@@ -132,10 +132,19 @@ class Model:
         busy = t is not None and t.status == "running"
         if start.mode == "rollback" and (t.run if t is not None and busy else "") != start.over:
             return Started("moved", run=t.run if t is not None and busy else "")
+        if not self._grounded(start, t):
+            return Started("gone")
         if t is not None and busy and start.mode in ("interrupt", "rollback"):
             self._stop_run(start.thread, t, start.stopper)
             busy = False
         return self._begin_run(start, t, busy, birth)
+
+    def _grounded(self, start: Start, t: Thread | None) -> bool:
+        if start.on is None or t is None:
+            return start.on is None
+        n, digest = start.on
+        found = self.log.read(start.thread, f"{n}-0", f"{n}-0") if n else ()
+        return bool(found and found[0].digest == digest) if n else t.birth == digest
 
     def _stop_run(self, thread: str, t: Thread, actor: str) -> None:
         self._fact(thread, t, "run_cancel_asked", actor=actor)

@@ -312,16 +312,16 @@ class Work:
     def came(self, done: Done, commit: Commit, offer: Offer, raw: object) -> list[Held]:
         """The reply to a commit that was posted. Returns what there is to run next. Where it settles nothing, or never
         came, the commit is sent again until it does; one that Redis refuses becomes a failure."""
-        answer = self.moves.answer_to(commit, offer, raw)
-        if answer is None:
-            try:
+        try:
+            answer = self.moves.answer_to(commit, offer, raw)
+            if answer is None:
                 (answer,) = self.insist(lambda: self.moves.commit([(commit, offer)]))
-            except Hopeless as error:
-                self._keeps(done, offer)
-                return self._refused(done, error)
-            except BaseException:
-                self._keeps(done, offer)
-                raise
+        except Hopeless as error:
+            self._keeps(done, offer)
+            return self._refused(done, error)
+        except BaseException:
+            self._keeps(done, offer)
+            raise
         fresh = self._passed(done, commit, offer, answer)
         self._kept((done,))
         return fresh

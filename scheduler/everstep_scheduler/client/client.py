@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,9 +26,8 @@ from everstep_checkpoint.errors import (
     Superseded,
     ThreadBusy,
     UnknownRun,
-    UnknownThread,
 )
-from everstep_checkpoint.keys import Keys, is_within, rq_prefix, thread_id_text
+from everstep_checkpoint.keys import Keys, rq_prefix, thread_id_text
 from everstep_checkpoint.log import Log, new_id, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at
@@ -38,13 +36,12 @@ from ..graph.durability import COMMIT
 from ..graph.runtime import Command, Send
 from ..moves.connection import DEFAULT_URL, translated
 from ..moves.connection import connect as connected
-from ..moves.contract import MOVE_MAX, Mode, Start, check_thread
+from ..moves.contract import Mode, Start, check_thread
 from ..moves.promises import Promises, warn
 from ..moves.record import Config, On, check_run_id, commands, start_of, start_with
 from ..moves.redismoves import RedisMoves, Scripts
 from ..reading.carried import Errors
-from ..reading.children import children
-from ..reading.questions import gone_on, resume_of
+from ..reading.questions import deleted_meanwhile, dying, gone_on, resume_of
 from ..reading.shapes import Reading, check_modes, live_modes
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from ..recovery.rebuild import STATUSES
@@ -52,6 +49,7 @@ from ..recovery.recovery import Recovery
 from ..steps.commanding import Lore, command_of
 from ..steps.replacing import begun
 from . import manifest as manifests
+from .deleting import Deleting
 from .intake import ManifestLore, take
 from .manifest import Manifest, publish
 from .runhandle import Run
@@ -64,7 +62,6 @@ if TYPE_CHECKING:
     from .remote import RemoteGraph
 
 MANIFEST_KEPT_S = 5.0
-QUEUED_MAX = 10_000
 
 __all__ = ["Client", "Run", "ThreadInfo", "connect", "publish"]
 
@@ -98,7 +95,7 @@ def connect(
     return Client(where, Keys(namespace, partition, rq_prefix(partition)), errors=errors)
 
 
-class Client(Travelling):
+class Client(Travelling, Deleting):
     """One connection pool, and what one can ask a fleet. Use it as a context manager, or `close()` it."""
 
     def __init__(self, url: str, keys: Keys, redis: Any = None, errors: Iterable[type[Exception]] = ()) -> None:
@@ -266,6 +263,10 @@ class Client(Travelling):
                 raise EmptyInputError(what, thread=thread, fix="`everstep state` shows the questions, resume answers")
             case "stale":
                 raise gone_on(thread)
+            case "gone":
+                raise deleted_meanwhile(thread)
+            case "dying":
+                raise dying(thread)
             case _:
                 raise self._unreadable(thread)
 
@@ -442,52 +443,6 @@ class Client(Travelling):
                 self._thread(thread, "run")
             raise UnknownRun(f"no run {run_id!r}", thread=thread, fix=f"`everstep log {quote(thread)}` shows its runs")
         return status == "cancelled"
-
-    def delete(self, thread_id: object, cancel: bool = False) -> None:
-        """Forget a thread and those that its tasks called, their logs included. Raises ThreadBusy unless `cancel`,
-        UnknownThread, InvalidInput for a thread that a node keeps."""
-        thread = thread_id_text(thread_id)
-        check_thread(thread)
-        with translated(self.url):
-            busy = self.redis.hget(self.keys.thread(thread), "status") == b"running"
-            called = [] if busy and not cancel else list(children(self.log_store, thread))
-        if busy and cancel:
-            self.moves.cancel(thread)
-        for each in called:  # before it: its log alone knows them
-            if is_within(each):
-                self._forget_kept(each)
-                continue
-            with suppress(UnknownThread):
-                self.delete(each, cancel)
-        for _ in range(QUEUED_MAX):
-            with translated(self.url):
-                runs = [run.decode() for run, _ in self.redis.hscan_iter(self.keys.runs(thread), count=MOVE_MAX)]
-            status = self.moves.delete(thread)
-            if status == "unknown":
-                raise unknown_thread(thread)
-            if status != "busy":
-                return self._forget_said(thread, runs)
-            if not cancel:
-                raise ThreadBusy(
-                    "a run is under way on the thread", thread=thread, fix="cancel it, or delete(cancel=True)"
-                )
-            self.moves.cancel(thread)  # a queued input may begin then: it is cancelled in the next round
-        raise ThreadBusy("inputs come faster than they can be cancelled", thread=thread, fix="stop its producers first")
-
-    def _forget_kept(self, thread: str) -> None:
-        """A log that a node kept, and what was called there: nobody writes into them any more."""
-        with translated(self.url):
-            called = list(children(self.log_store, thread))
-        for each in called:
-            self._forget_kept(each)
-        with translated(self.url):
-            self.log_store.delete(thread)
-
-    def _forget_said(self, thread: str, runs: Sequence[str]) -> None:
-        """What the nodes of these runs said goes with their thread."""
-        with translated(self.url):
-            for i in range(0, len(runs), MOVE_MAX):
-                self.redis.unlink(*(self.keys.live(thread, run) for run in runs[i : i + MOVE_MAX]))
 
     # threads
 

@@ -7,11 +7,11 @@ diff        what is different at another one        reads only
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import NotFound
-from everstep_checkpoint.keys import thread_id_text
+from everstep_checkpoint.keys import Keys, thread_id_text
 from everstep_checkpoint.log import new_id, unknown_thread
 from everstep_checkpoint.replay import State, state_at
 
@@ -19,6 +19,7 @@ from ..moves.connection import translated
 from ..moves.record import check_run_id
 from ..reading.addressed import addressed
 from ..reading.differing import Change, changes
+from ..reading.questions import dying
 from ..steps.branching import Branched, Wish, branch, forking
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Travelling:
     """The part of a `Client` that goes back in time."""
 
     url: str
+    keys: Keys
+    redis: Any
     log_store: Log
     moves: RedisMoves
     recovery: Recovery
@@ -57,6 +60,8 @@ class Travelling:
         made = thread_id_text(new_id() if target is None else target)
         with translated(self.url):
             n = self._checkpoint(thread, checkpoint_id).n
+            if self.redis.exists(self.keys.dying(made)):
+                raise dying(made)
             self.log_store.fork(thread, n, made)
             self.recovery()
         return made

@@ -42,7 +42,7 @@ from ..moves.record import Config, commands, start_of
 from ..reading.carried import Errors
 from ..reading.ending import Ending, ending
 from ..reading.nested import Nested
-from ..reading.questions import gone_on, interrupts, open_step, resume_of
+from ..reading.questions import deleted_meanwhile, dying, gone_on, interrupts, open_step, resume_of
 from ..reading.shapes import Chunk, beside
 from ..reading.snapshot import snapshot
 from ..steps.branching import Wish, branch
@@ -183,6 +183,10 @@ class Inline:
         self._driven(started)
         if started.status == "stale":
             raise gone_on(self.thread)
+        if started.status == "gone":
+            raise deleted_meanwhile(self.thread)
+        if started.status == "dying":
+            raise dying(self.thread)
         if started.status == "conflict":
             raise RunConflict(
                 f"run {self.run!r} was used with another input", thread=self.thread, fix="give a new run_id"

@@ -148,12 +148,22 @@ class LogMoves:
                 return Started(refused)
             if start.mode == "rollback" and _moved(start, t, busy):
                 return Started("moved", run=t.run if t is not None and busy else "")
+            if not self._grounded(start, t):
+                return Started("gone")
             if t is not None and busy and start.mode in ("interrupt", "rollback"):
                 self._stop(start.thread, t, start.stopper)
             begun = self._begin_or_queue(start, t, offer)
             self._word(start, caller.name if caller is not None else "", begun)
             self.gates.settle()
             return begun
+
+    def _grounded(self, start: Start, t: Thread | None) -> bool:
+        """Is the checkpoint there that a run builds on?"""
+        if start.on is None or t is None:
+            return start.on is None
+        n, digest = start.on
+        found = self.log.read(start.thread, f"{n}-0", f"{n}-0") if n else ()
+        return bool(found and found[0].digest == digest) if n else t.birth == digest
 
     def _take_up(self, t: Thread, start: Start, caller: str) -> Started | None:
         """A run of this very input whose caller is gone goes on with this one."""
@@ -224,6 +234,8 @@ class LogMoves:
                 return Started("attached" if known == start.sum else "conflict", entry, status)
             if t is not None and t.status == "running":
                 return Started("busy")
+            if not self._grounded(start, t):
+                return Started("gone")
             if branch.after != (t.after if t is not None else (0, branch.after[1])):
                 return Started("moved")
             return Started("ready") if ask else self._branch(start.thread, t, branch, offer)
@@ -295,7 +307,7 @@ class LogMoves:
             (part,) = self._append(thread, [piece], t.after)
             (fact,) = self._append(thread, [e.fact("task_added", t.run, parts=json.dumps([[part, count]]))], t.after)
             found = {part: self.log.read(thread, part, part)[0]}
-            for x in added_tasks(self.log.read(thread, fact, fact)[0], found):
+            for x in added_tasks(self.log.read(thread, fact, fact), found):
                 new[x.task] = Task(x.node, x.queue, x.timeout_s)
         if new and t.open.pop(JOIN_TASK, None) is not None:
             t.left -= 1  # a join that failed waits again, for what is added

@@ -182,6 +182,12 @@ class Start:
         return str(self.fields.get("actor") or f"run {self.run}")
 
     @property
+    def on(self) -> tuple[int, str] | None:
+        """(n, digest) of the earlier checkpoint that it builds on, if it does; that must be there when it begins."""
+        n, _, digest = str(self.fields.get("on", "")).partition(" ")
+        return (int(n), digest) if digest else None
+
+    @property
     def goes_on(self) -> bool:
         """Does it take up what is open, instead of beginning something?"""
         return self.kind in ("continue", "resume")
@@ -207,7 +213,8 @@ class Branch:
 @dataclass(frozen=True)
 class Started:
     """started, queued, attached (known run id, same input), conflict, busy, nothing (to continue), asked (all that is
-    open waits for answers), stale (a question that is answered is not the one that is asked).
+    open waits for answers), stale (a question that is answered is not the one that is asked), gone (the checkpoint that
+    it builds on is not there: the thread was deleted meanwhile), dying (the thread is being deleted).
 
     Of a branch also moved (the head is another one) and ready (to a question). Of a run that rolls back moved: `run` is
     the one under way.

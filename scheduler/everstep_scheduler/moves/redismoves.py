@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -18,7 +19,7 @@ from redis.exceptions import NoScriptError
 
 from everstep_checkpoint.entries import Fields
 from everstep_checkpoint.errors import Conflict, CorruptEntry, EverstepError, LogError, ServerUnavailable
-from everstep_checkpoint.keys import Keys
+from everstep_checkpoint.keys import Keys, is_within
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.signing import FIELD, Signer, of_environment
@@ -46,6 +47,7 @@ from .sealing import Sealer
 PLAIN = "plain"  # the commit that nearly every step is
 STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
+_ODD = re.compile(r"\\udc[89a-f]|[\udc80-\udcff]")  # a byte that is no text, as it is decoded, and as `repr` shows that
 Header = dict[str, Any]
 _json = json.JSONEncoder(separators=(",", ":")).encode
 _read = json.JSONDecoder().decode
@@ -204,7 +206,8 @@ def _plain_answer(commit: Commit, offer: Offer, raw: list[Any]) -> Answer:
     """What `plain.lua` answers: the time, the job of the next task if it is leased at once and as which one, the other
     leases."""
     at_ms, job, place, rows = raw
-    leases = [Lease(*row) for row in _read(rows.decode())] if rows else []
+    more = _told(b'{"leases":' + rows + b"}") if rows else {}
+    leases = [*_leases(more)]
     if job:
         (n, digest, _), (task, node, queue, timeout_s) = commit.head or (0, "", 0), commit.next[0]
         was = commit.lease
@@ -213,13 +216,27 @@ def _plain_answer(commit: Commit, offer: Offer, raw: list[Any]) -> Answer:
             job.decode(), was.birth, was.rec, was.base, int(at_ms), 0, was.conf,
         )  # fmt: skip
         leases.insert(place - 1, own)
-    return Answer("ok", tuple(leases), (), "running", ())
+    return Answer("ok", tuple(leases), tuple(more.get("refused", ())), "running", ())
 
 
 def _answered(raw: bytes | list[bytes]) -> Header:
     if isinstance(raw, list):
         return {"status": "ok", PLAIN: raw}
-    found: Header = _read(raw.decode("utf-8", "surrogatepass"))
+    return _told(raw)
+
+
+def _told(raw: bytes) -> Header:
+    """What a script says. Where one byte of it is no text, what that is in is left out, with a line, and the rest holds
+    good: a lease that nobody can read must not take those with it that came in the same answer."""
+    try:
+        found: Header = _read(raw.decode("utf-8", "surrogatepass"))
+    except UnicodeDecodeError:
+        found = _read(raw.decode("utf-8", "surrogateescape"))
+        spoilt = [row for row in found.get("leases", ()) if _ODD.search(str(row))]
+        found["leases"] = [row for row in found.get("leases", ()) if row not in spoilt]
+        lines = [f"{row[13]}: its task, {row[4]} of thread {row[1]}, has bytes that are no text" for row in spoilt]
+        said = [*found.get("refused", ()), *lines]
+        found["refused"] = [line.encode("utf-8", "backslashreplace").decode() for line in said]
     return found
 
 
@@ -273,6 +290,8 @@ def _begun(start: Start) -> tuple[Header, list[Any]]:
         header["at"] = start.at
     if start.base is not None:
         header["base"] = start.base
+    if start.on is not None:
+        header["on"] = start.on
     if start.parent:
         header["parent"] = start.parent
     if start.limit_key:
@@ -346,6 +365,7 @@ class RedisMoves:
             "head": branch.head, "next": branch.next, "base": start.base, "stop": branch.stop,
         }  # fmt: skip
         header |= {"parts": branch.parts} if branch.parts else {}
+        header |= {"on": start.on} if start.on is not None else {}
         header |= {"ask": 1} if ask else {}
         header |= {"lk": start.limit_key} if start.limit_key else {}
         if offer is not None:
@@ -518,8 +538,16 @@ class RedisMoves:
             found: Any = self.scripts.client.hget(self.scripts.keys.thread(thread), "run")
         return found.decode() if found else ""
 
-    def delete(self, thread: str) -> str:
-        return str(self.scripts.run("delete", {"thread": thread, "salt": salt()})["status"])
+    def delete(self, thread: str, *, aside: bool = False, of: str = "") -> str:
+        """`aside`: its log stays as `dying`, and nothing begins on the thread, until its deleter has seen to what it
+        called. `of`: only while the log of this thread, which called it, stands aside."""
+        said: Header = {"thread": thread, "salt": salt()}
+        said |= {"aside": 1} if aside else {}
+        said |= {"of": of} if of else {}
+        if is_within(thread):
+            keys = self.scripts.keys
+            said["kept"] = keys.log(thread).removeprefix(keys.stem)
+        return str(_standing(self.scripts.run("delete", said))["status"])
 
     def sweep(self, server: str, lease_ms: int = LEASE_MS) -> Header:
         """Expired leases, due wakes, steps given up: lost, woken, held (ms until leases may expire again), more."""

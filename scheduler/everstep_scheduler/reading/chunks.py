@@ -26,6 +26,7 @@ from everstep_checkpoint.replay import (
     Fold,
     State,
     TaskRef,
+    added_parts,
     added_tasks,
     adds_handler,
     brings_update,
@@ -221,19 +222,18 @@ class LogStream:
         if not self._folds:
             return []
         parts = {row[0]: part for row in entry.next if len(row) == 2 for part in self._one(row[0])}
-        refs = with_added(tasks_of(entry, parts), [ref for fact in facts for ref in self._commanded(fact)])
+        refs = with_added(tasks_of(entry, parts), self._commanded(facts))
         return sorted(refs, key=lambda ref: not ref.part)
 
-    def _commanded(self, fact: e.Entry) -> list[TaskRef]:
-        """The tasks that a fact adds for a Command."""
-        if fact.kind != "task_added" or adds_handler(fact):
-            return []
-        return added_tasks(fact, {ref: part for ref, _ in fact.json("parts") or () for part in self._one(ref)})
+    def _commanded(self, facts: Iterable[e.Entry]) -> list[TaskRef]:
+        """The tasks that facts add for Commands."""
+        added = [fact for fact in facts if fact.kind == "task_added" and not adds_handler(fact)]
+        return added_tasks(added, {ref: part for fact in added for ref in added_parts(fact) for part in self._one(ref)})
 
     def _more(self, fact: e.Entry) -> Iterator[Told]:
         """Tasks begin that a Command added."""
         if self._ground is not None and self._folds:
-            yield from self._begun(self._ground, self._commanded(fact))
+            yield from self._begun(self._ground, self._commanded((fact,)))
 
     def _seen(self, channels: Channels) -> Channels:
         """The channels with what Commands updated, where the reducers are at hand and take it."""

@@ -340,7 +340,7 @@ class Reader:
         assert self._head is not None
         try:
             tasks = tasks_of(self._head, self._parts)
-            added = [ref for fact in self._more for ref in added_tasks(fact, self._parts)]
+            added = added_tasks(self._more, self._parts)
             return with_added(tasks, added) if added else tasks
         except (KeyError, TypeError, ValueError) as error:
             raise self._head.corrupt(f"its field 'next' can't be followed ({error!r})") from None

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Codec
-from everstep_checkpoint.errors import InvalidResume
+from everstep_checkpoint.errors import Conflict, InvalidResume, ThreadBusy
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.sound import sound
 
@@ -174,6 +174,24 @@ def _check(task: Task, question: str, answer: object, thread: str) -> None:
 def _refuse(what: str, waiting: Sequence[str] | dict[str, Task], thread: str) -> NoReturn:
     shown = ", ".join(list(waiting)[:SHOWN_MAX]) or "none"
     raise InvalidResume(what, thread=thread, fix=f"Command(resume={{id: answer}}); ids that wait: {shown}")
+
+
+def deleted_meanwhile(thread: str) -> Conflict:
+    """The error for a run at a checkpoint that is no longer there when it is to begin."""
+    return Conflict(
+        "the checkpoint is not there any more: the thread was deleted, or begun anew, meanwhile",
+        thread=thread,
+        fix="look at its history again",
+    )
+
+
+def dying(thread: str) -> ThreadBusy:
+    """The error for a run on a thread that is being deleted."""
+    return ThreadBusy(
+        "the thread is being deleted, with what its tasks called",
+        thread=thread,
+        fix="try again when that is done; if its deleter is gone, delete it once more",
+    )
 
 
 def gone_on(thread: str) -> InvalidResume:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.branching import run_fact
 from everstep_checkpoint.codec import PLAIN, Codec
-from everstep_checkpoint.errors import InvalidUpdateError
+from everstep_checkpoint.errors import CorruptEntry, InvalidUpdateError
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, State, commanded, input_writes
 from everstep_checkpoint.sound import sound, sounds
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
 
 UNMET = "unmet_joins"  # in the metadata of a checkpoint with nothing next: which joins were begun and can't fire
+NESTED_MAX = 50
 OWN = ("source", "step", "parents", UNMET)  # keys of the metadata that no run can set
 Config = dict[str, Any]
 
@@ -316,6 +317,16 @@ class _View:
         if not self.subgraphs:
             return _config(place)
         thread = thread or child_thread(self.thread, task.node, key, keeps)
+        return self._nested(thread, inner, place)
+
+    def _nested(self, thread: str, inner: GraphSpec | None, place: Place) -> StateSnapshot:
+        """The state of what a task called. Raises CorruptEntry where logs say that they called each other."""
+        if place.ns.count("|") >= NESTED_MAX:
+            raise CorruptEntry(
+                f"over {NESTED_MAX} graphs are said to have called each other here",
+                thread=self.thread,
+                fix="look at the thread without subgraphs; `everstep log` shows what it says it called",
+            )
         return snapshot(self.log, thread, codec=self.codec, spec=inner, place=place, subgraphs=True)
 
     def _within(self, fact: e.Entry) -> Any:
@@ -324,7 +335,7 @@ class _View:
         if not self.subgraphs:
             return _config(place)
         inner = called_spec(self.spec, fact.text("node"), graph_at(self.log, thread))
-        return snapshot(self.log, thread, codec=self.codec, spec=inner, place=place, subgraphs=True)
+        return self._nested(thread, inner, place)
 
     def _result(self, told: Told, task: Known, done: Mapping[str, e.Entry], closing: State | None) -> Any:
         """What a task wrote: in its own fact, in the checkpoint that it closed its step with, or in the run's input."""

@@ -2,14 +2,16 @@
 -- to goes on from it, or rests there.
 -- H: thread n digest (the head; n = 0 and digest = birth for a new thread) run sum graph queue jid salt
 --    entries = the run's fact and the checkpoint, hashed by the caller; head = {n, digest, step}; base: step it builds on
+--    on = {n, digest} of the checkpoint that it repeats, which must be there
 --    next = rows, parts = {id -> tasks JSON}, stop = '' | interrupted
 --    lk: what its limits are counted by, if they are per key
 --    ask=1: write nothing, only say whether it would pass
 --    own=1: an inline caller leases the tasks itself (owner lease_ms tokens round)
--- Answers JSON: status = started | attached | conflict | busy | moved | rebuild | ready; entry; leases; run: how it rests
+-- Answers JSON: status = started | attached | conflict | busy | gone | dying | moved | rebuild | ready; entry; leases; run: how it rests
 if not alive() then return '{"status":"rebuild"}' end
 local T = load(H.thread)
 if not T and call('EXISTS', S .. 'log:' .. H.thread) == 1 then return '{"status":"rebuild"}' end
+if not T and call('EXISTS', S .. 'dying:' .. H.thread) == 1 then return '{"status":"dying"}' end
 local known = call('HGET', S .. 'runs:' .. H.thread, H.run)
 if known then
   local word, entry, sum = string.match(known, '^(%S+) (%S+) (%S*)')
@@ -18,6 +20,7 @@ if known then
   return cjson.encode(out)
 end
 if T and (T.status == 'running' or (T.cleaning or '') ~= '') then return '{"status":"busy"}' end
+if not grounded(H.thread, T, H.on) then return '{"status":"gone"}' end
 if (T and T.n or 0) ~= H.n or T and T.digest ~= H.digest then return '{"status":"moved"}' end
 if H.ask then return '{"status":"ready"}' end
 

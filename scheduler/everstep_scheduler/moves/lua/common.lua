@@ -18,7 +18,7 @@ local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local LREM_MAX, REFUSED_MAX, PAGES_MAX, NAMED_MAX = 1000, 10, 5, 8192
 local MOVE_MAX, WAKES_MAX, REOPEN_PAGE, REOPEN_PAGES_MAX, LOSSES_ALONE_MAX = 250, 100, 100, 20, 3
 local FUNCTION = 'everstep.run_node'
-local YEAR_S, HOUR_S, DAY_MS = 31536000, 3600, 86400000
+local YEAR_S, HOUR_S, DAY_MS, TRY_AGAIN_MS = 31536000, 3600, 86400000, 1000
 local threads, stored, fresh, pushed, moved = {}, {}, {}, {}, 0
 local coming, counted = {}, {}
 local out = { leases = {}, refused = {} }
@@ -90,6 +90,15 @@ end
 -- A number that JSON can say and that can be counted on: Lua reads `inf` and `nan`, too.
 local function counts(value) return type(value) == 'number' and math.abs(value) < 2 ^ 53 end
 
+-- Is it text? One byte that is none, and whoever asked can't read the answer, with all else that is in it.
+local SEQUENCES = { '[\194-\223][\128-\191]', '\224[\160-\191][\128-\191]', '[\225-\239][\128-\191][\128-\191]',
+  '\240[\144-\191][\128-\191][\128-\191]', '[\241-\243][\128-\191][\128-\191][\128-\191]', '\244[\128-\143][\128-\191][\128-\191]' }
+local function is_text(bytes)
+  if not string.find(bytes, '[\128-\255]') then return true end
+  for _, sequence in ipairs(SEQUENCES) do bytes = string.gsub(bytes, sequence, ' ') end
+  return not string.find(bytes, '[\128-\255]')
+end
+
 -- The record behind a field of `open:*`, nil for what we did not write.
 local function sound(text)
   local rec = decoded(text)
@@ -113,13 +122,18 @@ local function whole(T)
 end
 
 -- The thread and the open task that a name in an index leads to. Nothing where their keys are not what we wrote: one such
--- thread must not keep all others from their work. `everstep recover` makes its indexes anew.
+-- thread must not keep all others from their work. `everstep recover` makes its indexes anew. Third answer: why, where that
+-- is to be shown.
 local function opened(thread, task)
   local good, T = pcall(load, thread)
   if not (good and T and whole(T)) then return end
   local text = show('HGET', S .. 'open:' .. thread, task)
   local rec = type(text) == 'string' and sound(text)
-  if rec then return T, rec end
+  if not rec then return end
+  if not is_text(table.concat({ thread, task, text, T.digest, T.birth, T.graph, T.run, T.rec, T.conf or '', T.over or '', T.early or '' })) then
+    return nil, nil, 'there are bytes that are no text in the hash of its thread, or in its record; see `everstep doctor`'
+  end
+  return T, rec
 end
 
 local function keep(thread, task, rec)
@@ -187,12 +201,26 @@ local function make_job(thread, T, task, rec, started)
   return id, q
 end
 
+-- A task as `wakes` and `parked:*` name it. Tasks of later steps have the same names, so n belongs to it.
+local function place_of(thread, T, task) return T.n .. ' ' .. task .. ' ' .. thread end
+
+-- A task whose queue takes nothing, for its key is of another type: it waits as a wake, and is pushed when that is mended.
+-- A task that was given up by its holder and can't be queued would be in no place, and nobody would ever look for it.
+local function try_later(thread, T, task, rec)
+  rec.p = 'wake'
+  moved = moved + 1
+  keep(thread, task, rec)
+  call('ZADD', S .. 'wakes', NOW + TRY_AGAIN_MS, place_of(thread, T, task))
+  show('HSET', R .. 'job:' .. rec.j, 'status', 'scheduled')
+  show('ZADD', R .. 'scheduled:' .. queue_of(rec), math.floor((NOW + TRY_AGAIN_MS) / 1000), rec.j)
+end
+
 local function push(thread, T, task, rec, front)
   rec.p, rec.t, rec.o, rec.r = 'job', nil, nil, nil
   local id, q = make_job(thread, T, task, rec)
-  if call(front and 'LPUSH' or 'RPUSH', R .. 'queue:' .. q, id) == 1 then
-    show('SADD', R .. 'queues', R .. 'queue:' .. q)
-  end
+  local length = show(front and 'LPUSH' or 'RPUSH', R .. 'queue:' .. q, id)
+  if type(length) == 'table' then return try_later(thread, T, task, rec) end
+  if length == 1 then show('SADD', R .. 'queues', R .. 'queue:' .. q) end
   count(q, 1)
   T.jobs = T.jobs + 1
   moved = moved + 1
@@ -263,9 +291,6 @@ local function hide_failed(rec)
   if rec.j then show('ZREM', R .. 'failed:' .. queue_of(rec), rec.j) end
 end
 
--- A task as `wakes` and `parked:*` name it. Tasks of later steps have the same names, so n belongs to it.
-local function place_of(thread, T, task) return T.n .. ' ' .. task .. ' ' .. thread end
-
 -- The open task that such a name stands for; nothing if its step is over.
 local function at_place(member)
   local n, task, thread = string.match(member, '^(%d+) (%S+) (.*)$')
@@ -299,7 +324,8 @@ local function leave(thread, T, task, rec, listed)
     local key = R .. 'queue:' .. queue_of(rec)
     unqueue(T, rec)
     -- in a long list the id stays: without its task it is dropped when it comes up, and the audit takes it out before
-    if listed and call('LLEN', key) <= LREM_MAX then call('LREM', key, 1, rec.j) end
+    local length = listed and show('LLEN', key)
+    if type(length) == 'number' and length <= LREM_MAX then call('LREM', key, 1, rec.j) end
   end
 end
 

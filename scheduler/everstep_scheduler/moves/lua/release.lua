@@ -19,6 +19,7 @@ local released = {}
 -- False: its log is obstructed. Nobody holds it any more; it runs out, and is given back when the log is mended.
 local function give_back(thread, T, task, rec)
   if H.to == 'lost' then return lost(thread, T, task, rec, true) end
+  if H.to == 'parked' and type(show('LLEN', S .. 'parked:' .. T.graph .. ':' .. (H.node or rec.n))) == 'table' then return false end
   if H.to == 'parked' and not try_fact(thread, T, T.run, 'task_parked', 'task', task, 'node', rec.n, 'by', H.owner, 'error', H.reason) then
     return false
   end
@@ -40,12 +41,10 @@ end
 
 for _, token in ipairs(tokens) do
   local thread, T, task, rec = by_token(token)
-  local whole, taken = false, false
-  if thread and rec.p == 'lease' and T.status == 'running' then whole, taken = pcall(give_back, thread, T, task, rec) end
-  if whole and taken then
-    released[#released + 1] = task .. ' ' .. thread
-  elseif whole then
-    call('HDEL', S .. 'held:' .. H.owner, token)
+  if thread and rec.p == 'lease' and T.status == 'running' then
+    local whole, taken = pcall(give_back, thread, T, task, rec)
+    if whole and taken then released[#released + 1] = task .. ' ' .. thread
+    else call('HDEL', S .. 'held:' .. H.owner, token) end -- its lease stays, and runs out
   else
     call('HDEL', S .. 'held:' .. H.owner, token)
     call('HDEL', S .. 'lease', token)

@@ -10,8 +10,8 @@ local function disown(rec)
   out.children[#out.children + 1] = { called, run }
 end
 
--- The tasks of steps that were given up leave their places, a few pages a call. The hash stays whole until its scan is
--- over, so that the cursor means something; a task that a scan shows twice has lost its job by then.
+-- The tasks of steps that were given up leave their places, a few pages a call. Each goes from the hash as it does, so that
+-- one that a scan shows twice leaves once; and it leaves whether its job is there or not: a claim may have dropped that.
 local function clean_discards(budget)
   for _ = 1, PAGES_MAX do
     local named = budget > 0 and call('LINDEX', S .. 'discards', 0)
@@ -23,11 +23,14 @@ local function clean_discards(budget)
     if not page or page.err then page = { '0', {} } end
     for i = 1, #page[2], 2 do
       local rec = sound(page[2][i + 1])
-      if rec and rec.p == 'child' then disown(rec) end
-      if rec and rec.j and call('DEL', R .. 'job:' .. rec.j) == 1 then
-        leave(d.thread, { graph = d.graph, n = d.n, jobs = 0 }, page[2][i], rec, true)
-        if rec.g then gates.let_go(rec) end
-        budget = budget - 1
+      if rec and call('HDEL', key, page[2][i]) == 1 then
+        if rec.p == 'child' then disown(rec) end
+        if rec.j then
+          leave(d.thread, { graph = d.graph, n = d.n, jobs = 0 }, page[2][i], rec, true)
+          if rec.g then gates.let_go(rec) end
+          forget_job(rec)
+          budget = budget - 1
+        end
       end
     end
     if page[1] == '0' then
@@ -90,6 +93,20 @@ local function begin(thread, T, run, rec_id, node, graph, queue, limit_key)
   status(thread, T, 'running')
   run_is(thread, run, 'running')
   return fresh_record(node, T.queue, 0)
+end
+
+-- Is the checkpoint there that a run builds on, `on` = {n, digest}? Its thread may have been deleted since it was looked at,
+-- and begun anew.
+local function grounded(thread, T, on)
+  if not on then return true end
+  if not T then return false end
+  if on[1] == 0 then return T.birth == on[2] end
+  local at = on[1] .. '-0'
+  local found = call('XRANGE', S .. 'log:' .. thread, at, at)[1]
+  for i = 1, found and #found[2] or 0, 2 do
+    if found[2][i] == 'digest' then return found[2][i + 1] == on[2] end
+  end
+  return false
 end
 
 -- A task that is open again: for the inline caller that made it so, else at the back of its queue, where refill may take

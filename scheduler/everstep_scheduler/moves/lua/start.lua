@@ -2,7 +2,7 @@
 -- H: thread run sum kind(input|update|continue|resume) graph queue task node jid birth salt
 --    mode = enqueue | reject | interrupt | rollback: what happens if a run is under way; actor: who stops it
 --    over(rollback) = the run that is to be stopped, '' if none is under way; at: the head then
---    base: the step that the run builds on, where that is not the last checkpoint's
+--    base: the step that the run builds on, where that is not the last checkpoint's; on = {n, digest}, which must be there
 --    own=1: an inline caller leases the first task itself (owner lease_ms tokens round)
 --    caller: its name; here = {name = 1}, seen = {name = ms}: what it knows of others; only=1: take up, begin nothing
 --    lk: what limits of its nodes are counted by, if they are per key
@@ -13,13 +13,14 @@
 --      after: the thread's last run; updates: the fact's input is for the state of the checkpoint;
 --      tasks = { {node, queue, seconds}, ... } to add to the open step, parts = {number of Sends, ...}, whose `tasks`,
 --      `sends` and `sum` follow the answers, sigs = their signatures, where there are any
--- Answers JSON: status = started | queued | attached | conflict | busy | rebuild | nothing | asked | stale; entry; leases;
+-- Answers JSON: status = started | queued | attached | conflict | busy | rebuild | nothing | asked | stale | gone | dying; entry; leases;
 --    resumed: under_way = the run that was taken up; equal: caller, till = whose run has this input, and its last word
 --    moved (rollback): under_way = another run than `over`, or none
 local QUEUED_LOOKED = 99
 if not alive() then return '{"status":"rebuild"}' end
 local T = load(H.thread)
 if not T and call('EXISTS', S .. 'log:' .. H.thread) == 1 then return '{"status":"rebuild"}' end
+if not T and call('EXISTS', S .. 'dying:' .. H.thread) == 1 then return '{"status":"dying"}' end
 local known = call('HGET', S .. 'runs:' .. H.thread, H.run)
 if known then
   local word, entry, sum = string.match(known, '^(%S+) (%S+) (%S*)')
@@ -75,6 +76,7 @@ if why then return cjson.encode({ status = why }) end
 if H.mode == 'rollback' and ((busy and T.run or '') ~= H.over or (H.at and T.n ~= H.at[1])) then
   return cjson.encode({ status = 'moved', under_way = busy and T.run or '' })
 end
+if not grounded(H.thread, T, H.on) then return '{"status":"gone"}' end
 
 call('LLEN', R .. 'queue:' .. H.queue) -- what can't be queued is not written
 for _, q in ipairs(queues_of(H, 2)) do call('LLEN', R .. 'queue:' .. q) end

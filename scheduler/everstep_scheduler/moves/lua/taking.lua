@@ -87,8 +87,9 @@ local function accept(id, q, token)
     if not named then return false end
     thread, task = named.thread, named.task
   end
-  local T, stored_rec = nil, nil
-  if known then T = load(thread) else T, stored_rec = opened(thread, task) end
+  local T, stored_rec, why = nil, nil, nil
+  if known then T = load(thread) else T, stored_rec, why = opened(thread, task) end
+  if why then return refuse(id, q, why) end
   local more = T and T.width > 1
   rec = rec or stored_rec
   if not rec or rec.j ~= id then
@@ -150,7 +151,8 @@ local function refill()
   for _, q in ipairs(H.queues or {}) do
     local id = true
     while id and #tokens > 0 and looked < MOVE_MAX do
-      id = call('LPOP', R .. 'queue:' .. q)
+      id = show('LPOP', R .. 'queue:' .. q)
+      id = type(id) == 'string' and id -- a key of another type is no queue, and must not be in the way of the others
       looked = looked + 1
       if looked == MOVE_MAX then pushed[q] = (pushed[q] or 0) + 2 end -- not at the end yet: ring, so that somebody goes on
       if id then
