@@ -176,7 +176,7 @@ def _hashed(value: dict[str, Any] | list[Any]) -> bytes:
 def _unique(validator: Any, rule: Any, instance: Any, schema: Any) -> Iterator[Any]:
     """The stock one compares each with each."""
     if rule and isinstance(instance, list):
-        items = cast("list[Any]", instance)
+        items: list[Any] = instance
         if len({_sum(item) for item in items}) < len(items):
             yield _problem("has the same twice")
 
@@ -197,7 +197,7 @@ def _type(validator: Any, types: Any, instance: Any, schema: Any) -> Iterator[An
 
 
 def _is_of(validator: Any, instance: Any, types: Any) -> bool:
-    named = cast("list[Any]", types if isinstance(types, list) else [types])
+    named: list[Any] = types if isinstance(types, list) else [types]
     return any(validator.is_type(instance, each) for each in named)
 
 
@@ -232,7 +232,8 @@ def _items(validator: Any, rule: Any, instance: Any, schema: Any) -> Iterator[An
     if "prefixItems" in schema or not isinstance(instance, list):
         yield from _stock()["items"](validator, rule, instance, schema)
         return
-    yield from _each(validator, enumerate(cast("list[Any]", instance)), rule)
+    items: list[Any] = instance
+    yield from _each(validator, enumerate(items), rule)
 
 
 def _each(validator: Any, items: Iterable[tuple[Any, Any]], schema: Any) -> Iterator[Any]:
