@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -85,6 +86,25 @@ def dies(state: State) -> State:
             os._exit(18)
         case _:
             raise Custom(1, 2)
+    return {}
+
+
+def speaks_on(state: State, runtime: Runtime[Any]) -> State:
+    """Begins a daemon that has the pipes, and speaks in them for half a minute; then dies, or hangs."""
+    end = time.monotonic() + 30
+    if not os.fork():
+        os.setsid()
+        with suppress(BaseException):
+            note(state)
+            while time.monotonic() < end:
+                runtime.heartbeat()
+                runtime.stream_writer("still here")
+        os._exit(0)
+    while not Path(state["pids"]).exists():
+        time.sleep(0.01)
+    if state["how"] == "exit":
+        os._exit(19)
+    time.sleep(600)
     return {}
 
 

@@ -12,15 +12,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from everstep.cli import main
 from everstep.embedded import EmbeddedServer
 from everstep_checkpoint.errors import InputError
-from everstep_workers.health import AWAY_S, START_S, judge, listening
+from everstep_workers.health import AWAY_S, CLIENTS_MAX, START_S, Health, judge, listening
+from everstep_workers.health import _Server as Server
 from everstep_workers.pulse import (
     AWAY,
     DRAINING,
@@ -146,6 +148,36 @@ def test_what_else_is_asked_gets_404_and_a_client_that_says_nothing_delays_no_ot
             assert (answer.status, answer.read()) == (200, b"")
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(told.url + "/", timeout=10)
+
+
+def test_clients_that_send_a_byte_now_and_then_hold_no_place_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte began their time anew: sixteen of them kept all probes out."""
+    monkeypatch.setattr("everstep_workers.health.CLIENT_S", 0.3)
+    server = Server(listening("0"))
+    server.asked = Health
+    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    serving.start()
+    address = server.server_address[:2]
+    slow = [socket.create_connection(cast("tuple[str, int]", address)) for _ in range(CLIENTS_MAX)]
+
+    def answered() -> bool:
+        for each in slow:
+            with suppress(OSError):
+                each.send(b"G")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{address[1]}/livez", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    try:
+        wait_for(answered, 20, "an answer")
+    finally:
+        server.shutdown()
+        serving.join()
+        server.server_close()
+        for each in slow:
+            each.close()
 
 
 # --- judged ---

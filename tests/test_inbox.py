@@ -6,6 +6,7 @@ import json
 import statistics
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypedDict
@@ -13,6 +14,7 @@ from typing import Any, TypedDict
 import pytest
 import redis
 
+from everstep_checkpoint.errors import ServerUnavailable
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_scheduler.client.client import Client, connect, publish
@@ -294,8 +296,9 @@ def an_endless_next(client: Any) -> None:
         lambda client: client.lpush(KEYS.thread("bad"), "x"),
         lambda client: client.lpush(KEYS.runs("bad"), "x"),
         lambda client: client.set(KEYS.inbox_reader, "nobody, for ever"),
+        lambda client: client.set(KEYS.inbox_tries, "junk"),
     ],
-    ids=["a foreign end", "a next without end", "log", "thread", "runs", "reader"],
+    ids=["a foreign end", "a next without end", "log", "thread", "runs", "reader", "tries"],
 )
 def test_a_broken_thread_can_not_stop_the_inbox(
     fleet: Client, client: redis.Redis, redis_url: str, plant: Callable[[Any], None]
@@ -306,3 +309,119 @@ def test_a_broken_thread_can_not_stop_the_inbox(
     with reading(redis_url):
         wait_for(lambda: not client.xlen(KEYS.inbox), what="the inbox to be empty")
     assert client.exists(KEYS.thread("good"))
+
+
+# what is large, what kills, and what ends the stream
+
+
+class Several(TypedDict, total=False):
+    many: list[int | str | float | None]
+    tags: set[str]
+
+
+@pytest.fixture
+def several(redis_url: str, client: redis.Redis) -> Iterator[Client]:
+    """A server that knows the graph `several`, whose input has a list of a union, and a set."""
+    graph = StateGraph(Several).add_node("n", lambda state: {}).add_edge(START, "n")
+    publish(client, KEYS, [graph.spec("several")])
+    with connect(redis_url) as made:
+        yield made
+
+
+def test_a_message_that_is_wrong_in_a_hundred_thousand_places_takes_little(
+    several: Client, client: redis.Redis, redis_url: str
+) -> None:
+    """A tree with an error for each item and form took gigabytes, in one worker after the other."""
+    wrong = b'{"many": [' + b",".join([b"{}"] * 100_000) + b"]}"
+    send(client, graph="several", input=wrong)
+    tracemalloc.start()
+    try:
+        read_once(redis_url)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 50 * 2**20
+    (refused,) = rejected(client)
+    assert b"many[0]: fits none of its 4 forms, being object" in refused[b"reason"]
+    assert b"(and more)" in refused[b"reason"]
+
+
+def test_a_long_set_of_objects_is_compared_in_linear_time(several: Client, client: redis.Redis, redis_url: str) -> None:
+    """Each with each took 0.1 s for a thousand, and a hundred times as long for ten thousand."""
+    send(client, graph="several", input=json.dumps({"tags": [{"a": i} for i in range(10_000)] + ["x"]}))
+    began = time.perf_counter()
+    read_once(redis_url)
+    assert time.perf_counter() - began < 5
+    assert b"tags[0]: must be string, not object" in rejected(client)[0][b"reason"]
+
+
+class _Killed(BaseException):
+    """What ends a process ends the reader."""
+
+
+def test_a_message_that_ends_its_readers_is_put_aside_after_three(
+    fleet: Client, client: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(reader: InboxReader, made: Client, entry_id: bytes, said: Any) -> None:
+        if said["thread"] == "deadly":
+            raise _Killed
+        plain(reader, made, entry_id, said)
+
+    plain: Any = InboxReader._submit
+    monkeypatch.setattr(InboxReader, "_submit", submit)
+    send(client, thread="deadly")
+    send(client, thread="good")
+    for _ in range(3):
+        with pytest.raises(_Killed):
+            InboxReader(redis_url, KEYS).turn()
+        client.delete(KEYS.inbox_reader)  # what a dead one leaves ends by itself
+    assert 0 < client.ttl(KEYS.inbox_tries) <= 86_400  # type: ignore[operator]
+    read_once(redis_url)
+    assert client.xlen(KEYS.inbox) == 0 and not client.exists(KEYS.inbox_tries)
+    assert b"3 processes have begun with the message" in rejected(client)[0][b"reason"]
+    assert client.exists(KEYS.thread("good")), "the message behind it has become a run"
+
+
+def test_an_outage_is_not_held_against_a_message(
+    fleet: Client, client: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise ServerUnavailable("Redis is away")
+
+    send(client)
+    reader = InboxReader(redis_url, KEYS)
+    with monkeypatch.context() as patched:
+        patched.setattr(InboxReader, "_submit", away)
+        for _ in range(5):
+            with pytest.raises(ServerUnavailable):
+                reader.turn()
+    reader.turn()
+    assert client.exists(KEYS.thread("t")) and not rejected(client)
+
+
+LAST_ID = "18446744073709551615-18446744073709551615"
+
+
+@pytest.mark.parametrize("trimmed", [False, True], ids=["it stays", "it empties the stream"])
+def test_the_last_possible_id_does_not_end_the_inbox(
+    fleet: Client, client: Any, redis_url: str, trimmed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind it a stream takes nothing any more. What waits before it is kept."""
+    monkeypatch.setattr("everstep_scheduler.client.inbox.BLOCK_MS", 10)
+    if trimmed:
+        client.execute_command("XADD", KEYS.inbox, "MAXLEN", "0", LAST_ID, "x", "y")
+    else:
+        send(client, thread="before")
+        client.xadd(KEYS.inbox, {"x": "y"}, id=LAST_ID)
+    with pytest.raises(redis.ResponseError):
+        send(client, thread="refused")
+    reader = InboxReader(redis_url, KEYS)
+    reader.turn(lambda: not trimmed)
+    reader.run(lambda: True)
+    send(client, thread="behind")
+    InboxReader(redis_url, KEYS).turn()
+    assert client.exists(KEYS.thread("behind"))
+    assert bool(client.exists(KEYS.thread("before"))) is not trimmed
+    client.delete(KEYS.inbox_reader)
+    InboxReader(redis_url, KEYS).turn()
+    assert not client.exists(KEYS.inbox_replaced)

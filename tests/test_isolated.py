@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import make_dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import redis
 import graphs_isolated as graphs
 from everstep_checkpoint.errors import GraphError, NodeDied, NodeTimeoutError, OutsideNode, RunCancelled, UnknownType
 from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.options import TimeoutPolicy
 from everstep_scheduler.graph.runtime import END, START
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.inline.compiled import CompiledGraph
@@ -183,6 +184,25 @@ def test_at_a_timeout_the_slot_is_free_at_once(redis_url: str, at: Client, pids:
         at.rests(thread, "failed", timeout_s=20)
         at.rests(at.submit(plain), timeout_s=10)
         gone(pids)
+
+
+@pytest.mark.parametrize(("how", "says"), [("exit", "exit code 19"), ("hang", "was over its timeout")])
+def test_a_daemon_that_it_leaves_behind_holds_nothing(
+    redis_url: str, at: Client, pids: Path, how: str, says: str
+) -> None:
+    """It speaks in the pipe without end, from a group that is not killed: the slot was taken until it ended."""
+    patience = TimeoutPolicy(run_timeout=2.0 if how == "hang" else 20.0, idle_timeout=15.0)
+    graph = graphs.chain("leaves", graphs.speaks_on, timeout=patience)
+    try:
+        with running(redis_url, graph, concurrency=1) as worker:
+            thread = at.submit(graph, pids=str(pids), how=how)
+            at.rests(thread, "failed", timeout_s=8)
+            wait_for(lambda: worker.work.slots, 5, "the slot to be free")
+        assert says in next(e.text("error") for e in at.log.read(thread) if e.kind == "task_failed")
+    finally:
+        for pid in filter(lives, noted(pids)):  # it may have ended with its pipe
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_cancel_kills(redis_url: str, at: Client, pids: Path) -> None:

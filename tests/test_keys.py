@@ -57,6 +57,8 @@ def spelled() -> set[str]:
         KEYS.discard("salt", "x"),
         KEYS.graphs,
         KEYS.inbox,
+        KEYS.inbox_replaced,
+        KEYS.inbox_tries,
         KEYS.sweep,
     ]
     whole += [KEYS.stats, KEYS.alive, KEYS.recovery, KEYS.announced, KEYS.parked_for("g", "n")]

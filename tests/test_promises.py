@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import pytest
 
@@ -37,6 +37,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_scheduler.client.client import publish
 from everstep_scheduler.client.inbox import InboxReader
 from everstep_scheduler.graph.durability import durability_of, replicas_of
+from everstep_scheduler.moves.promises import Promises
 from everstep_scheduler.moves.record import RunRecord
 from everstep_scheduler.reading.children import children
 from everstep_workers.worker import Worker
@@ -233,6 +234,29 @@ def test_fsync_is_kept_where_each_write_is_synced_before_its_reply(own_server: S
             first = next(client.log(thread))
             assert RunRecord.decode(e.unwrap(first.raw["record"], "")).durability == "fsync"
     saver.client.close()
+
+
+def test_fsync_is_refused_until_the_file_that_is_loaded_is_made(
+    own_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 before the end of that rewrite took all that had been promised."""
+    monkeypatch.setattr("everstep_scheduler.moves.promises.REWRITE_MS", 20)
+    server = own_server(appendfsync="always", extra=("--appendonly", "no"))
+    with plain_client(server.url) as admin:
+        promises, untyped = Promises(admin, Keys(rq="rq")), cast("Any", admin)
+        admin.mset({f"some {i}": i for i in range(10)})
+        admin.config_set("rdb-key-save-delay", 60_000)  # microseconds a key
+        knows_again = untyped.info("server")["redis_version"] >= "7.2"  # WAITAOF is there
+        for _ in range(1 + knows_again):
+            admin.config_set("appendonly", "yes")
+            with pytest.raises(ServerUnsuitable, match="its first rewrite has not ended"):
+                promises.check("fsync")
+            wait_for(lambda: not untyped.info("persistence")["aof_rewrite_in_progress"])
+            promises.check("fsync")
+            admin.bgrewriteaof()
+            promises.check("fsync")  # a later one takes nothing
+            wait_for(lambda: not untyped.info("persistence")["aof_rewrite_in_progress"])
+            admin.config_set("appendonly", "no")
 
 
 def test_a_setting_that_is_changed_under_a_run_is_said(

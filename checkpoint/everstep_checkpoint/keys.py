@@ -226,6 +226,16 @@ class Keys:
         return f"{self.stem}inbox:rejected"
 
     @property
+    def inbox_replaced(self) -> str:
+        """Stream: an inbox whose ids had come to their end, until its messages are taken."""
+        return f"{self.stem}inbox:replaced"
+
+    @property
+    def inbox_tries(self) -> str:
+        """Hash with expiry: id of a message -> how many readers have begun with it."""
+        return f"{self.stem}inbox:tries"
+
+    @property
     def inbox_reader(self) -> str:
         """String with expiry: the one process that reads the inbox."""
         return f"{self.stem}inbox:reader"

@@ -244,7 +244,8 @@ def _failed_jobs(look: Look, queue: str) -> Iterator[tuple[str, bytes, str]]:
 
 def inbox(look: Look) -> Iterator[Finding]:
     keys = look.site.keys
-    waiting, refused = int(look.redis.xlen(keys.inbox)), int(look.redis.xlen(keys.inbox_rejected))
+    waiting = int(look.redis.xlen(keys.inbox)) + int(look.redis.xlen(keys.inbox_replaced))
+    refused = int(look.redis.xlen(keys.inbox_rejected))
     if waiting and not look.redis.exists(keys.inbox_reader):
         yield Finding(
             ACT,

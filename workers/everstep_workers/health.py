@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -240,7 +241,8 @@ def _leave(number: int, frame: object) -> None:
 
 
 class _Server(ThreadingHTTPServer):
-    """Answers from a socket that listens already, at most `CLIENTS_MAX` clients at once; others are hung up on."""
+    """Answers from a socket that listens already, at most `CLIENTS_MAX` clients at once, each for `CLIENT_S` seconds in
+    all; others are hung up on."""
 
     daemon_threads = True
     asked: Any
@@ -250,9 +252,19 @@ class _Server(ThreadingHTTPServer):
         self.socket.close()
         self.socket = listener
         self._room = threading.BoundedSemaphore(CLIENTS_MAX)
+        self._until: dict[socket.socket, float] = {}
+
+    def service_actions(self) -> None:
+        """Twice a second: hang up on clients whose time is over, however often they sent a byte."""
+        now = time.monotonic()
+        for client, until in list(self._until.items()):
+            if now > until:
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)  # who reads from it, or writes, comes to its end
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._room.acquire(blocking=False):
+            self._until[request] = time.monotonic() + CLIENT_S
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -261,6 +273,7 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._until.pop(request, None)
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -1,22 +1,27 @@
 """JSON Schema over an input, for schemas that may come from anybody who can write to Redis.
 
-What could hold up a process for ever is bounded: patterns run on an engine that takes linear time (Python's `re` may
-take for ever, and holds the GIL meanwhile), and references are followed as often as the input's size allows. What this
-leaves unchecked is checked with the graph's real types when the run starts.
+What could hold up a process for ever, or take its memory, is bounded: patterns run on an engine that takes linear time
+(Python's `re` may take for ever, and holds the GIL meanwhile), references are followed as often as the input's size
+allows, values are compared by sums, each made once, and of what is wrong the first few are looked for, none of which
+holds what was wrong below it. What this leaves unchecked is checked with the graph's real types when the run starts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import cache, lru_cache, partial
+from hashlib import blake2b
+from itertools import islice
 from typing import Any, cast
 
 from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
 
 REFS_MIN = 10_000
 REFS_PER_BYTE = 4
+PROBLEMS_MAX = 100
+PLAIN = frozenset({"type", "title", "description", "default", "examples"})  # beside `type` none that checks anything
 Keyword = Callable[[Any, Any, Any, Any], Iterator[Any]]
 
 
@@ -25,13 +30,14 @@ class TooMuch(Exception):
 
 
 def problems(schema: dict[str, Any], data: Any) -> list[Any]:
-    """What is wrong with an input. It fetches nothing. Raises TooMuch, and whatever an odd schema causes."""
+    """What is wrong with an input, the first `PROBLEMS_MAX`. It fetches nothing. Raises TooMuch, and whatever an odd
+    schema causes."""
     from referencing import Registry
 
     registry: Any = Registry  # a registry of our own: a schema can't make us fetch what it refers to
     token = _steps.set(_Steps(data))
     try:
-        return list(_class()(schema, registry=registry()).iter_errors(data))
+        return list(islice(_class()(schema, registry=registry()).iter_errors(data), PROBLEMS_MAX))
     finally:
         _steps.reset(token)
 
@@ -43,7 +49,7 @@ def _class() -> Any:
 
     untyped: Any = validators
     followed = {name: partial(_followed, _stock()[name]) for name in ("$ref", "$dynamicRef")}
-    return untyped.extend(_stock_class(), {**followed, **_PATTERNS})
+    return untyped.extend(_stock_class(), {**followed, **_OURS})
 
 
 def _stock_class() -> Any:
@@ -58,9 +64,10 @@ def _stock() -> dict[str, Keyword]:
 
 
 class _Steps:
-    """How many references one check follows."""
+    """How many references one check follows. `sums`: of the lists and objects that it has compared, by their ids."""
 
     def __init__(self, data: Any) -> None:
+        self.sums: dict[int, bytes] = {}
         self._data = data
         self._left, self._told = REFS_MIN, False
 
@@ -102,12 +109,17 @@ def _is_found(pattern: str, text: str) -> bool:
     return True
 
 
-def _pattern(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[Any]:
+def _problem(said: str) -> Any:
+    """A problem of our own making. The stock ones show the value, as text: of a large one again at each level."""
     from jsonschema.exceptions import ValidationError as Problem
 
+    problem: Any = Problem
+    return problem(said)
+
+
+def _pattern(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[Any]:
     if isinstance(instance, str) and isinstance(pattern, str) and not _is_found(pattern, instance):
-        problem: Any = Problem
-        yield problem(f"does not match {pattern!r}")
+        yield _problem(f"does not match {pattern!r}")
 
 
 def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: Any) -> Iterator[Any]:
@@ -119,11 +131,17 @@ def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: An
 
 
 def _additional(validator: Any, rule: Any, instance: Any, schema: Any) -> Iterator[Any]:
-    if "patternProperties" in schema and isinstance(instance, dict):
-        patterns, named = schema["patternProperties"], cast("dict[str, Any]", instance)
-        instance = {key: value for key, value in named.items() if not any(_is_found(each, key) for each in patterns)}
-        schema = {name: value for name, value in schema.items() if name != "patternProperties"}
-    yield from _stock()["additionalProperties"](validator, rule, instance, schema)
+    if not isinstance(instance, dict):
+        return
+    named, patterns = cast("dict[str, Any]", instance), schema.get("patternProperties", {})
+    known = schema.get("properties", {})
+    more = {
+        key: value for key, value in named.items() if key not in known and not any(_is_found(p, key) for p in patterns)
+    }
+    if rule is False and more:
+        yield _problem("has a key too many")
+    elif isinstance(rule, dict):
+        yield from _each(validator, more.items(), rule)
 
 
 def _unchecked(validator: Any, rule: Any, instance: Any, schema: Any) -> Iterator[Any]:
@@ -131,9 +149,116 @@ def _unchecked(validator: Any, rule: Any, instance: Any, schema: Any) -> Iterato
     yield from ()
 
 
-_PATTERNS: dict[str, Keyword] = {
+def _sum(value: Any) -> bytes:
+    """What is the same for values that JSON Schema calls equal, and for no others: 1 and 1.0 are, true and 1 are not.
+    Of a list or an object a hash, which is made once in a check; both are alive as long as their ids stand for them."""
+    if isinstance(value, dict | list):
+        known = _steps.get().sums
+        if id(value) not in known:
+            known[id(value)] = _hashed(cast("dict[str, Any] | list[Any]", value))
+        return known[id(value)]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return b"%x" % value  # a number may have more digits than Python writes
+    return json.dumps(value).encode()
+
+
+def _hashed(value: dict[str, Any] | list[Any]) -> bytes:
+    items = sorted(value.items()) if isinstance(value, dict) else enumerate(value)
+    found = blake2b(b"{" if isinstance(value, dict) else b"[", digest_size=16)
+    for key, item in items:
+        for part in (b"" if isinstance(key, int) else json.dumps(key).encode(), _sum(item)):
+            found.update(b"%d:%s" % (len(part), part))
+    return b"#" + found.digest()
+
+
+def _unique(validator: Any, rule: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    """The stock one compares each with each."""
+    if rule and isinstance(instance, list):
+        items: list[Any] = instance
+        if len({_sum(item) for item in items}) < len(items):
+            yield _problem("has the same twice")
+
+
+def _enum(validator: Any, values: Iterable[Any], instance: Any, schema: Any) -> Iterator[Any]:
+    found = _sum(instance)
+    if all(_sum(value) != found for value in values):
+        yield _problem("is none of these")
+
+
+def _const(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    yield from _enum(validator, (value,), instance, schema)
+
+
+def _type(validator: Any, types: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    if not _is_of(validator, instance, types):
+        yield _problem("is of another type")
+
+
+def _is_of(validator: Any, instance: Any, types: Any) -> bool:
+    named: list[Any] = types if isinstance(types, list) else [types]
+    return any(validator.is_type(instance, each) for each in named)
+
+
+def _is_plainly(validator: Any, instance: Any, schema: Any) -> bool:
+    """Does it fit, as far as types alone tell?"""
+    if not isinstance(schema, dict):
+        return schema is True
+    said = cast("dict[str, Any]", schema)
+    if "type" in said and said.keys() <= PLAIN:
+        return _is_of(validator, instance, said["type"])
+    return said.keys() == {"anyOf"} and any(_is_plainly(validator, instance, each) for each in said["anyOf"])
+
+
+def _fits(validator: Any, instance: Any, schema: Any) -> bool:
+    """Does it fit? Nothing is kept of what is wrong."""
+    return _is_plainly(validator, instance, schema) or next(validator.descend(instance, schema), None) is None
+
+
+def _any_of(validator: Any, forms: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    """The stock one keeps all that is wrong in each form, of each item in it."""
+    if not any(_fits(validator, instance, form) for form in forms):
+        yield _problem("none")
+
+
+def _one_of(validator: Any, forms: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    fit = list(islice((form for form in forms if _fits(validator, instance, form)), 2))
+    if len(fit) != 1:
+        yield _problem("several" if fit else "none")
+
+
+def _items(validator: Any, rule: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    if "prefixItems" in schema or not isinstance(instance, list):
+        yield from _stock()["items"](validator, rule, instance, schema)
+        return
+    items: list[Any] = instance
+    yield from _each(validator, enumerate(items), rule)
+
+
+def _each(validator: Any, items: Iterable[tuple[Any, Any]], schema: Any) -> Iterator[Any]:
+    """What is wrong with items under their keys. What is plain is told for all values of a kind at once; a float may be
+    a whole number, or none."""
+    plainly: dict[type, bool] = {}
+    for key, item in items:
+        kind = cast("type", type(item))
+        if kind is float or kind not in plainly:
+            plainly[kind] = _is_plainly(validator, item, schema)
+        if not plainly[kind]:
+            yield from validator.descend(item, schema, path=key)
+
+
+_OURS: dict[str, Keyword] = {
     "pattern": _pattern,
     "patternProperties": _pattern_properties,
     "additionalProperties": _additional,
     "unevaluatedProperties": _unchecked,
+    "unevaluatedItems": _unchecked,
+    "uniqueItems": _unique,
+    "enum": _enum,
+    "const": _const,
+    "type": _type,
+    "anyOf": _any_of,
+    "oneOf": _one_of,
+    "items": _items,
 }

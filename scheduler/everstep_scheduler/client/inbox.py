@@ -4,7 +4,10 @@
                                                                      [stream_mode custom,messages] [subgraphs true]
 
     inbox ──one reader at a time──► submit ──► XDEL           a crash between the two submits the same run id again
-                                      └─bad──► inbox:rejected (bounded), with the reason
+                                      ├─bad──► inbox:rejected (bounded), with the reason
+                                      └─dies─► inbox:tries counts it: after three readers it is bad
+
+    inbox ──its ids have come to their end──► inbox:replaced, read first; the next XADD makes a new stream
 
 The run id is `inbox-<entry id>` where none is given. Every worker may read; one holds the reader's key, others wait.
 """
@@ -28,6 +31,10 @@ from .client import Client
 READER_MS = 5000
 BLOCK_MS = 1000
 LOOK_S = 1.0
+IDS_LOOK_S = 5.0
+LAST_MS = 2**64 - 1  # of an id behind which Redis soon finds no further one, or none at all
+TRIES_MAX = 3
+TRIES_KEPT_S = 86_400
 BATCH_MAX = 50
 MESSAGE_MAX = 2**20
 REJECTED_MAX = 1000
@@ -60,6 +67,8 @@ class InboxReader:
         self.name = new_id()
         self._source = source
         self._client: Client | None = None
+        self._counted = b""  # the message that this reader has begun
+        self._ids_looked = float("-inf")
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Read until `stopped()`. Outages are waited for; raises ServerError for a refused login once stopped."""
@@ -79,10 +88,14 @@ class InboxReader:
             if not self._reads(client):
                 self.pause(LOOK_S)
                 return 0
-            found: Any = client.redis.xread({self.keys.inbox: "0"}, count=BATCH_MAX, block=BLOCK_MS)
-            messages = [message for _, rows in found or () for message in rows]
-            for entry_id, fields in messages:
-                self._take(client, entry_id, fields)
+            self._renew(client)
+            places = {self.keys.inbox_replaced: "0", self.keys.inbox: "0"}
+            found: Any = client.redis.xread(places, count=BATCH_MAX, block=BLOCK_MS)
+            messages = [(stream.decode(), *message) for stream, rows in found or () for message in rows]
+            for stream, entry_id, fields in messages:
+                if _is_last(entry_id):
+                    self._ids_looked = float("-inf")
+                self._take(client, stream, entry_id, fields)
                 if stopped() or not self._reads(client):
                     break
             return len(messages)
@@ -120,24 +133,78 @@ class InboxReader:
         if isinstance(self._source, str):
             client.redis.close()
 
+    # the stream
+
+    def _renew(self, client: Client) -> None:
+        """Put a stream aside whose ids have come to their end, for Redis adds nothing to it any more: whoever may XADD
+        can bring that about. What waits in it keeps its ids, and is read from there."""
+        if time.monotonic() - self._ids_looked < IDS_LOOK_S:
+            return
+        self._ids_looked = time.monotonic()
+        pipe = client.redis.pipeline(transaction=False)
+        aside, there = pipe.exists(self.keys.inbox_replaced).exists(self.keys.inbox).execute()
+        if aside:
+            client.redis.transaction(self._remove, self.keys.inbox_replaced)
+        if there and _is_last(client.redis.xinfo_stream(self.keys.inbox)["last-generated-id"]):
+            client.redis.transaction(self._replace, self.keys.inbox_replaced)
+
+    def _remove(self, pipe: Any) -> None:
+        """What was put aside, once all in it is taken. Watched: another reader may put a stream there meanwhile."""
+        left = pipe.xlen(self.keys.inbox_replaced)
+        pipe.multi()
+        if not left:
+            pipe.delete(self.keys.inbox_replaced)
+
+    def _replace(self, pipe: Any) -> None:
+        aside = pipe.exists(self.keys.inbox_replaced)
+        pipe.multi()
+        if not aside:
+            self.said(
+                "the inbox has come to the end of its ids: somebody gave one by hand. A new stream takes its place"
+            )
+            pipe.rename(self.keys.inbox, self.keys.inbox_replaced)
+
     # one message
 
-    def _take(self, client: Client, entry_id: bytes, fields: Message) -> None:
+    def _take(self, client: Client, stream: str, entry_id: bytes, fields: Message) -> None:
         """Submit a message and take it out, or put it aside with the reason."""
+        reason = ""
         try:
+            with translated(client.url):
+                self._count(client, entry_id)
             self._submit(client, entry_id, _read(fields))
         except ServerError as error:
             if not is_hopeless(error) and not isinstance(error, ServerUnsuitable):
                 raise
-            self._reject(client, entry_id, fields, str(error))  # it would be refused for ever, and all behind it wait
-            return
+            reason = str(error)  # it would be refused for ever, and all behind it wait
         except EverstepError as error:
-            self._reject(client, entry_id, fields, str(error))
-            return
+            reason = str(error)
         except Exception as error:  # noqa: BLE001 - the door: one message must not keep those behind it
-            self._reject(client, entry_id, fields, f"everstep's own error over it: {error!r}")
+            reason = f"everstep's own error over it: {error!r}"
+        pipe = client.redis.pipeline(transaction=True)
+        if reason:
+            self._put_aside(pipe, entry_id, fields, reason)
+        pipe.xdel(stream, entry_id)
+        pipe.hdel(self.keys.inbox_tries, entry_id)
+        pipe.execute()
+
+    def _count(self, client: Client, entry_id: bytes) -> None:
+        """One more reader begins with a message. Raises InvalidInput for one that several began and none has ended:
+        it may have killed them. The same reader again, after an outage, is not one more."""
+        if entry_id == self._counted:
             return
-        client.redis.xdel(self.keys.inbox, entry_id)
+        if client.redis.type(self.keys.inbox_tries) not in (b"hash", b"none"):
+            client.redis.delete(self.keys.inbox_tries)  # nobody's, and it would stop the inbox
+        pipe = client.redis.pipeline(transaction=True)
+        pipe.hincrby(self.keys.inbox_tries, entry_id, 1)
+        pipe.expire(self.keys.inbox_tries, TRIES_KEPT_S)
+        tries = int(pipe.execute()[0])
+        self._counted = entry_id
+        if tries > TRIES_MAX:
+            raise InvalidInput(
+                f"{TRIES_MAX} processes have begun with the message, and none came to its end",
+                fix="look why they ended, or what took them so long; send it with a client to see its error",
+            )
 
     def _submit(self, client: Client, entry_id: bytes, said: Mapping[str, str]) -> None:
         if not takes_inbox(client.log_store.signer):
@@ -158,14 +225,16 @@ class InboxReader:
                 durability=said.get("durability"),
             )
 
-    def _reject(self, client: Client, entry_id: bytes, fields: Message, reason: str) -> None:
+    def _put_aside(self, pipe: Any, entry_id: bytes, fields: Message, reason: str) -> None:
         self.said(f"refused the inbox message {entry_id.decode()}: {reason}")
         kept = {name[:KEPT_BYTES]: value[:KEPT_BYTES] for name, value in list(fields.items())[:KEPT_FIELDS]}
         kept |= {b"reason": reason.encode("utf-8", "replace")[:KEPT_BYTES], b"message": entry_id}
-        pipe = client.redis.pipeline(transaction=True)
         pipe.xadd(self.keys.inbox_rejected, kept, maxlen=REJECTED_MAX, approximate=True)
-        pipe.xdel(self.keys.inbox, entry_id)
-        pipe.execute()
+
+
+def _is_last(entry_id: bytes) -> bool:
+    """Has an id, or that of a stream's last entry, the highest time there is?"""
+    return int(entry_id.partition(b"-")[0]) >= LAST_MS
 
 
 def _read(fields: Message) -> dict[str, str]:

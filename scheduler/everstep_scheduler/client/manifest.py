@@ -270,7 +270,7 @@ def check_input(manifest: Manifest, data: object, lacking: Lacking = list) -> di
     schema = schema | {"required": list(lacking(left)) if left else []}
     problems = list(dict.fromkeys(_said(problem) for problem in _problems(schema, found)))
     if problems:
-        more = f" (and {len(problems) - PROBLEMS_MAX} more)" if len(problems) > PROBLEMS_MAX else ""
+        more = " (and more)" if len(problems) > PROBLEMS_MAX else ""
         what = f"the input does not fit the graph {manifest.name!r}: {'; '.join(problems[:PROBLEMS_MAX])}{more}"
         fix = f"its keys: {keys}"
         raise InvalidInput(what, fix="`everstep graphs --json` shows its schema" if manifest.entry else fix)
@@ -330,7 +330,8 @@ def _what(problem: Problem) -> str:
         case "enum" | "const":
             return f"must be one of {json.dumps(problem.validator_value)[:TEXT_MAX]}"
         case "anyOf" | "oneOf":
-            return f"fits none of its {len(problem.context or [])} forms, being {_kind(found)}"
+            forms = cast("list[Any]", problem.validator_value)
+            return f"fits {problem.message} of its {len(forms)} forms, being {_kind(found)}"
         case _:
             return f"fails {rule} {json.dumps(problem.validator_value)[:TEXT_MAX]}"
 

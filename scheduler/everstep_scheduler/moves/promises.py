@@ -26,6 +26,7 @@ from .connection import server_error, translated
 
 WAIT_MS = 2000  # how long a step waits for replicas; one that was synced just now takes a second to answer
 SHORT_MS = 100  # the same while they don't keep up, so that a run without its replicas goes on, if slowly
+REWRITE_MS = 300  # how long a write may take to be confirmed while the append-only file is rewritten
 MARK_S = 60
 LOOK_S = 5.0
 SAID_S = 5.0
@@ -72,10 +73,11 @@ class Promises:
         if durability == COMMIT:
             return
         with translated(self._url):
-            if durability == FSYNC and (lacks := fsync_lacks(self._client)):
+            if durability == FSYNC and (lacks := fsync_lacks(self._client, self._keys.mark)):
                 raise ServerUnsuitable(
                     f"durability 'fsync' can't be promised: {lacks}",
-                    fix="set appendonly yes, appendfsync always and no-appendfsync-on-rewrite no; or ask for 'commit'",
+                    fix="set appendonly yes, appendfsync always and no-appendfsync-on-rewrite no, and wait for the "
+                    "rewrite that begins then; or ask for 'commit'",
                 )
             if (wanted := replicas_of(durability)) and (have := replicas_in(self._client.info("replication"))) < wanted:
                 raise ServerUnsuitable(
@@ -105,7 +107,7 @@ class Promises:
         if now - self._looked < LOOK_S:
             return ""
         self._looked = now
-        return fsync_lacks(self._client)
+        return fsync_lacks(self._client, self._keys.mark)
 
     def report(self, durabilities: Collection[str], what: object, log: logging.Logger) -> None:
         """Behind a commit: wait, and log what lacks, every few seconds at most."""
@@ -127,10 +129,11 @@ def warn(lacks: str, what: str) -> None:
         warnings.warn(told, DurabilityWarning, stacklevel=2)
 
 
-def fsync_lacks(client: Any) -> str:
-    """Why a reply of this server does not say that the write is on disk, in words; empty if it does.
+def fsync_lacks(client: Any, mark: str = "") -> str:
+    """Why a reply of this server does not say that the write is on disk, in words; empty if it does. `mark`: a key that
+    may be written, for more certainty.
 
-    Not by WAITAOF: Valkey 8.0, 8.1 and 9.1 were seen to answer it before they had synced.
+    Not by WAITAOF alone: Valkey 8.0, 8.1 and 9.1 were seen to answer it before they had synced.
     """
     try:
         said: dict[str, str] = client.config_get("appendonly", "appendfsync", "no-appendfsync-on-rewrite")
@@ -142,7 +145,30 @@ def fsync_lacks(client: Any) -> str:
         return f"appendfsync is {policy or 'not known'}"
     if said.get("no-appendfsync-on-rewrite") != "no":
         return "no-appendfsync-on-rewrite is on: nothing is synced while the file is rewritten"
+    info: dict[str, Any] = client.info("persistence")
+    if info.get("aof_last_write_status", "ok") != "ok":
+        return "the server could not write to its append-only file"
+    if _is_first_rewrite(client, info, mark):
+        return "the append-only file was switched on a while ago, and its first rewrite has not ended"
     return ""
+
+
+def _is_first_rewrite(client: Any, info: dict[str, Any], mark: str) -> bool:
+    """Is the file being made that a restart would load? After `CONFIG SET appendonly yes` nothing is in it before that.
+
+    INFO does not tell it from a later rewrite for sure, but WAITAOF does (Redis 7.2, Valkey): it confirms no write
+    then. Without it, one that has no file to build on counts as the first; it may be that of a server that began empty.
+    """
+    if not (info.get("aof_rewrite_in_progress") or info.get("aof_rewrite_scheduled")):
+        return False
+    if mark:
+        pipe = client.pipeline(transaction=False)
+        pipe.set(mark, 1, ex=MARK_S)
+        pipe.execute_command("WAITAOF", 1, 0, REWRITE_MS)
+        said: Any = pipe.execute(raise_on_error=False)[1]
+        if isinstance(said, list):  # else an error: this server, or this user, has no WAITAOF
+            return not said[0]
+    return not info.get("aof_base_size")
 
 
 def replicas_in(info: dict[str, Any]) -> int:

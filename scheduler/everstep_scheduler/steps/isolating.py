@@ -10,6 +10,7 @@ process group, which is killed as a whole: at the end, at a timeout, when the at
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -17,7 +18,10 @@ import signal
 import struct
 import subprocess
 import sys
+import termios
 import threading
+import time
+from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -124,21 +128,25 @@ class Child:
         raise _died(attempt, _how(self._exit_code()))
 
     def _frames(self, fd: int) -> Iterator[bytes]:
-        """What it says, whole frames, until it is gone. What it began may hold the pipe open longer."""
+        """What it says, whole frames, until it is gone or killed; then what is in the pipe at that moment, and no more:
+        what it began may have left its group, hold the pipe open, and speak in it for as long as it likes."""
         buffer, poll = bytearray(), select.poll()
         poll.register(fd, select.POLLIN)
-        last_look = False
-        while True:
-            if poll.poll(0 if last_look else LOOK_MS):
-                data = os.read(fd, READ_MAX)
-                if not data:
-                    return
-                buffer += data
-                yield from _whole(buffer)
-            elif last_look:
+        look_at, left = 0.0, -1  # bytes that may still be read; negative: as many as come
+        while left:
+            if left < 0 and time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_MS / 1000
+                if self._killed or self._is_gone(wait=False):
+                    left = _waiting(fd)
+                    continue
+            if not poll.poll(LOOK_MS):
+                continue
+            data = os.read(fd, READ_MAX if left < 0 else min(READ_MAX, left))
+            if not data:
                 return
-            else:
-                last_look = self._is_gone(wait=False)
+            left -= len(data) if left > 0 else 0
+            buffer += data
+            yield from _whole(buffer)
 
     # the process; its id is ours until it is reaped, which happens last and under the lock
 
@@ -208,6 +216,13 @@ def write_all(fd: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(fd, left) :]
+
+
+def _waiting(fd: int) -> int:
+    """How many bytes are in a pipe."""
+    found = array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, found)
+    return found[0]
 
 
 def _whole(buffer: bytearray) -> Iterator[bytes]:
