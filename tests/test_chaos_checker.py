@@ -397,7 +397,7 @@ def changed(scripts: str, *changes: tuple[str, str]) -> Script:
 
 
 ALL = "start claim commit part renew release cancel sweep adopt"
-FENCE = "if not holds or T.n ~= H.n or T.digest ~= H.digest then"
+FENCE = "if not holds then"
 NO_FENCE = (FENCE, "if not rec then")
 
 
@@ -483,7 +483,7 @@ BUGS: dict[str, tuple[Callable[[Rig], None], Script | Python, set[str]]] = {
         resent,
         changed(
             "commit",
-            ("local holds = rec and rec.p == 'lease' and rec.t == H.token", "local holds = rec and rec.t == H.token"),
+            ("T, rec, rec and rec.p == 'lease' and rec.t == H.token", "T, rec, rec and rec.t == H.token"),
         ),
         {"I3"},
     ),
@@ -516,7 +516,7 @@ BUGS: dict[str, tuple[Callable[[Rig], None], Script | Python, set[str]]] = {
             "start",
             (
                 "local id = fact(s.thread, T, 'task_answered'",
-                "fact(s.thread, T, 'task_answered', 'task', task, 'answer', value, unpack(question))\n"
+                "fact(s.thread, T, 'task_answered', 'task', task, 'answer', value, unpack(said))\n"
                 "  local id = fact(s.thread, T, 'task_answered'",
             ),
         ),

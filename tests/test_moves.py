@@ -637,7 +637,7 @@ def test_a_run_on_a_checkpoint_of_a_thread_that_was_deleted_writes_nothing(stage
             assert asked(late("x", old.n, old.digest)) == asked(late("x", *first)) == ["gone", "gone"]
             assert stage.log.head(THREAD) is None
     assert asked(late("x", old.n, old.digest)) == ["gone", "gone"]
-    assert stage.log.head(THREAD) == head
+    assert head is not None and stage.log.head(THREAD) == head
     assert asked(late("x", head.n, head.digest)) == ["ready", "started"]
 
 
