@@ -207,7 +207,8 @@ class Place:
             "concurrency": concurrency, "queues": queues, "lease_ms": lease_ms, "journal": str(journal),
         }  # fmt: skip
         # the URL travels in the environment: a password on a command line is everybody's to read
-        started = Spawned(("-m", WORKER), journal, env={"EVERSTEP_BENCH_ORDER": json.dumps(order)})
+        env = {"EVERSTEP_BENCH_ORDER": json.dumps(order), "RQ_KEY_PREFIX": self.keys.rq}  # ours may be pinned to another
+        started = Spawned(("-m", WORKER), journal, env=env)
         waits = [self.keys.waiting(name) for name in queues or graphs]
         try:
             until(lambda: self._waits(waits, started.pid), "a worker that is ready", started)
