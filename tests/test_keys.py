@@ -10,13 +10,14 @@ from typing import Any, TypedDict
 import pytest
 import redis
 
-from everstep_checkpoint.errors import InvalidThreadId
+from everstep_checkpoint.errors import InvalidThreadId, UnknownThread
 from everstep_checkpoint.keys import Keys, rq_prefix, thread_id_text
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import verify
+from everstep_scheduler.client.client import connect, publish
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START
-from everstep_scheduler.inline.savers import RedisSaver
+from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver
 from servers import StartServer, wait_for
 
 KEYS = Keys(rq="rq")
@@ -126,6 +127,32 @@ def test_thread_ids_become_text(given: object, text: str) -> None:
 def test_what_is_no_thread_id_is_refused(given: object) -> None:
     with pytest.raises(InvalidThreadId):
         thread_id_text(given)
+
+
+@pytest.mark.parametrize("given", ["a|b", "|", "within"])
+def test_nobody_begins_on_an_id_that_a_thread_of_ours_could_have(redis_url: str, given: str) -> None:
+    """Nodes' graphs keep their state in `a|b`: it would be read and written from two threads."""
+    made = StateGraph(Numbers).add_node("a", lambda state: {"n": 1}).add_edge(START, "a").add_edge("a", END)
+    on: Any = {"configurable": {"thread_id": given}}
+    with connect(redis_url) as client:
+        publish(client.redis, client.keys, [made.spec("g")])
+        graph = made.compile(checkpointer=RedisSaver(redis_url), name="g")
+        graph.invoke({"n": 0}, {"configurable": {"thread_id": "fine"}})
+        for begin in (
+            lambda: client.submit("g", {"n": 0}, thread_id=given),
+            lambda: client.graph("g").invoke({"n": 0}, on),
+            lambda: client.fork("fine", given),
+            lambda: graph.invoke({"n": 0}, on),
+            lambda: next(iter(graph.stream({"n": 0}, on))),
+            lambda: graph.update_state(on, {"n": 0}, as_node="a"),
+            lambda: client.graph("g", graph).update_state(on, {"n": 0}, as_node="a"),
+            lambda: made.compile(checkpointer=InMemorySaver()).invoke({"n": 0}, on),
+        ):
+            with pytest.raises(InvalidThreadId, match=r"reserved for threads of graphs"):
+                begin()
+        assert list(client.log_store.threads()) == ["fine"]
+        with pytest.raises(UnknownThread):
+            client.state(given)
 
 
 class Numbers(TypedDict, total=False):

@@ -14,6 +14,7 @@ from uuid import UUID
 from .errors import InvalidThreadId
 
 THREAD_ID_MAX = 512
+INNER = "|"  # in the ids of threads that tasks call, between a thread and a node of it
 WITHIN = "within|"  # how the threads begin whose logs an attempt of another thread's task keeps
 _NAME = re.compile(r"^[A-Za-z0-9_.-]+$")
 
@@ -42,6 +43,24 @@ def thread_id_text(thread_id: object) -> str:
         )
     if not text:
         raise InvalidThreadId("a thread_id can't be empty", fix="give a text, such as order-17")
+    return text
+
+
+def begun_thread_text(thread_id: object) -> str:
+    """The text of the id of a thread on which somebody begins something: none that a thread of ours could have.
+
+    What a task calls on thread `a` in node `b` has the id `a|b`, or `within|a|b`. Raises InvalidThreadId, but for the
+    latter: those the moves refuse, and say whose they are.
+    """
+    text = thread_id_text(thread_id)
+    if is_within(text):
+        return text
+    if INNER in text or text + INNER == WITHIN:
+        what = f"has the character {INNER!r}" if INNER in text else f"is {text!r}"
+        raise InvalidThreadId(
+            f"the thread_id {text!r} {what}: that is reserved for threads of graphs that tasks call",
+            fix="begin on another thread_id; what is there can be read, resumed, retried, forked and deleted",
+        )
     return text
 
 

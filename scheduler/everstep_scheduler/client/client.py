@@ -27,7 +27,7 @@ from everstep_checkpoint.errors import (
     ThreadBusy,
     UnknownRun,
 )
-from everstep_checkpoint.keys import Keys, rq_prefix, thread_id_text
+from everstep_checkpoint.keys import Keys, begun_thread_text, rq_prefix, thread_id_text
 from everstep_checkpoint.log import Log, new_id, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at
@@ -209,7 +209,7 @@ class Client(Travelling, Deleting):
         """
         run = _run_id(run_id, said)
         given = said.thread_id if thread_id is None else thread_id
-        thread = thread_id_text(run if given is None else given)
+        thread = begun_thread_text(run if given is None else given)
         if spec is not None:
             said = said.promised(spec.durability)
             if missing := self._lacking(thread, spec.lacking(input), on):

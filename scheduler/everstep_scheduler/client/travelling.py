@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import NotFound
-from everstep_checkpoint.keys import Keys, thread_id_text
+from everstep_checkpoint.keys import Keys, begun_thread_text, thread_id_text
 from everstep_checkpoint.log import new_id, unknown_thread
 from everstep_checkpoint.replay import State, state_at
 
 from ..moves.connection import translated
+from ..moves.contract import check_thread
 from ..moves.record import check_run_id
 from ..reading.addressed import addressed
 from ..reading.differing import Change, changes
@@ -57,7 +58,8 @@ class Travelling:
         Raises UnknownThread, NotFound, Trimmed, ThreadBusy if `target` has a log already.
         """
         thread = thread_id_text(thread_id)
-        made = thread_id_text(new_id() if target is None else target)
+        made = begun_thread_text(new_id() if target is None else target)
+        check_thread(made)
         with translated(self.url):
             n = self._checkpoint(thread, checkpoint_id).n
             if self.redis.exists(self.keys.dying(made)):

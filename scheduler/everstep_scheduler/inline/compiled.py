@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from everstep_checkpoint.errors import InvalidInput
-from everstep_checkpoint.keys import thread_id_text
+from everstep_checkpoint.keys import begun_thread_text, thread_id_text
 from everstep_checkpoint.log import Log, new_id
 from everstep_checkpoint.replay import State
 
@@ -332,6 +332,8 @@ class CompiledGraph(StateFace):
         if self.checkpointer is not None:
             kind, opening = on_shelf(shelf, lambda: self._travel(data, said, thread, run))
         kind = kind or kind_of(data)
+        if self.checkpointer is not None and kind == "input":
+            begun_thread_text(thread)
         return Inline(
             self.spec, saver, thread, run, data, said, kind, START_NODE, mode, self._loader, opening,
             keys=keys, checkpoints=self.checkpointer is not None, cache=self.cache, nested=subgraphs,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from everstep_checkpoint.codec import PLAIN, Codec
 from everstep_checkpoint.entries import checkpoint_id
 from everstep_checkpoint.errors import InvalidInput, InvalidUpdateError
+from everstep_checkpoint.keys import begun_thread_text
 from everstep_checkpoint.log import Log, new_id
 from everstep_checkpoint.replay import State, state_at
 
@@ -265,6 +266,8 @@ class StateFace(ABC):
         if special and len(updates) > 1:
             raise InvalidUpdateError(f"Cannot apply multiple updates as {first.as_node}", thread=thread)
         at, named = self._at(thread, said)
+        if at is None and self._log.head(thread) is None:
+            begun_thread_text(thread)
         if first.as_node == INPUT:
             return self._as_input(thread, said, at, first.values)
         if first.as_node == COPY:
