@@ -17,6 +17,7 @@ import redis
 
 from everstep.doctor import examine
 from everstep.site import Site
+from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START, Send
@@ -24,6 +25,7 @@ from everstep_scheduler.moves import redismoves
 from everstep_scheduler.moves.connection import server_run_id
 from everstep_scheduler.moves.contract import Offer
 from everstep_scheduler.moves.record import Config, start_of
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery import recovery
 from everstep_scheduler.recovery.recovery import audit, differing, recover
 from everstep_workers.work import Setup, Work
@@ -636,3 +638,26 @@ def test_an_answer_that_can_not_be_read_costs_no_slot() -> None:
         work.came(done, nothing, offer, b"junk")
     assert len(work.slots) == 4
     work.close()
+
+
+# --- namespaces with the same prefix for RQ
+
+
+def test_a_job_of_another_namespace_is_left_to_its_own_workers(hand: Hand, client: redis.Redis) -> None:
+    theirs = Keys("other", rq="rq")
+    for key in (theirs.alive, theirs.rq_alive):
+        client.set(key, "1")
+    other = RedisMoves(Scripts(client, theirs))
+    for i in range(3):
+        other.start(start_of(hand.spec, f"u{i}", f"s{i}", {"count": 1}, Config(), "input"))
+    hand.submit("r1")
+    assert client.llen(KEYS.rq_queue("g")) == 4
+    for _ in range(2):
+        answer = hand.moves.claim(hand.offer(5))
+        assert answer.refused == ()
+        hand.held += answer.leases
+    assert [lease.thread for lease in hand.held] == [THREAD]
+    assert (client.llen(KEYS.rq_queue("g")), client.zcard(KEYS.rq_failed("g"))) == (3, 0)
+    hand.drive()
+    assert run_is_done(hand)
+    assert sorted(lease.thread for lease in other.claim(hand.offer(5)).leases) == ["u0", "u1", "u2"]

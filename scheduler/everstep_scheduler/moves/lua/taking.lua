@@ -42,7 +42,8 @@ local function refuse(id, q, why)
   if #out.refused < REFUSED_MAX then out.refused[#out.refused + 1] = id .. ' on queue ' .. q .. ': ' .. why end
 end
 
--- The task that a job names; nil and why if it is none of ours; nothing if there is no such job. RQ packs `data` when it
+-- The task that a job names; nil and why if it is none of ours, and true if it is another namespace's; nothing if there is no
+-- such job. RQ packs `data` when it
 -- saves a job (`rq requeue`), so we read our own field, which it leaves alone.
 local function ours(id)
   local key = R .. 'job:' .. id
@@ -58,7 +59,7 @@ local function ours(id)
   if d[1] ~= FUNCTION then return nil, 'its function is ' .. string.sub(tostring(d[1]), 1, 80) .. ', not ' .. FUNCTION end
   local a = d[4]
   if type(a) ~= 'table' or type(a.thread) ~= 'string' or type(a.task) ~= 'string' then return nil, 'its arguments name no task' end
-  if a.keys and a.keys ~= S then return nil, 'it is of the namespace ' .. string.sub(tostring(a.keys), 1, 80) end
+  if a.keys and a.keys ~= S then return nil, 'it is of the namespace ' .. string.sub(tostring(a.keys), 1, 80), true end
   return a
 end
 
@@ -75,6 +76,13 @@ local function continue_run(thread, T, run)
   return true
 end
 
+-- Jobs of another namespace that has the same prefix for RQ: they go back to the end of their queue, for their own workers.
+-- Only when all else is done, so that a turn meets none of them twice, and without a bell: nobody of ours can take them.
+local strays = {}
+local function push_strays()
+  for _, s in ipairs(strays) do show('RPUSH', R .. 'queue:' .. s[1], s[2]) end
+end
+
 -- A job id from a list: lease its task under the token if it is open and unleased and this is its job.
 local function accept(id, q, token)
   local known = fresh[id]
@@ -82,7 +90,11 @@ local function accept(id, q, token)
   if known then
     thread, task, rec = known[1], known[2], known[3]
   else
-    local named, why = ours(id)
+    local named, why, others = ours(id)
+    if others and q ~= '' then
+      strays[#strays + 1] = { q, id }
+      return false
+    end
     if why then return refuse(id, q, why) end
     if not named then return false end
     thread, task = named.thread, named.task
@@ -183,6 +195,7 @@ end
 local function finish()
   gates.serve()
   push_coming()
+  push_strays()
   save()
   write_counts()
   for q, count in pairs(pushed) do
