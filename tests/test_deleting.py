@@ -151,3 +151,33 @@ def test_logs_that_say_they_called_each_other_in_a_circle_are_deleted_and_no_sta
     assert idle.state("t").next == ("a",)
     idle.delete("t")
     assert logs(idle.redis) == set()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "begun anew"])
+def test_a_state_that_is_read_while_its_thread_is_deleted_is_no_broken_log(
+    redis_url: str, idle: Client, again: bool
+) -> None:
+    made = StateGraph(State).add_node("a", lambda s: {"log": ["a"]}).add_node("b", lambda s: {"log": ["b"]})
+    made.add_edge(START, "a").add_edge("a", "b").add_edge("b", END)
+    short = StateGraph(State).add_node("a", asks).add_edge(START, "a").add_edge("a", END)
+    saver = RedisSaver(redis_url)
+    made.compile(checkpointer=saver, name="g").invoke(IN, ON)
+    real, left = type(idle.log_store).head, [1]
+
+    def head(log: Any, thread: str) -> Any:
+        """The thread is deleted behind the look at its head."""
+        found = real(log, thread)
+        if left:
+            left.pop()
+            with connect(redis_url) as other:
+                other.delete(thread)
+            if again:
+                short.compile(checkpointer=saver, name="g").invoke({"log": ["new"]}, ON)
+        return found
+
+    with patch.object(type(idle.log_store), "head", head):
+        if again:
+            assert idle.state("t").values["log"] == ["new"]
+        else:
+            with pytest.raises(UnknownThread):
+                idle.state("t")

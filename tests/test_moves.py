@@ -16,7 +16,7 @@ import redis
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import Log, MemoryLog, new_id
+from everstep_checkpoint.log import Head, Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.inline.logmoves import LogMoves
 from everstep_scheduler.moves.contract import (
@@ -625,17 +625,19 @@ def test_a_run_on_a_checkpoint_of_a_thread_that_was_deleted_writes_nothing(stage
         put = Branch(start, after, {}, (0, "", 0))
         return [stage.moves.branch(put, ask=True).status, stage.moves.start(start, stage.offer()).status]
 
-    for run in ("r1", "r2"):
+    def begun(run: str) -> Head:
         stage.start(run)
         stage.close(stage.take("start"))
         head = stage.log.head(THREAD)
         assert head is not None
-        first = (0, next(iter(stage.log.pages(THREAD))).text("birth"))
-        if run == "r1":
-            assert stage.moves.delete(THREAD) == "deleted"
-            old = head
-            assert asked(late("x", old.n, old.digest)) == asked(late("x", *first)) == ["gone", "gone"]
-            assert stage.log.head(THREAD) is None
+        return head
+
+    old = begun("r1")
+    first = (0, next(iter(stage.log.pages(THREAD))).text("birth"))
+    assert stage.moves.delete(THREAD) == "deleted"
+    assert asked(late("x", old.n, old.digest)) == asked(late("x", *first)) == ["gone", "gone"]
+    assert stage.log.head(THREAD) is None
+    head = begun("r2")
     assert asked(late("x", old.n, old.digest)) == ["gone", "gone"]
     assert head is not None and stage.log.head(THREAD) == head
     assert asked(late("x", head.n, head.digest)) == ["ready", "started"]

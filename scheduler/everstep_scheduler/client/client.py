@@ -487,7 +487,10 @@ class Client(Travelling, Deleting):
         with translated(self.url):
             if not self.redis.exists(self.keys.log(thread)):
                 raise unknown_thread(thread)
-            return snapshot(self.log_store, thread, checkpoint_id, subgraphs=subgraphs)
+            found = snapshot(self.log_store, thread, checkpoint_id, subgraphs=subgraphs)
+            if found.created_at is None and not self.redis.exists(self.keys.log(thread)):  # deleted meanwhile
+                raise unknown_thread(thread)
+            return found
 
     def history(self, thread_id: object, limit: int | None = None) -> Iterator[StateSnapshot]:
         """The checkpoints of a thread, newest first, as plain data. Raises UnknownThread."""

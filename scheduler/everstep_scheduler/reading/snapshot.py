@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.branching import run_fact
 from everstep_checkpoint.codec import PLAIN, Codec
-from everstep_checkpoint.errors import CorruptEntry, InvalidUpdateError
+from everstep_checkpoint.errors import CorruptEntry, InvalidUpdateError, Trimmed
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, State, commanded, input_writes
-from everstep_checkpoint.sound import sound, sounds
+from everstep_checkpoint.sound import clear, sound, sounds
 from everstep_checkpoint.types import Untracked
 
 from ..graph.channels import HIDDEN, apply
@@ -97,20 +97,10 @@ def snapshot(
     Raises NotFound for a checkpoint that is not there, Trimmed, CorruptEntry, NewerVersion.
     """
     view = _View(log, thread, spec.codec if spec is not None else codec, spec, place, subgraphs)
-    head = log.head(thread)
-    if n is not None:
-        number = checkpoint_number(n) if isinstance(n, str) else n
-        if head is None or not 1 <= number <= head.n:
-            raise unknown_checkpoint(thread, n)
-        frame = frame_at(log, thread, number)
-        if isinstance(n, str) and frame.state.entry.checkpoint_id != n:
-            raise another_checkpoint(thread, n, frame.state.entry)
-        return view.of(frame)
-    if head is None:
-        return view.empty(())
-    if head.n == 0:
-        return view.unborn(log.read(thread, "0-1", "0"))
-    return view.live(frame_at(log, thread, head.n))
+    try:
+        return view.at(n)
+    except (Trimmed, CorruptEntry):  # it may have been deleted, and begun anew, between two reads of ours
+        return view.at(n)
 
 
 @sounds
@@ -163,6 +153,23 @@ class _View:
         self.codec = codec
         self.spec = spec
         self._records: dict[str, dict[str, Any]] = {}
+
+    def at(self, n: int | str | None) -> StateSnapshot:
+        """The thread as it stands, or at a checkpoint."""
+        head = self.log.head(self.thread)
+        if n is not None:
+            number = checkpoint_number(n) if isinstance(n, str) else n
+            if head is None or not 1 <= number <= head.n:
+                raise unknown_checkpoint(self.thread, n)
+            frame = frame_at(self.log, self.thread, number)
+            if isinstance(n, str) and frame.state.entry.checkpoint_id != n:
+                raise another_checkpoint(self.thread, n, frame.state.entry)
+            return self.of(frame)
+        if head is None:
+            return self.empty(())
+        if head.n == 0:
+            return self.unborn(self.log.read(self.thread, "0-1", "0"))
+        return self.live(frame_at(self.log, self.thread, head.n))
 
     def empty(self, following: tuple[str, ...]) -> StateSnapshot:
         return StateSnapshot({}, following, _config(self.place), None, None, None, (), ())
@@ -327,7 +334,9 @@ class _View:
                 thread=self.thread,
                 fix="look at the thread without subgraphs; `everstep log` shows what it says it called",
             )
-        return snapshot(self.log, thread, codec=self.codec, spec=inner, place=place, subgraphs=True)
+        codec = inner.codec if inner is not None else self.codec
+        with clear(thread):
+            return _View(self.log, thread, codec, inner, place, True).at(None)
 
     def _within(self, fact: e.Entry) -> Any:
         """The same of a task whose function called a graph: of the one that it called last."""
