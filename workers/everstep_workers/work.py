@@ -19,6 +19,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.graph.durability import COMMIT
+from everstep_scheduler.graph.options import SUSPECT
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import Client, connect
 from everstep_scheduler.moves.contract import JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
@@ -38,7 +39,6 @@ from .slots import OFFER_MAX, Done, Held, Slots, Tally
 from .tempo import Tempo
 
 REST_S = 0.5
-SUSPECT = ".suspect"
 
 log = logging.getLogger("everstep.worker")
 

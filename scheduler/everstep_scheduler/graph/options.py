@@ -17,6 +17,8 @@ from everstep_checkpoint.errors import GraphError
 from .retry import RetryPolicy
 from .runtime import seconds
 
+SUSPECT = ".suspect"  # what the scripts add to the queue of a task whose process died
+
 
 @dataclass(frozen=True)
 class TimeoutPolicy:
@@ -114,7 +116,13 @@ def _policies(who: str, given: RetryPolicy | Sequence[RetryPolicy] | None) -> tu
 
 
 def queue_name(who: str, queue: str | None) -> str | None:
-    """A queue's name, checked."""
+    """A queue's name, checked: printable, and not one of those to which the tasks of others go. Raises GraphError."""
     if queue is not None and not (queue and queue.isprintable()):
         raise GraphError(f"{queue!r} can't be a queue's name", node=who, fix="Use a printable name.")
+    if queue is not None and queue.endswith(SUSPECT):
+        raise GraphError(
+            f"{queue!r} can't be a queue's name: {SUSPECT} stands for tasks whose process died, which run alone",
+            node=who,
+            fix="Use another name; a pool sees to those tasks by itself.",
+        )
     return queue
