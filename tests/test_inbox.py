@@ -375,7 +375,7 @@ def test_a_message_that_ends_its_readers_is_put_aside_after_three(
         with pytest.raises(_Killed):
             InboxReader(redis_url, KEYS).turn()
         client.delete(KEYS.inbox_reader)  # what a dead one leaves ends by itself
-    assert 0 < client.ttl(KEYS.inbox_tries) <= 86_400  # type: ignore[operator]
+    assert 0 < client.ttl(KEYS.inbox_tries) <= 86_400
     read_once(redis_url)
     assert client.xlen(KEYS.inbox) == 0 and not client.exists(KEYS.inbox_tries)
     assert b"3 processes have begun with the message" in rejected(client)[0][b"reason"]

@@ -22,7 +22,7 @@ from everstep_scheduler.graph.durability import COMMIT
 from everstep_scheduler.graph.options import SUSPECT
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import Client, connect
-from everstep_scheduler.moves.contract import JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
+from everstep_scheduler.moves.contract import AWAY_S, JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
 from everstep_scheduler.moves.live import LiveWriter
 from everstep_scheduler.moves.promises import Promises
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
@@ -146,7 +146,7 @@ class Work:
             client.close()
 
     def _moves(self, client: Client) -> RedisMoves:
-        return RedisMoves(Scripts(client, self.setup.keys, self._rebuild, self.setup.url))
+        return RedisMoves(Scripts(client, self.setup.keys, self._rebuild, self.setup.url), patience_s=AWAY_S)
 
     def _rebuild(self) -> None:
         with self.pulse.rebuilding():
