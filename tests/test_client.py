@@ -38,8 +38,8 @@ from everstep_checkpoint.errors import (
 from everstep_scheduler.client.client import Client, connect, publish
 from everstep_scheduler.client.manifest import Manifest, check_input
 from everstep_scheduler.graph.builder import StateGraph
-from everstep_scheduler.graph.runtime import END, START, Send
-from everstep_scheduler.inline.savers import InMemorySaver
+from everstep_scheduler.graph.runtime import END, START, Command, Send
+from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver
 from everstep_scheduler.moves.record import Config, RunRecord, looks_secret
 from everstep_scheduler.reading.carried import BUILTINS, Errors
 from everstep_scheduler.reading.ending import Ending, Said
@@ -642,3 +642,59 @@ def test_a_typed_graph_needs_no_manifest(redis_url: str, client: Any) -> None:
         hand = Hand(client, counter(), name="counter")
         hand.drive()
         assert graph.get_state({"configurable": {"thread_id": "t"}}).values["at"] == Point(x=1)
+
+
+# -- at the door
+
+
+@pytest.mark.parametrize("actor", [42, None, b"ops"])
+def test_an_actor_that_is_no_text_is_refused_before_anything_is_written(idle: Client, actor: Any) -> None:
+    """It was written, and whoever read it called the record corrupt."""
+    with pytest.raises(InvalidInput, match=rf"actor is text, not the {type(actor).__name__} .*actor=str\("):
+        idle.submit("counter", {"count": 1, "done": False}, thread_id="t", actor=actor)
+    assert not idle.redis.exists(KEYS.log("t"))
+    idle.submit("counter", {"count": 1, "done": False}, thread_id="t")
+    with pytest.raises(InvalidInput, match="actor is text"):
+        idle.cancel("t", actor=actor)
+    assert idle.run("t").status() == "running"
+
+
+def test_a_record_that_nobody_could_read_is_not_written() -> None:
+    with pytest.raises(InvalidInput, match=r"recursion_limit can't be '5'"):
+        RunRecord(recursion_limit="5").encode()  # type: ignore[arg-type]
+
+
+NOWHERE = "redis://127.0.0.1:1/0"
+ON: dict[str, Any] = {"configurable": {"thread_id": "t"}}
+AT: dict[str, Any] = {"configurable": {"thread_id": "t", "checkpoint_id": "000000000003-5f1c02aa"}}
+DATA = {"count": 1, "done": False}
+ASKED: dict[str, Any] = {
+    "get_state": lambda x: x.get_state(ON),
+    "get_state at": lambda x: x.get_state(AT),
+    "get_state_history": lambda x: list(x.get_state_history(ON)),
+    "get_path": lambda x: x.get_path(ON),
+    "update_state": lambda x: x.update_state(ON, {"count": 1}, as_node="inc"),
+    "update_state without a node": lambda x: x.update_state(ON, {"count": 1}),
+    "update_state there": lambda x: x.update_state(AT, {"count": 1}, as_node="inc"),
+    "an input": lambda x: x.update_state(ON, DATA, as_node="__input__"),
+    "a copy": lambda x: x.update_state(ON, None, as_node="__copy__"),
+    "invoke": lambda x: x.invoke(DATA, ON),
+    "invoke None": lambda x: x.invoke(None, ON),
+    "invoke there": lambda x: x.invoke(None, AT),
+    "a Command": lambda x: x.invoke(Command(resume=1), ON),
+    "a Command with an update": lambda x: x.invoke(Command(update={"count": 1}), ON),
+    "stream": lambda x: list(x.stream(DATA, ON)),
+}
+
+
+@pytest.mark.parametrize("engine", ["inline", "remote"])
+def test_without_a_server_all_methods_of_graphs_say_what_to_do(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of redis-py came through, without a word of where and what."""
+    monkeypatch.setattr("everstep_scheduler.inline.driver.START_PATIENCE_S", 0)
+    graph = counter().compile(RedisSaver(NOWHERE), name="counter")
+    with connect(NOWHERE) as client:
+        asked = graph if engine == "inline" else client.graph("counter", graph)
+        for what, ask in ASKED.items():
+            with pytest.raises(ServerUnavailable, match=r"does not answer.*redis-cli -p 1 ping"):
+                ask(asked)
+            assert what

@@ -8,14 +8,18 @@ import operator
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Annotated, Any, TypedDict
 
 import pytest
+import redis
 
 import everstep
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.errors import InvalidEffect, OutsideNode, TooLarge, UnknownType
+from everstep_checkpoint.codec import Codec
+from everstep_checkpoint.errors import InvalidEffect, OutsideNode, ServerUnavailable, TooLarge, UnknownType
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import verify
 from everstep_scheduler.graph.asking import interrupt
@@ -25,11 +29,12 @@ from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import END, START, Command, Send
 from everstep_scheduler.inline.compiled import CompiledGraph
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
-from everstep_scheduler.moves.contract import Lease
+from everstep_scheduler.moves.contract import AWAY_S, PATIENCE_S, Lease
 from everstep_scheduler.reading.derive import derive
 from everstep_scheduler.steps import effects as recorded
 from everstep_scheduler.steps.effects import Effects
-from hand import Hand
+from everstep_workers.work import Setup, Work
+from hand import KEYS, Hand
 from test_recovery import wipe
 
 CONFIG: dict[str, Any] = {"configurable": {"thread_id": "t"}}
@@ -359,3 +364,48 @@ def test_a_task_without_effects_reads_nothing(saver: Saver, monkeypatch: pytest.
 def test_the_names_are_public() -> None:
     assert everstep.once is once
     assert everstep.aonce is aonce
+
+
+# -- an absence of Redis
+
+
+class Away:
+    """Moves whose parts meet a Redis that is away, or refuses them, so many times."""
+
+    def __init__(self, patience_s: float, times: int, cause: Exception) -> None:
+        self.patience_s, self.left, self.cause = patience_s, times, cause
+        self.wrote: list[Any] = []
+
+    def part(self, lease: Lease, entries: Any) -> bool:
+        if self.left:
+            self.left -= 1
+            raise self.cause
+        self.wrote += entries
+        return True
+
+
+LEASE: Any = SimpleNamespace(thread="t", run="r", task="k", attempt=1, token="x", node="n", effects="")
+
+
+def test_a_record_is_written_once_redis_is_back_after_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a worker; after a minute the run failed for good, where a node without effects went on."""
+    monkeypatch.setattr(recorded, "REFUSED_S", 0.0)
+    moves: Any = Away(30.0, 3, redis.ConnectionError("away"))
+    assert Effects(moves, InMemorySaver().log, LEASE, Codec(), "w").record("charge", 1) == 1
+    assert len(moves.wrote) == 1
+
+
+def test_a_record_that_is_refused_for_what_it_is_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "REFUSED_S", 0.0)
+    moves: Any = Away(30.0, 1000, redis.ResponseError("WRONGTYPE no stream"))
+    with pytest.raises(ServerUnavailable, match="WRONGTYPE"):
+        Effects(moves, InMemorySaver().log, LEASE, Codec(), "w").record("charge", 1)
+    assert moves.left == 999
+
+
+def test_workers_have_more_patience_than_callers(redis_url: str) -> None:
+    saver = RedisSaver(redis_url)
+    with closing(saver.client):
+        assert saver.moves.patience_s == PATIENCE_S == InMemorySaver().moves.patience_s
+        setup = Setup(redis_url, "w", ("q",), KEYS)
+        assert Work(setup, {}).moves.patience_s == AWAY_S > PATIENCE_S

@@ -204,6 +204,8 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: graph().add_node("x", inc, timeout=TimeoutPolicy(idle_timeout=-1)), "timeout of -1 can't be kept"),
     (lambda: graph().add_node("x", inc, timeout=TimeoutPolicy(1, refresh_on="never")), "refresh_on='never' is unknown"),  # type: ignore[arg-type]
     (lambda: graph().add_node("x", inc, queue=""), "'' can't be a queue's name"),
+    (lambda: graph().add_node("x", inc, queue="work.suspect"), "stands for tasks whose process died"),
+    (lambda: graph().compile(name="work.suspect"), "stands for tasks whose process died"),
     (lambda: graph().add_node("x", inc, retry_policy=[NO_POLICY]), "'no' is no RetryPolicy"),
     (
         lambda: graph().add_node("x", inc, input_schema=OtherReducer),

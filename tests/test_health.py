@@ -274,10 +274,12 @@ def test_a_port_alone_is_loopback_s() -> None:
         assert found.getsockname()[0] == "127.0.0.1"
 
 
-def test_a_worker_whose_health_can_t_be_told_does_not_begin(
+def test_a_worker_whose_health_can_t_be_told_or_whose_queue_is_for_suspects_does_not_begin(
     redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["--url", redis_url, "worker", "graphs_for_faults:chain"]
+    assert main([*asked, "--queues", "chain,chain.suspect"]) == 2
+    assert "'chain.suspect' can't be a queue's name" in capsys.readouterr().err
     assert main([*asked, "--health-file", str(tmp_path / "none" / "health")]) == 2
     assert "can't be written" in capsys.readouterr().err
     with listening("0") as taken:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import ServerUnavailable
 from everstep_checkpoint.log import Head, MemoryLog
-from everstep_scheduler.moves.contract import Answer, Commit, Lease, Offer, Start, Started
+from everstep_scheduler.moves.contract import PATIENCE_S, Answer, Commit, Lease, Offer, Start, Started
 from everstep_workers.line import LOST
 
 from .world import NEVER, Crashed, Process, World
@@ -114,6 +114,7 @@ class FarMoves:
     """The moves over a wire."""
 
     def __init__(self, wire: Wire) -> None:
+        self.patience_s = PATIENCE_S
         self._wire = wire
         self._model = wire.world.model
 

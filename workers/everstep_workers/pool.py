@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from everstep_checkpoint.errors import ServerError
+from everstep_checkpoint.errors import GraphError, InputError, ServerError
 from everstep_checkpoint.keys import Keys
+from everstep_scheduler.graph.options import SUSPECT, queue_name
 from everstep_scheduler.moves.connection import Client, connect, translated
 from everstep_scheduler.moves.contract import LEASE_MS
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
@@ -47,7 +48,6 @@ SPARES = 1
 SPARE_PAUSE_S = 0.5  # after a death others are to begin first
 SPARE_AGAIN_S = 30.0
 KILL_MARGIN_S = 3.0
-SUSPECT = ".suspect"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("everstep.pool")
@@ -57,12 +57,21 @@ def _nothing(number: int, frame: object) -> None:
     """A handler, so that the signal wakes the parent."""
 
 
+def _check(queues: Sequence[str]) -> None:
+    try:
+        for queue in queues:
+            queue_name("", queue)
+    except GraphError as error:
+        raise InputError(error.what, fix=error.fix) from None
+
+
 class Pool:
     """`processes` workers for `targets`, until SIGTERM or SIGINT. `run` returns the exit code.
 
     `spares`: processes beside them that have the graphs loaded, so that what a dead one ran is run again at once.
     `health`: `PORT` or `HOST:PORT` for /livez and /readyz. `health_file`: there while the pool is live.
-    `health_within_s`: how old a process's last progress may be. Raises InputError if health can't be told there.
+    `health_within_s`: how old a process's last progress may be. Raises InputError if health can't be told there, and
+    for a queue that can't be one.
     """
 
     def __init__(
@@ -81,6 +90,7 @@ class Pool:
         health_file: str = "",
         health_within_s: float = WITHIN_S,
     ) -> None:
+        _check(queues)
         self._order = Order(url, tuple(targets), "", concurrency, tuple(queues), grace_s, lease_ms, keys or Keys())
         self._processes = processes
         self._spares = spares

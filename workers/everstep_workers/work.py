@@ -19,9 +19,10 @@ from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.graph.durability import COMMIT
+from everstep_scheduler.graph.options import SUSPECT
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import Client, connect
-from everstep_scheduler.moves.contract import JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
+from everstep_scheduler.moves.contract import AWAY_S, JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
 from everstep_scheduler.moves.live import LiveWriter
 from everstep_scheduler.moves.promises import Promises
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
@@ -38,7 +39,6 @@ from .slots import OFFER_MAX, Done, Held, Slots, Tally
 from .tempo import Tempo
 
 REST_S = 0.5
-SUSPECT = ".suspect"
 
 log = logging.getLogger("everstep.worker")
 
@@ -146,7 +146,7 @@ class Work:
             client.close()
 
     def _moves(self, client: Client) -> RedisMoves:
-        return RedisMoves(Scripts(client, self.setup.keys, self._rebuild, self.setup.url))
+        return RedisMoves(Scripts(client, self.setup.keys, self._rebuild, self.setup.url), patience_s=AWAY_S)
 
     def _rebuild(self) -> None:
         with self.pulse.rebuilding():

@@ -149,13 +149,17 @@ def _unchecked(validator: Any, rule: Any, instance: Any, schema: Any) -> Iterato
     yield from ()
 
 
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind)
+
+
 def _sum(value: Any) -> bytes:
     """What is the same for values that JSON Schema calls equal, and for no others: 1 and 1.0 are, true and 1 are not.
     Of a list or an object a hash, which is made once in a check; both are alive as long as their ids stand for them."""
-    if isinstance(value, dict | list):
+    if _is(value, dict) or _is(value, list):
         known = _steps.get().sums
         if id(value) not in known:
-            known[id(value)] = _hashed(cast("dict[str, Any] | list[Any]", value))
+            known[id(value)] = _hashed(value)
         return known[id(value)]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -175,7 +179,7 @@ def _hashed(value: dict[str, Any] | list[Any]) -> bytes:
 
 def _unique(validator: Any, rule: Any, instance: Any, schema: Any) -> Iterator[Any]:
     """The stock one compares each with each."""
-    if rule and isinstance(instance, list):
+    if rule and _is(instance, list):
         items: list[Any] = instance
         if len({_sum(item) for item in items}) < len(items):
             yield _problem("has the same twice")
@@ -197,7 +201,7 @@ def _type(validator: Any, types: Any, instance: Any, schema: Any) -> Iterator[An
 
 
 def _is_of(validator: Any, instance: Any, types: Any) -> bool:
-    named: list[Any] = types if isinstance(types, list) else [types]
+    named: list[Any] = types if _is(types, list) else [types]
     return any(validator.is_type(instance, each) for each in named)
 
 
@@ -229,7 +233,7 @@ def _one_of(validator: Any, forms: Any, instance: Any, schema: Any) -> Iterator[
 
 
 def _items(validator: Any, rule: Any, instance: Any, schema: Any) -> Iterator[Any]:
-    if "prefixItems" in schema or not isinstance(instance, list):
+    if "prefixItems" in schema or not _is(instance, list):
         yield from _stock()["items"](validator, rule, instance, schema)
         return
     items: list[Any] = instance
@@ -239,9 +243,9 @@ def _items(validator: Any, rule: Any, instance: Any, schema: Any) -> Iterator[An
 def _each(validator: Any, items: Iterable[tuple[Any, Any]], schema: Any) -> Iterator[Any]:
     """What is wrong with items under their keys. What is plain is told for all values of a kind at once; a float may be
     a whole number, or none."""
-    plainly: dict[type, bool] = {}
+    plainly: dict[Any, bool] = {}
     for key, item in items:
-        kind = cast("type", type(item))
+        kind = type(item)  # pyright: ignore[reportUnknownVariableType]
         if kind is float or kind not in plainly:
             plainly[kind] = _is_plainly(validator, item, schema)
         if not plainly[kind]:

@@ -38,8 +38,9 @@ from ..moves.connection import DEFAULT_URL, translated
 from ..moves.connection import connect as connected
 from ..moves.contract import Mode, Start, check_thread
 from ..moves.promises import Promises, warn
-from ..moves.record import Config, On, check_run_id, commands, start_of, start_with
+from ..moves.record import Config, On, check_run_id, check_text, commands, start_of, start_with
 from ..moves.redismoves import RedisMoves, Scripts
+from ..moves.translatedlog import for_user
 from ..reading.carried import Errors
 from ..reading.questions import deleted_meanwhile, dying, gone_on, resume_of
 from ..reading.shapes import Reading, check_modes, live_modes
@@ -388,28 +389,32 @@ class Client(Travelling, Deleting):
         self, thread: str, lore: Lore, command: Command[Any], said: Config, run_id: str | None, reading: Reading
     ) -> Run:
         """A run that begins with a Command: an update, nodes to go to, perhaps an answer. Raises as `resume`."""
-        run = _run_id(run_id, said)
+        run, log = _run_id(run_id, said), for_user(self.log_store, self.url)
         try:
-            start = command_of(self.log_store, thread, run, command, said, lore, codec=reading.codec)
+            start = command_of(log, thread, run, command, said, lore, codec=reading.codec)
         except (InvalidResume, InvalidUpdateError):
-            if not self.redis.hexists(self.keys.runs(thread), run):
+            if not self._knows(thread, run):
                 raise
-            start = command_of(self.log_store, thread, run, command, said, lore, codec=reading.codec, again=True)
+            start = command_of(log, thread, run, command, said, lore, codec=reading.codec, again=True)
         return self.started(start, reading)
 
     def answer(
         self, thread: str, graph: str, queue: str, answer: Any, said: Config, run_id: str | None, reading: Reading
     ) -> Run:
         """`resume` with a config that is read already, and with the graph's types where they are known."""
-        run = _run_id(run_id, said)
+        run, log = _run_id(run_id, said), for_user(self.log_store, self.url)
         told: dict[str, Any] = {"graph": graph, "queue": queue, "codec": reading.codec}
         try:
-            start = resume_of(self.log_store, thread, run, answer, said, **told)
+            start = resume_of(log, thread, run, answer, said, **told)
         except InvalidResume:
-            if not self.redis.hexists(self.keys.runs(thread), run):
+            if not self._knows(thread, run):
                 raise
-            start = resume_of(self.log_store, thread, run, answer, said, again=True, **told)
+            start = resume_of(log, thread, run, answer, said, again=True, **told)
         return self.started(start, reading)
+
+    def _knows(self, thread: str, run: str) -> bool:
+        with translated(self.url):
+            return bool(self.redis.hexists(self.keys.runs(thread), run))
 
     def proceed(
         self,
@@ -435,7 +440,7 @@ class Client(Travelling, Deleting):
             if not self.redis.exists(self.keys.log(thread)):  # nor is anything made in a namespace that nobody uses
                 raise unknown_thread(thread)
         try:
-            status = self.moves.cancel(thread, run_id or "", actor)
+            status = self.moves.cancel(thread, run_id or "", check_text(actor, "actor"))
         except CorruptEntry as error:
             raise self._unreadable(thread, error) from error
         if status == "unknown":

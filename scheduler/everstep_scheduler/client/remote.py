@@ -23,6 +23,7 @@ from ..graph.runtime import END, START
 from ..moves.connection import translated
 from ..moves.contract import Mode, Start
 from ..moves.record import Config, Form, Nodes, Writes, check_run_id, commands, kind_of
+from ..moves.translatedlog import for_user
 from ..reading.branches import nesting
 from ..reading.chunks import LogStream
 from ..reading.nested import shaped
@@ -211,7 +212,7 @@ class RemoteGraph(StateFace):
                 return self.client.answer(thread, self.name, queue, command.resume, said, run_id, self._reading())
             return self.client.proceed(thread, self.name, queue, said, run_id, self._reading())
         except EmptyInputError:
-            if self.client.log_store.head(thread) is None:
+            if self._log.head(thread) is None:
                 raise
             return None
 
@@ -242,7 +243,7 @@ class RemoteGraph(StateFace):
 
     def _values(self, said: Config) -> Any:
         """The output values as the thread has them, and its questions."""
-        return standing(self.client.log_store, thread_id_text(said.thread_id), self._reading())
+        return standing(self._log, thread_id_text(said.thread_id), self._reading())
 
     def _reading(self) -> Reading:
         return Reading(self.spec) if self.spec is not None else self.manifest.reading
@@ -269,7 +270,7 @@ class RemoteGraph(StateFace):
 
     @property
     def _log(self) -> Log:
-        return self.client.log_store
+        return for_user(self.client.log_store, self.client.url)
 
     def _thread(self, said: Config) -> str:
         if not said.has_thread:

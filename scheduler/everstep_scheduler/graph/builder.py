@@ -537,4 +537,5 @@ def _graph_name(name: str | None) -> str:
         return UNNAMED
     if not name or not name.isprintable() or len(name) > NAME_MAX:
         raise GraphError(f"{name!r} can't be a graph's name", fix=f"1 to {NAME_MAX} printable characters.")
+    queue_name("", name)  # it is the queue of its nodes, too
     return name

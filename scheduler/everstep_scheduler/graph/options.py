@@ -18,6 +18,8 @@ from .retry import RetryPolicy
 from .runtime import seconds
 from .theirs import imports, theirs
 
+SUSPECT = ".suspect"  # what the scripts add to the queue of a task whose process died
+
 
 @dataclass(frozen=True)
 class TimeoutPolicy:
@@ -117,7 +119,13 @@ def _policies(who: str, given: RetryPolicy | Sequence[RetryPolicy] | None) -> tu
 
 
 def queue_name(who: str, queue: str | None) -> str | None:
-    """A queue's name, checked."""
+    """A queue's name, checked: printable, and not one of those to which the tasks of others go. Raises GraphError."""
     if queue is not None and not (queue and queue.isprintable()):
         raise GraphError(f"{queue!r} can't be a queue's name", node=who, fix="Use a printable name.")
+    if queue is not None and queue.endswith(SUSPECT):
+        raise GraphError(
+            f"{queue!r} can't be a queue's name: {SUSPECT} stands for tasks whose process died, which run alone",
+            node=who,
+            fix="Use another name; a pool sees to those tasks by itself.",
+        )
     return queue

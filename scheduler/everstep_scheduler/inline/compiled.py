@@ -33,7 +33,7 @@ from ..steps.loading import Loader
 from ..steps.stateface import Given, StateFace, StateUpdate
 from .calledgraph import Wanted, called, calling, spec_within
 from .driver import Inline, Opening
-from .savers import InMemorySaver, Saver
+from .savers import InMemorySaver, Saver, log_for_user
 
 
 class Told(NamedTuple):
@@ -198,7 +198,7 @@ class CompiledGraph(StateFace):
 
     @property
     def _log(self) -> Log:
-        return self._saver().log
+        return log_for_user(self._saver())
 
     @property
     def _durability(self) -> str:
@@ -230,7 +230,7 @@ class CompiledGraph(StateFace):
 
     def _branch(self, wish: Wish) -> tuple[int, str]:
         saver = self._saver()
-        put = branch(saver.log, saver.moves, wish)
+        put = branch(self._log, saver.moves, wish)
         if wish.start.durability != COMMIT:
             warn(saver.promises.kept((wish.start.durability,)), f"thread {wish.thread!r}: checkpoint {put.n}")
         return put.n, put.digest

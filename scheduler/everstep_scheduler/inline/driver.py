@@ -52,7 +52,7 @@ from ..steps.loading import Loader
 from ..steps.perform import Attempt, Performer, Result, Unserved
 from .beginning import LEFT, begin
 from .following import Follower
-from .savers import Saver
+from .savers import Saver, log_for_user
 from .telling import Telling
 
 PARALLEL_MAX = 16
@@ -248,11 +248,12 @@ class Inline:
         if self.kind != "resume":
             return start_of(self.spec, self.thread, self.run, self.data, self.config, self.kind, self.node)
         command: Any = self.data
+        log = log_for_user(self.saver)
         if commands(command):
             lore = SpecLore(self.spec)
-            return command_of(self.saver.log, self.thread, self.run, command, self.config, lore, codec=self.spec.codec)
+            return command_of(log, self.thread, self.run, command, self.config, lore, codec=self.spec.codec)
         return resume_of(
-            self.saver.log, self.thread, self.run, command.resume, self.config, graph=self.spec.name,
+            log, self.thread, self.run, command.resume, self.config, graph=self.spec.name,
             queue=self.spec.default_queue, codec=self.spec.codec, again=again,
         )  # fmt: skip
 

@@ -9,15 +9,14 @@ them. The next attempt begins with new moves, which read the logs: what was open
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal, TypeVar
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Head, Log, conflict, new_id
 from everstep_checkpoint.signing import sealed
 
-from ..moves.connection import patiently
 from ..moves.contract import (
     LEASE_MS,
     Answer,
@@ -34,7 +33,7 @@ from ..moves.contract import (
 from ..moves.keeper import LeaseKeeper
 from ..moves.live import LiveWriter
 from ..moves.promises import Keeper, NoPromises
-from ..steps.effects import PATIENCE_S, Fenced
+from ..steps.effects import Fenced, insist
 from ..steps.failpoints import reach
 from .logmoves import LogMoves, Thread
 
@@ -76,7 +75,7 @@ class FencedLog(Log):
         return [ref for ref, _ in made]
 
     def flush(self) -> None:
-        """Write what waits; where Redis is away, for up to a minute. Raises Fenced, Conflict, ServerError: then these
+        """Write what waits; where Redis is away, for as long as its moves have patience. Raises Fenced, Conflict, ServerError: then these
         logs take nothing more from this attempt."""
         if self._ended is not None:
             raise self._ended
@@ -92,18 +91,18 @@ class FencedLog(Log):
         reach("kept")
 
     def _write(self, logs: Sequence[Within]) -> None:
-        end = time.monotonic() + PATIENCE_S
-        if not patiently(lambda: self._moves.within(self._lease, logs), lambda: time.monotonic() > end):
+        if not insist(lambda: self._moves.within(self._lease, logs), self._moves.patience_s):
             self._lost()
             raise Fenced
 
     def read(
         self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False
     ) -> list[e.Entry]:
-        return self._base.read(thread, start, end, count, reverse=reverse)
+        asked = partial(self._base.read, thread, start, end, count, reverse=reverse)
+        return insist(asked, self._moves.patience_s)
 
     def head(self, thread: str) -> Head | None:
-        found = self._tails.get(thread) or self._base.head(thread)
+        found = self._tails.get(thread) or insist(lambda: self._base.head(thread), self._moves.patience_s)
         if found is not None:
             self._tails[thread] = found
         return found

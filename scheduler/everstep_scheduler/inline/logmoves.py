@@ -23,6 +23,7 @@ from ..moves.contract import (
     HANDLER,
     JOIN_NODE,
     JOIN_TASK,
+    PATIENCE_S,
     Answer,
     Branch,
     Call,
@@ -104,6 +105,7 @@ class LogMoves:
     """`Moves` for one process. Holds its lock while it decides; never while a node runs."""
 
     def __init__(self, log: Log) -> None:
+        self.patience_s = PATIENCE_S
         self.log = log
         self._threads: dict[str, Thread] = {}
         self._handed: list[str] = []  # other threads with a task that a commit opened

@@ -23,6 +23,7 @@ from ..moves.keeper import LeaseKeeper
 from ..moves.live import LiveWriter
 from ..moves.promises import Keeper, NoPromises, Promises
 from ..moves.redismoves import RedisMoves, Scripts
+from ..moves.translatedlog import for_user
 from ..recovery.recovery import Recovery
 from .logmoves import LogMoves
 
@@ -122,6 +123,11 @@ class RedisSaver:
 
     def setup(self) -> None:
         """Nothing to set up: no modules, no indexes. There for LangGraph's users."""
+
+
+def log_for_user(saver: Saver) -> Log:
+    """A saver's log, whose errors are ours."""
+    return for_user(saver.log, saver.url if isinstance(saver, RedisSaver) else "")
 
 
 _redis_savers: weakref.WeakSet[RedisSaver] = weakref.WeakSet()

@@ -29,6 +29,8 @@ START_NODE = "__start__"
 JOIN_NODE = "__join__"
 LEASE_MS = 10_000
 MOVE_MAX = 250
+PATIENCE_S = 60.0  # of a caller, as for a commit
+AWAY_S = 86_400.0  # of a worker, which also keeps the outcomes of other tasks until Redis is back
 
 Mode = Literal["enqueue", "reject", "interrupt", "rollback"]
 RunKind = Literal["input", "update", "continue", "resume", "fork"]
@@ -298,7 +300,10 @@ def check_thread(thread: str) -> None:
 
 
 class Moves(Protocol):
-    """What `perform`, the drivers and the client speak to."""
+    """What `perform`, the drivers and the client speak to. `patience_s`: how long an attempt that has something in hand
+    (an effect that is done, what a called graph has come to) waits for a Redis that is away."""
+
+    patience_s: float
 
     def start(self, start: Start, offer: Offer | None = None, caller: Caller | None = None) -> Started:
         """Record a run and open its first task, in one step. With an inline offer its task is leased at once; with a

@@ -73,6 +73,15 @@ def check_run_id(run_id: object) -> str:
     )
 
 
+def check_text(value: object, what: str) -> str:
+    """What is text, or nothing at all. Raises InvalidInput, before anything is written."""
+    if isinstance(value, str):
+        return value
+    raise InvalidInput(
+        f"{what} is text, not the {type(value).__name__} {value!r:.100}", fix=f"give {what}=str(...), or leave it out"
+    )
+
+
 def checkpoint_number(checkpoint_id: str) -> int:
     """The number that a checkpoint id begins with. Raises InvalidInput."""
     found = _CHECKPOINT_ID.fullmatch(checkpoint_id)
@@ -120,11 +129,14 @@ class RunRecord:
     subgraphs: bool = False
 
     def encode(self, codec: Codec = PLAIN) -> bytes:
-        """The canonical encoding, without envelope. Fields that say what everybody says are left out."""
+        """The canonical encoding, without envelope. Fields that say what everybody says are left out. Raises
+        InvalidInput for one of another kind than is read."""
         said: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
             if value != getattr(_USUAL, each.name) or each.name == "kind":
+                if not isinstance(value, _WRITTEN[each.name]):  # who reads it would call it corrupt
+                    raise InvalidInput(f"{each.name} can't be {value!r:.100}", fix="see the signature for what it is")
                 said[each.name] = list(cast("tuple[str, ...]", value)) if each.name in _NAMES else value
         return codec.encode(said, "the run's config, metadata and context")
 
@@ -159,6 +171,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     else type(getattr(_USUAL, each.name))
     for each in fields(RunRecord)
 }
+_WRITTEN = {name: (tuple, type(None)) if name in _NAMES else kind for name, kind in _KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -231,8 +244,8 @@ class Config:
             if said.get("max_concurrency")
             else None,
             context=context,
-            actor=actor,
-            trace=trace,
+            actor=check_text(actor, "actor"),
+            trace=check_text(trace, "trace"),
             interrupt_before=breakpoints(interrupt_before),
             interrupt_after=breakpoints(interrupt_after),
             live=tuple(live),

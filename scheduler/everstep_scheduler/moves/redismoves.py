@@ -29,6 +29,7 @@ from .connection import Client, server_error, translated
 from .contract import (
     LEASE_MS,
     MOVE_MAX,
+    PATIENCE_S,
     Answer,
     Branch,
     Call,
@@ -318,8 +319,15 @@ def _commanded(command: Commanded) -> tuple[Header, list[Any]]:
 class RedisMoves:
     """`Moves` on Redis. `signer`: who signs what is written, as of a `RedisLog`."""
 
-    def __init__(self, scripts: Scripts, signer: Signer | Literal["environment"] | None = "environment") -> None:
+    def __init__(
+        self,
+        scripts: Scripts,
+        signer: Signer | Literal["environment"] | None = "environment",
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self.scripts = scripts
+        self.patience_s = patience_s
         signer = of_environment() if isinstance(signer, str) else signer
         self.sealer = Sealer(signer, self._head) if signer is not None else None
 

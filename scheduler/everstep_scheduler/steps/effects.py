@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
-from everstep_checkpoint.errors import InvalidEffect, UnknownType
+from everstep_checkpoint.errors import InvalidEffect, ServerError, UnknownType
 from everstep_checkpoint.log import Log
 
-from ..moves.connection import patiently, translated
+from ..moves.connection import is_hopeless, patiently, translated
 from ..moves.contract import Lease, Moves
 from .failpoints import reach
 
 EFFECTS_MAX = 10_000
-PATIENCE_S = 60.0
+REFUSED_S = 60.0
 T = TypeVar("T")
 
 
@@ -31,6 +31,23 @@ class Fenced(BaseException):
 
     No Exception, so that a node that catches those does not go on with what cannot be kept.
     """
+
+
+def insist(action: Callable[[], T], patience_s: float, stopped: Callable[[], bool] = lambda: False) -> T:
+    """Do `action` until Redis lets it pass, for at most `patience_s` while it is away, and `REFUSED_S` while it is there
+    and refuses. Raises ServerError then."""
+    began, refused = time.monotonic(), False
+
+    def tried() -> T:
+        nonlocal refused
+        try:
+            with translated():
+                return action()
+        except ServerError as error:
+            refused = is_hopeless(error)
+            raise
+
+    return patiently(tried, lambda: stopped() or time.monotonic() - began > (REFUSED_S if refused else patience_s))
 
 
 class Effects:
@@ -102,14 +119,8 @@ class Effects:
             raise
 
     def _insist(self, action: Callable[[], T]) -> T:
-        """What is done outlives a short absence of Redis. A fact that is sent twice says the same twice."""
-        end = time.monotonic() + PATIENCE_S
-
-        def tried() -> T:
-            with translated():
-                return action()
-
-        return patiently(tried, lambda: self.fenced or time.monotonic() > end)
+        """What is done outlives an absence of Redis. A fact that is sent twice says the same twice."""
+        return insist(action, self.moves.patience_s, lambda: self.fenced)
 
     def _read(self) -> dict[str, bytes]:
         """The step's facts from this task's first effect on, a page at a time; the first record of a key counts."""
