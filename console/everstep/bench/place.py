@@ -207,7 +207,7 @@ class Place:
             "concurrency": concurrency, "queues": queues, "lease_ms": lease_ms, "journal": str(journal),
         }  # fmt: skip
         # the URL travels in the environment: a password on a command line is everybody's to read
-        env = {"EVERSTEP_BENCH_ORDER": json.dumps(order), "RQ_KEY_PREFIX": self.keys.rq}  # ours may be pinned to another
+        env = {"EVERSTEP_BENCH_ORDER": json.dumps(order), "RQ_KEY_PREFIX": self.keys.rq}  # not what we were pinned to
         started = Spawned(("-m", WORKER), journal, env=env)
         waits = [self.keys.waiting(name) for name in queues or graphs]
         try:

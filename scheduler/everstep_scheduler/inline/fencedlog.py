@@ -75,8 +75,8 @@ class FencedLog(Log):
         return [ref for ref, _ in made]
 
     def flush(self) -> None:
-        """Write what waits; where Redis is away, for as long as its moves have patience. Raises Fenced, Conflict, ServerError: then these
-        logs take nothing more from this attempt."""
+        """Write what waits; where Redis is away, for as long as its moves have patience. Raises Fenced, Conflict,
+        ServerError: then these logs take nothing more from this attempt."""
         if self._ended is not None:
             raise self._ended
         logs, self._waiting = list(self._waiting.values()), {}

@@ -34,8 +34,8 @@ class Fenced(BaseException):
 
 
 def insist(action: Callable[[], T], patience_s: float, stopped: Callable[[], bool] = lambda: False) -> T:
-    """Do `action` until Redis lets it pass, for at most `patience_s` while it is away, and `REFUSED_S` while it is there
-    and refuses. Raises ServerError then."""
+    """Do `action` until Redis lets it pass, for at most `patience_s` while it is away, and `REFUSED_S` while it is
+    there and refuses. Raises ServerError then."""
     began, refused = time.monotonic(), False
 
     def tried() -> T:
