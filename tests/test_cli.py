@@ -681,7 +681,7 @@ def test_fork_rollback_and_diff_go_back_in_time(cli: Cli) -> None:
 def test_lines_to_paste_quote_a_thread_that_a_shell_would_take_apart(cli: Cli) -> None:
     """As the threads of subgraphs are."""
     given = json.dumps({"word": "order 19", "done": False})
-    assert cli("submit", "asking", given, "--thread", "a|b c", "--wait") == 5
-    assert "everstep resume 'a|b c' ANSWER" in cli.err
-    cli("state", "a|b c")
-    assert "everstep resume 'a|b c' ANSWER --id" in cli.out
+    assert cli("submit", "asking", given, "--thread", "a;b c", "--wait") == 5
+    assert "everstep resume 'a;b c' ANSWER" in cli.err
+    cli("state", "a;b c")
+    assert "everstep resume 'a;b c' ANSWER --id" in cli.out
