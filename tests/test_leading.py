@@ -7,12 +7,15 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from functools import partial
+from typing import Any
+from unittest import mock
 
 import pytest
 import redis
 
 from everstep_scheduler.graph.spec import GraphSpec
-from everstep_workers.hands import UNDER_WAY_MAX, Hand
+from everstep_scheduler.moves.contract import Offer
+from everstep_workers.hands import UNDER_WAY_MAX, Hand, Hands, Posted
 from everstep_workers.slots import Held
 from everstep_workers.tempo import KEEN, MOMENT_S, Tempo
 from proxy import FaultProxy
@@ -87,6 +90,21 @@ def test_what_waits_behind_a_slow_node_goes_to_other_threads(at: Client) -> None
         counting.gate.set()
         wait_for(lambda: finished(at) == 60, 20, "the others to end")
     assert set(counting.runs.values()) == {1}
+
+
+@pytest.mark.parametrize("tokens", [(), ("t",)])
+def test_a_stuck_thread_is_relieved_of_a_commit_under_way_also_if_that_offers_nothing(tokens: tuple[str, ...]) -> None:
+    """Its slot comes back with the answer alone: unread, it was gone for as long as the node ran."""
+    nobody: Any = None
+    hands, relieved = Hands(nobody), list[Hand]()
+    hand = Hand(nobody, hands, "stuck")
+    hands._all.append(hand)
+    with mock.patch.object(Hand, "relieve", lambda each: relieved.append(each)), mock.patch.object(Hand, "stuck", True):
+        hands.relieve()
+        assert relieved == [], "nothing waits behind it"
+        hand._posted.append(Posted(nobody, nobody, Offer("me", tokens), 0))
+        hands.relieve()
+    assert relieved == [hand]
 
 
 def test_commits_under_way_when_the_connection_breaks_are_sent_again_and_no_node_is(

@@ -66,7 +66,7 @@ class Hands:
     def relieve(self) -> None:
         """Let other threads have what waits behind a node that takes its time."""
         for hand in list(self._all):
-            if hand.stuck and hand.coming:
+            if hand.stuck and hand.burdened:
                 hand.relieve()
 
     def end(self) -> None:
@@ -107,6 +107,12 @@ class Hand(threading.Thread):
     @property
     def coming(self) -> int:
         return len(self._backlog) + sum(len(each.offer.tokens) for each in list(self._posted))
+
+    @property
+    def burdened(self) -> bool:
+        """Does anything wait behind its attempt? A commit under way, too: its answer may free a slot, if it brings no
+        lease."""
+        return bool(self._backlog or self._posted)
 
     @property
     def stuck(self) -> bool:
