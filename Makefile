@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 # Tests mostly wait, so a few more processes than cores.
-JOBS ?= 3
+JOBS ?= 4
 BIN := $(VENV)/bin
 CODE := $(wildcard checkpoint scheduler workers console tests examples bench)
 

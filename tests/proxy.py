@@ -147,10 +147,12 @@ class FaultProxy:
         await self._listen()
 
     async def _listen(self) -> None:
+        self._refuses = False
         if self._listener is None:
             self._listener = await asyncio.start_server(self._serve, sock=_bound(self.port))
 
     async def _stop_listening(self) -> None:
+        self._refuses = True  # also who was taken, and is still on the way to the server
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -158,6 +160,7 @@ class FaultProxy:
 
     async def _end(self) -> None:
         await self._stop_listening()
+        self._flowing.set()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         if rest:  # closed links end by themselves; Python 3.11 prints a traceback for a cancelled one
             await asyncio.wait(rest, timeout=_CALL_S / 2)
@@ -179,6 +182,9 @@ class FaultProxy:
             writer.close()
             return
         link = Link((reader, writer), server)
+        if self._refuses:
+            link.close()
+            return
         self._links.add(link)
         pumps = [asyncio.create_task(self._requests(link)), asyncio.create_task(self._replies(link))]
         try:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from . import entries as e
 from .errors import Conflict, Trimmed, UnknownThread
-from .signing import Signer, sealed
+from .signing import Signer, checked, sealed
 
 PAGE = 256
 
@@ -186,10 +186,7 @@ class MemoryLog(Log):
             first, last = bisect_left(log, low, key=_place), bisect_right(log, high, key=_place)
             if count is not None:
                 first, last = (max(first, last - count), last) if reverse else (first, min(last, first + count))
-            found = log[first:last]
-        if self.signer is not None:
-            for entry in found:
-                self.signer.check(thread, entry)
+            found = checked(self.signer, thread, log[first:last])
         return found[::-1] if reverse else found
 
     def head(self, thread: str) -> Head | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -11,15 +11,27 @@ from typing import Any, Literal
 import redis
 
 from . import entries as e
-from .errors import Conflict, CorruptEntry, NewerVersion, TooLarge
+from .errors import Conflict, LogError, TooLarge
 from .keys import Keys
 from .log import Head, Log, conflict
-from .signing import Signer, of_environment, sealed
+from .signing import Signer, checked, of_environment, sealed
 
 
 @cache
 def _append_script() -> str:
     return (files("everstep_checkpoint") / "lua" / "append.lua").read_text()
+
+
+def entries_of(
+    rows: Iterable[tuple[bytes, Mapping[bytes, bytes]]], thread: str, signer: Signer | None = None
+) -> list[e.Entry]:
+    """Rows of a thread's log as entries, checked where there is a signer. Raises LogError, which names the thread."""
+    try:
+        found = [e.read_entry(*row) for row in rows]
+    except LogError as error:
+        error.of(thread)
+        raise
+    return checked(signer, thread, found)
 
 
 class RedisLog(Log):
@@ -64,15 +76,7 @@ class RedisLog(Log):
         *,
         reverse: bool = False,
     ) -> list[e.Entry]:
-        try:
-            found = [e.read_entry(*row) for row in self.rows(thread, start, end, count, reverse=reverse)]
-        except (CorruptEntry, NewerVersion) as error:
-            error.of(thread)
-            raise
-        if self.signer is not None:
-            for entry in found:
-                self.signer.check(thread, entry)
-        return found
+        return entries_of(self.rows(thread, start, end, count, reverse=reverse), thread, self.signer)
 
     def rows(
         self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False

@@ -127,9 +127,7 @@ class Fold:
     def _prove(self, entry: e.Entry, chain: Chain) -> None:
         """Its signature says who wrote it; this, that it stands where it belongs. Raises Forged."""
         if not entry.is_checkpoint:
-            chain.fact(entry)
-            if chain.last is not None and entry.n == self.n:
-                placed(chain.thread, entry, entry.n, chain.last)
+            _prove_fact(entry, self.n, chain)
             return
         parent = chain.parent(entry)
         if parent is not None and e.digest_of(parent, entry.n, entry.fields(), sums_of(entry, self)) != entry.digest:
@@ -190,6 +188,13 @@ class Fold:
             if name == channel and value is not None:
                 return value
         raise entry.corrupt(f"fact {ref} wrote nothing to channel {channel!r}")
+
+
+def _prove_fact(entry: e.Entry, n: int, chain: Chain) -> None:
+    """A fact behind checkpoint n was signed for that one, if it is signed. Raises Forged."""
+    chain.fact(entry)
+    if chain.last is not None and entry.n == n:
+        placed(chain.thread, entry, n, chain.last)
 
 
 def _values(entry: e.Entry) -> list[tuple[str, bytes | None]]:
@@ -489,9 +494,7 @@ def _check(entry: e.Entry, folder: Fold, chain: Chain, report: Report) -> None:
     _check_sum(entry, report)
     if not entry.is_checkpoint:
         folder.feed(entry)
-        chain.fact(entry)
-        if chain.last is not None and entry.n == folder.n:
-            placed(chain.thread, entry, entry.n, chain.last)
+        _prove_fact(entry, folder.n, chain)
         return
     report.checkpoints += 1
     parent = chain.parent(entry)

@@ -203,6 +203,14 @@ def placed(thread: str, entry: e.Entry, n: int, digest: str) -> None:
         raise forged(thread, entry, f"was signed for another checkpoint {n} than the one that stands here")
 
 
+def checked(signer: Signer | None, thread: str, found: list[e.Entry]) -> list[e.Entry]:
+    """Entries of a thread, all signed as they should be, where there is a signer. Raises Forged."""
+    if signer is not None:
+        for entry in found:
+            signer.check(thread, entry)
+    return found
+
+
 def sealed(
     signer: Signer | None, thread: str, new: Sequence[e.Fields], after: tuple[int, str] | None
 ) -> Sequence[e.Fields]:

@@ -42,7 +42,7 @@ from ..moves.record import Config, On, check_run_id, check_text, commands, start
 from ..moves.redismoves import RedisMoves, Scripts
 from ..moves.translatedlog import for_user
 from ..reading.carried import Errors
-from ..reading.questions import deleted_meanwhile, dying, gone_on, resume_of
+from ..reading.questions import refused, resume_of
 from ..reading.shapes import Reading, check_modes, live_modes
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from ..recovery.rebuild import STATUSES
@@ -262,14 +262,8 @@ class Client(Travelling, Deleting):
             case "asked":
                 what = "all that is open on the thread waits for answers"
                 raise EmptyInputError(what, thread=thread, fix="`everstep state` shows the questions, resume answers")
-            case "stale":
-                raise gone_on(thread)
-            case "gone":
-                raise deleted_meanwhile(thread)
-            case "dying":
-                raise dying(thread)
-            case _:
-                raise self._unreadable(thread)
+            case status:
+                raise refused(status, thread) or self._unreadable(thread)
 
     def confirm(self, durability: str, thread: str, what: str) -> None:
         """Wait until all that was committed before this call is kept as a run was promised; else warn."""

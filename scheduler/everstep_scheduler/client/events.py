@@ -22,6 +22,7 @@ import redis
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import InvalidInput, UnknownRun
+from everstep_checkpoint.redislog import entries_of
 
 from ..reading.branches import below, nesting
 from ..reading.chunks import LogStream
@@ -30,7 +31,7 @@ from ..reading.ledger import GAP, SUPERSEDED
 from ..reading.nested import Namespace, named_call, spoken_for
 from ..reading.shapes import MODES, live_modes
 from .reader import START, Heard, Position, Reader, before, mark_of
-from .tail import BLOCK_MS, PAGE, Row, Tail, entries
+from .tail import BLOCK_MS, PAGE, Row, Tail
 
 if TYPE_CHECKING:
     from ..reading.shapes import Reading
@@ -173,7 +174,7 @@ class EventStream:
 
     def _take(self, reader: Reader, rows: dict[str, list[Row]]) -> Iterator[Event]:
         reader.hear(rows.get(reader.live_key, ()))
-        found = entries(rows.get(reader.log_key, ()), reader.thread, self._log.signer)
+        found = entries_of(rows.get(reader.log_key, ()), reader.thread, self._log.signer)
         read = e.entry_id(reader.next)
         for entry in (each for each in found if (each.n, each.k) > read):
             yield from self._feed(reader, entry)

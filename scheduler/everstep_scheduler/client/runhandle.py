@@ -23,6 +23,7 @@ from everstep_checkpoint.errors import (
     Trimmed,
     UnknownRun,
 )
+from everstep_checkpoint.redislog import entries_of
 from everstep_checkpoint.replay import state_at
 
 from ..graph.durability import COMMIT
@@ -31,7 +32,7 @@ from ..reading.nested import shaped
 from ..reading.shapes import Chunk, Reading, check_modes
 from ..reading.standing import standing
 from .events import REWOUND, TRIMMED, Event, EventStream, before
-from .tail import BLOCK_MS, Tail, entries
+from .tail import BLOCK_MS, Tail
 from .waiting import may_wait, waiting_for
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class Run:
         while True:
             try:
                 rows = tail.read({key: cursor}, BLOCK_MS / 1000 if end is None else end - time.monotonic()).get(key, ())
-                found = entries(rows, self.thread_id)
+                found = entries_of(rows, self.thread_id)
                 cursor = found[-1].id if found else self._checked(cursor)
             except redis.RedisError as error:
                 tail.absent(error)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import redis
-
-from everstep_checkpoint import entries as e
-from everstep_checkpoint.errors import LogError
-from everstep_checkpoint.signing import Signer
 
 from ..moves.connection import BACKOFF_MAX_S, server_error
 
@@ -44,19 +40,6 @@ class Tail:
             raise server_error(error, self._url) from error
         time.sleep(self._delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
         self._delay = min(self._delay * 2, BACKOFF_MAX_S)
-
-
-def entries(rows: Iterable[Row], thread: str, signer: Signer | None = None) -> list[e.Entry]:
-    """Rows of a thread's log as entries, checked where there is a signer. Raises LogError, which names the thread."""
-    try:
-        found = [e.read_entry(entry_id, fields) for entry_id, fields in rows]
-    except LogError as error:
-        error.of(thread)
-        raise
-    if signer is not None:
-        for entry in found:
-            signer.check(thread, entry)
-    return found
 
 
 def _passes(error: redis.RedisError) -> bool:

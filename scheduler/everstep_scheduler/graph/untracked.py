@@ -82,16 +82,16 @@ def taken(values: Any) -> Any:
     given = as_dict(values)
     if given is None or not any(isinstance(each, Untracked) for each in given.values()):
         return values
-    return {
-        key: _VALUES[each.name] if isinstance(each, Untracked) else each
-        for key, each in given.items()
-        if not isinstance(each, Untracked) or each.name in _VALUES
-    }
+    return dict(taken_pairs(given.items()))
 
 
 def taken_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """The same for what was written, key by key."""
-    return [pair for key, value in pairs for pair in taken({key: value}).items()]
+    return [
+        (key, _VALUES[each.name] if isinstance(each, Untracked) else each)
+        for key, each in pairs
+        if not isinstance(each, Untracked) or each.name in _VALUES
+    ]
 
 
 def without(values: Mapping[str, Any]) -> dict[str, Any]:

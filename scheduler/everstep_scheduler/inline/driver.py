@@ -42,7 +42,7 @@ from ..moves.record import Config, commands, start_of
 from ..reading.carried import Errors
 from ..reading.ending import Ending, ending
 from ..reading.nested import Nested
-from ..reading.questions import deleted_meanwhile, dying, gone_on, interrupts, open_step, resume_of
+from ..reading.questions import interrupts, open_step, refused, resume_of
 from ..reading.shapes import Chunk, beside
 from ..reading.snapshot import snapshot
 from ..steps.branching import Wish, branch
@@ -52,6 +52,7 @@ from ..steps.loading import Loader
 from ..steps.perform import Attempt, Performer, Result, Unserved
 from .beginning import LEFT, begin
 from .following import Follower
+from .logmoves import LogMoves
 from .savers import Saver, log_for_user
 from .telling import Telling
 
@@ -158,7 +159,8 @@ class Inline:
     def events(self, loop: asyncio.AbstractEventLoop | None) -> Iterator[Chunk]:
         """Run to the rest, giving stream chunks. Async nodes run on `loop`, else on one of our own."""
         self._loop = loop
-        rings: list[Any] = getattr(getattr(self.saver.moves, "gates", None), "rings", [])
+        moves = self.saver.moves
+        rings = moves.gates.rings if isinstance(moves, LogMoves) else list[Callable[[], object]]()
         rings.append(self._news.set)
         try:
             started = self._start()
@@ -181,12 +183,8 @@ class Inline:
         started = on(self.shelf, lambda: self.opening(self) if self.opening is not None else self._opened())
         self._held(started.leases)
         self._driven(started)
-        if started.status == "stale":
-            raise gone_on(self.thread)
-        if started.status == "gone":
-            raise deleted_meanwhile(self.thread)
-        if started.status == "dying":
-            raise dying(self.thread)
+        if error := refused(started.status, self.thread):
+            raise error
         if started.status == "conflict":
             raise RunConflict(
                 f"run {self.run!r} was used with another input", thread=self.thread, fix="give a new run_id"
@@ -314,8 +312,8 @@ class Inline:
         return answer.leases
 
     def _idle(self, poll: float) -> None:
-        due_in = getattr(self.saver.moves, "due_in", None)
-        dues = [due_in(each) for each in self._family] if due_in is not None else []
+        moves = self.saver.moves
+        dues = [moves.due_in(each) for each in self._family] if isinstance(moves, LogMoves) else []
         due = min((each for each in dues if each is not None), default=None)
         self._news.wait(poll if due is None else min(max(due, POLL_MIN_S), POLL_MAX_S))
         self._news.clear()

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Codec
-from everstep_checkpoint.errors import Conflict, InvalidResume, ThreadBusy
+from everstep_checkpoint.errors import Conflict, EverstepError, InvalidResume, ThreadBusy
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.sound import sound
 
@@ -176,7 +176,20 @@ def _refuse(what: str, waiting: Sequence[str] | dict[str, Task], thread: str) ->
     raise InvalidResume(what, thread=thread, fix=f"Command(resume={{id: answer}}); ids that wait: {shown}")
 
 
-def deleted_meanwhile(thread: str) -> Conflict:
+def refused(status: str, thread: str) -> EverstepError | None:
+    """The error for a run that did not begin, for its thread is not as it was when looked at: stale, gone, dying."""
+    match status:
+        case "stale":
+            return _gone_on(thread)
+        case "gone":
+            return _deleted_meanwhile(thread)
+        case "dying":
+            return dying(thread)
+        case _:
+            return None
+
+
+def _deleted_meanwhile(thread: str) -> Conflict:
     """The error for a run at a checkpoint that is no longer there when it is to begin."""
     return Conflict(
         "the checkpoint is not there any more: the thread was deleted, or begun anew, meanwhile",
@@ -194,7 +207,7 @@ def dying(thread: str) -> ThreadBusy:
     )
 
 
-def gone_on(thread: str) -> InvalidResume:
+def _gone_on(thread: str) -> InvalidResume:
     """The error for an answer whose question changed between looking and answering."""
     return InvalidResume(
         "the question was answered by somebody else, or the thread has gone on",

@@ -26,7 +26,7 @@ from ..moves.contract import START_NODE, START_TASK, Branch, Commanded, Moves, O
 from ..moves.record import On, RunRecord, commands, kind_of, start_with
 from ..reading.addressed import addressed
 from ..reading.overlay import overlaid_state
-from ..reading.questions import deleted_meanwhile, dying
+from ..reading.questions import refused
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
@@ -180,10 +180,8 @@ def branch(
             asked = insist(partial(moves.branch, made, offer() if offer is not None else None))
             if asked.status == "started":
                 return Branched(asked, *made.head[:2])
-        if asked.status == "gone":
-            raise deleted_meanwhile(wish.thread)
-        if asked.status == "dying":
-            raise dying(wish.thread)
+        if error := refused(asked.status, wish.thread):
+            raise error
         if asked.status in ("attached", "conflict", "busy"):
             return Branched(_settled(asked, wish), *_known(log, wish, asked))
     raise Conflict("the thread moves on while it is branched", thread=wish.thread, fix="stop its producers first")

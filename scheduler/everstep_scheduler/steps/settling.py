@@ -218,10 +218,9 @@ class Settler:
         if not sends:
             return []
         spec = attempt.spec
-        args = [marked(s.arg, spec.untracked) for s in sends]
         encoded = [
-            (s.node, spec.codec.encode(arg, f"the argument of Send({s.node!r})"))
-            for s, arg in zip(sends, args, strict=True)
+            (s.node, spec.codec.encode(marked(s.arg, spec.untracked), f"the argument of Send({s.node!r})"))
+            for s in sends
         ]
         places = [(s.node, spec.queue_of(s.node), s.timeout_s or spec.node(s.node).timeout_s or 0) for s in sends]
         return self._write_parts(attempt, named(encoded, places))

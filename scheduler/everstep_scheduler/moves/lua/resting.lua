@@ -27,7 +27,6 @@ local function clean_discards(budget)
         if rec.p == 'child' then disown(rec) end
         if rec.j then
           leave(d.thread, { graph = d.graph, n = d.n, jobs = 0 }, page[2][i], rec, true)
-          if rec.g then gates.let_go(rec) end
           forget_job(rec)
           budget = budget - 1
         end

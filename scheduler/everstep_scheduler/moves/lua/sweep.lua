@@ -1,7 +1,7 @@
 -- sweep: what nobody else would do. Any worker, about every second, bounded. Begins with a write a full server allows.
 -- H: lease_ms server(its run id) salt
--- Lines of limits that may go on are let go on. Expired leases -> lost; due wakes -> jobs; steps given up, runs cancelled -> their jobs removed. After a gap in which nobody could
--- renew, or on a new server, nothing expires for lease + 2 s.
+-- Expired leases -> lost; due wakes -> jobs; steps given up, runs cancelled -> their jobs removed; lines of limits are looked at.
+-- After a gap in which nobody could renew, or on a new server, nothing expires for lease + 2 s.
 -- Answers JSON: status = ok | rebuild; lost; woken; held = ms until leases may expire again; more = 1: there is more to do
 local EXPIRED_MAX = 40
 if not alive() then return '{"status":"rebuild"}' end

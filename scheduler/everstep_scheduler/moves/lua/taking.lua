@@ -43,8 +43,7 @@ local function refuse(id, q, why)
 end
 
 -- The task that a job names; nil and why if it is none of ours, and true if it is another namespace's; nothing if there is no
--- such job. RQ packs `data` when it
--- saves a job (`rq requeue`), so we read our own field, which it leaves alone.
+-- such job. RQ packs `data` when it saves a job (`rq requeue`), so we read our own field, which it leaves alone.
 local function ours(id)
   local key = R .. 'job:' .. id
   local named = show('HSTRLEN', key, 'everstep')
