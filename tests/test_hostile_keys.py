@@ -493,7 +493,7 @@ def _runs_out(hand: Hand) -> None:
 
 def _is_an_orphan(hand: Hand) -> None:
     for each in range(1, 4):
-        hand.moves.renew(Offer(hand.owner, lease_ms=LEASE_MS, round=each))
+        hand.moves.renew(Offer(hand.owner, lease_ms=LEASE_MS), each)
 
 
 GIVEN_UP: dict[str, Callable[[Hand], object]] = {

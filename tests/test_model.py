@@ -215,7 +215,7 @@ class Story:
         self.made += 1
         tokens = tuple(f"{self.made:018d}{i:04d}" for i in range(max(least, self.dice.choice((0, 1, 1, 1, 2, 3)))))
         queues = tuple(self.dice.sample(QUEUES, self.dice.choice((1, 2, 3, 4)))) if self.dice.random() < 0.9 else ()
-        return Offer(self.dice.choice(OWNERS), tokens, queues, "", self.round, LEASE_MS)
+        return Offer(self.dice.choice(OWNERS), tokens, queues, "", LEASE_MS)
 
     def start(self) -> None:
         self.made += 1
@@ -366,7 +366,7 @@ class Story:
         owner = self.dice.choice(OWNERS)
         known = [lease.token for lease in self.held + self.gone[-3:]]
         tokens = tuple(self.dice.sample(known, self.dice.randint(0, len(known))))
-        self.both("renew", Offer(owner, tokens, round=self.round, lease_ms=LEASE_MS))
+        self.both("renew", Offer(owner, tokens, lease_ms=LEASE_MS), self.round)
 
     def release(self) -> None:
         owner, to = self.dice.choice(OWNERS), self.dice.choice(("job", "parked", "lost"))

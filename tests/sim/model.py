@@ -245,7 +245,7 @@ class Model:
         self._keep(t, task, rec)
         self.leases[token] = self.clock() + offer.lease_ms
         self.lease[token] = thread, task
-        self.held.setdefault(offer.owner, {})[token] = offer.round
+        self.held.setdefault(offer.owner, {})[token] = 0
         call.leases.append(self._row(thread, t, task, rec))
 
     def _unlease(self, rec: Record) -> None:
@@ -555,14 +555,17 @@ class Model:
                 rec.effects = ids[-1]
         return ids
 
-    def renew(self, offer: Offer, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
+    def renew(self, offer: Offer, round: int, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
         gone = [token for token in offer.tokens if token not in self.leases]
         for token in offer.tokens:
             if token in self.leases:
                 self.leases[token] = self.clock() + offer.lease_ms
-                self.held.setdefault(offer.owner, {})[token] = offer.round
-        for token, round in list(self.held.get(offer.owner, {}).items()):
-            if round < offer.round - 1:
+                self.held.setdefault(offer.owner, {})[token] = round
+        held = self.held.get(offer.owner, {})
+        for token, named in list(held.items()):
+            if not named:
+                held[token] = round - 1
+            elif named < round - 1:
                 self._release_orphan(offer.owner, token)
         return gone
 

@@ -119,10 +119,10 @@ class SiblingOvertaken(Model):
 class RenewRevives(Model):
     """A renewal makes a lease of what holds nothing any more."""
 
-    def renew(self, offer: Offer, **more: Any) -> list[str]:
+    def renew(self, offer: Offer, round: int, **more: Any) -> list[str]:
         for token in offer.tokens:
             self.leases.setdefault(token, 0)
-        return super().renew(offer, **more)
+        return super().renew(offer, round, **more)
 
 
 class StartTwice(Model):

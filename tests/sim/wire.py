@@ -134,8 +134,8 @@ class FarMoves:
     def part(self, lease: Lease, pieces: Sequence[e.Fields]) -> list[str]:
         return self._wire.call("part", lambda: self._model.part(lease, pieces))
 
-    def renew(self, offer: Offer, *, registry: bool = False) -> list[str]:
-        return self._wire.call("renew", lambda: self._model.renew(offer))
+    def renew(self, offer: Offer, round: int, *, registry: bool = False) -> list[str]:
+        return self._wire.call("renew", lambda: self._model.renew(offer, round))
 
     def release(self, owner: str, tokens: Sequence[str] | None, to: Any, why: str = "", node: str = "") -> int:
         return self._wire.call(f"release {to}", lambda: self._model.release(owner, tokens, to, why, node))

@@ -64,6 +64,7 @@ class Keeper(threading.Thread):
         self._client = work.client(answer_s=patience_s)
         self._moves = work.line(patience_s)
         self._ended = threading.Event()
+        self._round = 0
         self._differed: frozenset[str] = frozenset()
         now, lease_s = time.monotonic(), work.setup.lease_ms / 1000
         self._registry_due = now + REGISTRY_EVERY_S
@@ -104,11 +105,8 @@ class Keeper(threading.Thread):
         work = self._work
         tokens = tuple(held.lease.token for held in list(work.held.values()))
         registry = time.monotonic() >= self._registry_due
-        # only rounds that Redis has seen are counted: a commit that waits for Redis, too, brings leases of the round in
-        # which it was first sent, and two rounds later they would be taken for orphans before we know of them
-        said = work.round + 1
-        gone = self._moves.renew(work.offer(tokens)._replace(round=said), registry=registry)
-        work.round = said
+        gone = self._moves.renew(work.offer(tokens), self._round + 1, registry=registry)
+        self._round += 1
         reach("renewed")
         for token in gone:
             held = work.held.get(token)

@@ -326,7 +326,7 @@ class Beat(threading.Thread):
                 with translated():
                     self._moves.sweep(server_run_id(self._client))
                     if time.monotonic() >= due:
-                        self._moves.renew(self._offer)
+                        self._moves.renew(self._offer, 0)
                         due += renew_every_s
             except ServerError as error:
                 log.warning("%s; trying again", error.what)

@@ -97,7 +97,6 @@ class Work:
         self.held: dict[str, Held] = {}
         self.tally = Tally()
         self.tempo = Tempo()
-        self.round = 0  # of renewals
         self.draining = threading.Event()
         self.cold = threading.Event()
         self.hungry = False  # the front has not claimed for a while; the next slot is for it
@@ -178,7 +177,7 @@ class Work:
     def offer(self, tokens: tuple[str, ...] = (), queues: tuple[str, ...] = ()) -> Offer:
         """What this process offers for, with one token per slot."""
         setup = self.setup
-        return Offer(setup.name, tokens, queues or setup.queues, setup.name, self.round, setup.lease_ms)
+        return Offer(setup.name, tokens, queues or setup.queues, setup.name, setup.lease_ms)
 
     def admit(self, offer: Offer, leases: Sequence[Lease]) -> list[Held]:
         """The leases that came for an offer; its other slots are free again. While draining they go back at once."""

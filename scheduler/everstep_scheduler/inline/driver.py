@@ -323,7 +323,6 @@ class Inline:
         return Offer(
             self.owner,
             tokens,
-            round=self.keeper.round if self.keeper else 0,
             lease_ms=self.saver.lease_ms,
             thread=thread or self.thread,
             caller=self.caller,

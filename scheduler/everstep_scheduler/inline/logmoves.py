@@ -584,7 +584,7 @@ class LogMoves:
                 self._kept[log.thread] = log.key
             return True
 
-    def renew(self, offer: Offer, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
+    def renew(self, offer: Offer, round: int, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
         with self._lock:
             held = {x.token for t in self._threads.values() for x in t.open.values() if x.place == "lease"}
             return [token for token in offer.tokens if token not in held]

@@ -91,7 +91,6 @@ class Offer(NamedTuple):
     tokens: tuple[str, ...] = ()
     queues: tuple[str, ...] = ()
     process: str = ""
-    round: int = 0
     lease_ms: int = LEASE_MS
     thread: str = ""
     caller: str = ""
@@ -344,8 +343,11 @@ class Moves(Protocol):
         """
         ...
 
-    def renew(self, offer: Offer, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
-        """Name the tokens that are held; the answer is those that hold nothing any more. `callers` give their word."""
+    def renew(self, offer: Offer, round: int, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
+        """Name the tokens that are held; the answer is those that hold nothing any more. `callers` give their word.
+
+        `round`: the owner's renewals so far, this one included. A lease that two running did not name is an orphan.
+        """
         ...
 
     def release(

@@ -37,7 +37,7 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._registry_at = time.monotonic() + REGISTRY_EVERY_S
-        self.round = 0
+        self._round = 0
 
     def hold(self, leases: Sequence[Lease]) -> None:
         """Begin to renew these."""
@@ -112,12 +112,11 @@ class LeaseKeeper:
 
     def renew(self) -> None:
         """One round. A lease that is gone is found out by its commit, which is refused; who watches it hears now."""
-        said = self.round + 1  # only those that Redis has seen are counted: a commit that waits for it comes later
         registry = time.monotonic() > self._registry_at
         tokens = tuple(lease.token for lease in self.held)
-        offer = Offer(self._owner, tokens, round=said, lease_ms=self._lease_ms)
-        lost = self._moves.renew(offer, registry=registry, callers=self.callers)
-        self.round = said
+        offer = Offer(self._owner, tokens, lease_ms=self._lease_ms)
+        lost = self._moves.renew(offer, self._round + 1, registry=registry, callers=self.callers)
+        self._round += 1
         self._tell(lost)
         if registry:
             self._registry_at = time.monotonic() + REGISTRY_EVERY_S

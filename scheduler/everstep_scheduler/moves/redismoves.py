@@ -192,7 +192,7 @@ def _plain(commit: Commit, offer: Offer, stem: str) -> tuple[Any, ...] | None:
         return None
     named = f'{{"keys":{_json(stem)},"n":{n},"task":"{row[0]}","thread":{_json(lease.thread)}}}'
     return (
-        lease.n, lease.digest, lease.task, lease.token, offer.owner, salt(), offer.lease_ms, offer.round, offer.process,
+        lease.n, lease.digest, lease.task, lease.token, offer.owner, salt(), offer.lease_ms, offer.process,
         lease.run, new_id(), n, digest, step, *row, named, _place(*row[1:]), len(offer.tokens), len(offer.queues),
     )  # fmt: skip
 
@@ -381,9 +381,7 @@ class RedisMoves:
         return _started(_standing(self.scripts.run("branch", header, flat)))
 
     def _offer(self, offer: Offer) -> Header:
-        said: Header = {
-            "owner": offer.owner, "tokens": offer.tokens, "round": offer.round, "lease_ms": offer.lease_ms,
-        }  # fmt: skip
+        said: Header = {"owner": offer.owner, "tokens": offer.tokens, "lease_ms": offer.lease_ms}
         if offer.queues:
             said["queues"] = offer.queues
         if offer.process:
@@ -492,12 +490,12 @@ class RedisMoves:
             )  # fmt: skip
         return bool(answer["status"] == "ok")
 
-    def renew(self, offer: Offer, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
+    def renew(self, offer: Offer, round: int, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
         chunks = [offer.tokens[i : i + MOVE_MAX] for i in range(0, len(offer.tokens), MOVE_MAX)] or [()]
         calls: list[tuple[str, Header, Sequence[Any]]] = []
         for i, tokens in enumerate(chunks):
             header: Header = {
-                "owner": offer.owner, "lease_ms": offer.lease_ms, "round": offer.round, "tokens": tokens,
+                "owner": offer.owner, "lease_ms": offer.lease_ms, "round": round, "tokens": tokens,
                 "salt": salt(),
             }  # fmt: skip
             header |= {"wip": 1} if registry else {}

@@ -6,7 +6,7 @@
 --    next = rows, parts = {id -> tasks JSON}, stop = '' | interrupted
 --    lk: what its limits are counted by, if they are per key
 --    ask=1: write nothing, only say whether it would pass
---    own=1: an inline caller leases the tasks itself (owner lease_ms tokens round)
+--    own=1: an inline caller leases the tasks itself (owner lease_ms tokens)
 -- Answers JSON: status = started | attached | conflict | busy | gone | dying | moved | rebuild | ready; entry; leases; run: how it rests
 if not alive() then return '{"status":"rebuild"}' end
 local T = load(H.thread)

@@ -1,5 +1,5 @@
 -- claim: take work. Begins with a write that a full server allows, so that leases work there.
--- H: owner lease_ms round tokens queues proc salt spare serves({'graph:node'...}, optional)
+-- H: owner lease_ms tokens queues proc salt spare serves({'graph:node'...}, optional)
 --    take = job id: one named job (RQ's own worker popped it)
 --    thread = T: only tasks of this thread (inline); cursor: where to go on looking, from the last answer
 -- Answers JSON: status = ok | rebuild | suspended; leases; refused; cursor (inline, '0' at the end)

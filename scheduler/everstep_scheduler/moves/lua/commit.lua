@@ -8,7 +8,7 @@
 --    handler = {node, queue, timeout s}                           (handled; the first of its entries is the failure)
 --    call = the run that it calls, as start takes it, its arguments behind those of the entries; or {thread, run, waits = 1}:
 --    that run is under way already; kept                          (called)
---    tokens queues proc lease_ms round spare                      refill;  own=1: only from this thread (inline)
+--    tokens queues proc lease_ms spare                            refill;  own=1: only from this thread (inline)
 -- Answers JSON: status = ok | already | fenced | rebuild; leases
 local living, suspended = alive()
 if not living then return '{"status":"rebuild"}' end

@@ -7,9 +7,9 @@ local AT, H = 2, nil
 if ARGV[1] ~= 'plain' then
   H = cjson.decode(ARGV[1])
 else
-  local rq, thread, n, digest, task, token, owner, salt, lease_ms, round, proc, run, spare, head_n, head_digest, head_step,
-    next_task, next_node, next_queue, timeout, named, place, tokens, queues, size = unpack(ARGV, 2, 26)
-  local Q = 26 + tokens
+  local rq, thread, n, digest, task, token, owner, salt, lease_ms, proc, run, spare, head_n, head_digest, head_step,
+    next_task, next_node, next_queue, timeout, named, place, tokens, queues, size = unpack(ARGV, 2, 25)
+  local Q = 25 + tokens
   AT = Q + queues + 1
   local S, R, call, show = KEYS[1], rq .. ':', redis.call, redis.pcall
   local FIELDS = { 'n', 'digest', 'status', 'left', 'width', 'run', 'graph', 'jid', 'birth', 'rec', 'base', 'conf', 'own',
@@ -95,7 +95,7 @@ else
       call('HSET', S .. 'open:' .. it.thread, it.task, it.record)
       call('ZADD', S .. 'leases', till, it.token)
       call('HSET', S .. 'lease', it.token, it.task .. ' ' .. it.thread)
-      call('HSET', S .. 'held:' .. owner, it.token, round)
+      call('HSET', S .. 'held:' .. owner, it.token, 0)
       show('ZADD', R .. 'wip:' .. it.queue, wip_till, it.job .. ':' .. it.token)
     end
     call('XADD', S .. 'log:' .. thread, head_n .. '-0', 'v', '1', 'kind', 'checkpoint', 'at', ms, unpack(ARGV, AT, AT + size - 1))
@@ -130,7 +130,7 @@ else
   end
 
   H = { rq = rq, thread = thread, n = 0 + n, digest = digest, task = task, token = token, owner = owner, salt = salt, lease_ms = 0 + lease_ms,
-    round = 0 + round, proc = proc ~= '' and proc or nil, run = run, spare = spare, outcome = 'next', stop = '',
+    proc = proc ~= '' and proc or nil, run = run, spare = spare, outcome = 'next', stop = '',
     head = { 0 + head_n, head_digest, 0 + head_step }, next = { { next_task, next_node, next_queue, 0 + timeout } },
-    entries = { { head_n .. '-0', 'checkpoint', 0 + size } }, tokens = { unpack(ARGV, 27, Q) }, queues = { unpack(ARGV, Q + 1, AT - 1) } }
+    entries = { { head_n .. '-0', 'checkpoint', 0 + size } }, tokens = { unpack(ARGV, 26, Q) }, queues = { unpack(ARGV, Q + 1, AT - 1) } }
 end

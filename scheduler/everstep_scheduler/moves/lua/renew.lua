@@ -1,7 +1,8 @@
 -- renew: an owner names the tokens it holds. Begins with a write that a full server allows.
 -- H: owner lease_ms round tokens (at most 250 a call) last(1 in the last call of a round) wip(1: RQ's registry too) salt
 --    callers = inline callers of this process that drive a run: each gives its word for another lease
--- A lease of this owner that two rounds running did not name is an orphan: released, uncounted.
+-- A lease of this owner that two rounds running did not name is an orphan: released, uncounted. Rounds count from the first
+-- that saw it: a commit may have waited for long, and what it brings is not known to its owner before the answer is there.
 -- Answers JSON: status = ok | rebuild; gone = tokens that hold nothing
 if not alive() then return '{"status":"rebuild"}' end
 call('DEL', S .. 'nothing')
@@ -24,7 +25,10 @@ end
 if H.last then
   local flat, released = call('HGETALL', held), 0
   for i = 1, #flat, 2 do
-    if (tonumber(flat[i + 1]) or 0) < H.round - 1 and released < MOVE_MAX then
+    local named = tonumber(flat[i + 1]) or 0
+    if named == 0 then
+      call('HSET', held, flat[i], H.round - 1)
+    elseif named < H.round - 1 and released < MOVE_MAX then
       local thread, T, task, rec = by_token(flat[i])
       if thread and T.status == 'running' then
         unlease(rec)

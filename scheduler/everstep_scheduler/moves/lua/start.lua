@@ -3,7 +3,7 @@
 --    mode = enqueue | reject | interrupt | rollback: what happens if a run is under way; actor: who stops it
 --    over(rollback) = the run that is to be stopped, '' if none is under way; at: the head then
 --    base: the step that the run builds on, where that is not the last checkpoint's; on = {n, digest}, which must be there
---    own=1: an inline caller leases the first task itself (owner lease_ms tokens round)
+--    own=1: an inline caller leases the first task itself (owner lease_ms tokens)
 --    caller: its name; here = {name = 1}, seen = {name = ms}: what it knows of others; only=1: take up, begin nothing
 --    lk: what limits of its nodes are counted by, if they are per key
 --    count: of the arguments for the fact, which follow ARGV[1]; behind them one value per answer
