@@ -815,7 +815,7 @@ def test_the_keeper_outlives_an_unexpected_error() -> None:
     rounds: list[tuple[str, ...]] = []
 
     class Moves(LogMoves):
-        def renew(self, offer: Offer, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
+        def renew(self, offer: Offer, round: int, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
             rounds.append(offer.tokens)
             if len(rounds) == 1:
                 raise KeyError("unexpected")

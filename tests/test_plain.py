@@ -145,7 +145,7 @@ class Story:
         count = self.dice.choice((0, 1, 1, 1, 1, 2, 3))
         tokens = tuple(f"{self.made:018d}{i:04d}" for i in range(count))
         named = tuple(self.dice.sample(QUEUES[:2], self.dice.choice((1, 2)))) if queues else ()
-        return Offer("w1", tokens, named, self.dice.choice(("", "w1")), self.dice.randrange(3), LEASE_MS)
+        return Offer("w1", tokens, named, self.dice.choice(("", "w1")), LEASE_MS)
 
     def step(self) -> None:
         moves = ("start", "claim", *["commit"] * 24, "done", "fail", "retry", "resend", "lose", "again", "odd")

@@ -74,7 +74,7 @@ def memory(place: Place) -> int:
 
 
 def offer(queue: str, slots: int = 1, owner: str = "bench", lease_ms: int = LEASE_MS) -> Offer:
-    return Offer(owner, tuple(new_id() for _ in range(slots)), (queue,), owner, 0, lease_ms)
+    return Offer(owner, tuple(new_id() for _ in range(slots)), (queue,), owner, lease_ms)
 
 
 # queued
