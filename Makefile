@@ -8,6 +8,9 @@ JOBS ?= 4
 BIN := $(VENV)/bin
 CODE := $(wildcard checkpoint scheduler workers console tests examples bench)
 
+# Bytecode is kept: tests start hundreds of interpreters, which would compile all of it anew each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo check audit test soak bench peers dev
 
 help: ## show this
