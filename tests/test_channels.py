@@ -6,10 +6,12 @@ import operator
 from collections.abc import Mapping, MutableSequence, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
-from functools import partial
+from functools import partial, reduce
 from typing import Annotated, Any, NotRequired, Optional, Required, TypedDict
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, RemoveMessage
 from langgraph.channels.base import BaseChannel
 from langgraph.errors import EmptyChannelError
@@ -18,7 +20,7 @@ from langgraph.graph import message as their_message
 from langgraph.graph.state import _get_channels  # pyright: ignore[reportPrivateUsage]
 from pydantic import BaseModel, Field
 
-from everstep_checkpoint.errors import GraphError, InvalidUpdateError, UnknownType
+from everstep_checkpoint.errors import GraphError, InvalidUpdateError, TooLarge, UnknownType
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.channels import apply, channel_of
 from everstep_scheduler.graph.messages import REMOVE_ALL_MESSAGES, MessagesState, add_messages
@@ -216,6 +218,69 @@ def test_reducers_of_a_model_are_found_beside_its_constraints() -> None:
     }
     spec = spec_of(Bound)
     assert spec.values(spec.initial()) == {"total": 0, "partly": ""}
+
+
+# -- lists that grow
+
+SMALL = st.integers(-(2**40), 2**40)
+ITEMS = st.one_of(SMALL, st.text(), st.none(), st.tuples(SMALL, st.text()), st.builds(Point, x=SMALL))
+CHATS = st.lists(
+    st.fixed_dictionaries(
+        {"id": st.sampled_from("abcd"), "role": st.sampled_from(["user", "remove"]), "content": st.text()}
+    ),
+    max_size=4,
+)
+
+
+class Growing(TypedDict, total=False):
+    items: Annotated[list[Any], operator.add]
+    point: Point
+    messages: Annotated[list[Any], add_messages]
+
+
+@settings(max_examples=60)
+@given(items=st.lists(st.lists(ITEMS), min_size=1, max_size=3), chats=st.lists(CHATS, min_size=1, max_size=3))
+def test_a_list_that_grows_is_stored_byte_for_byte_as_if_it_were_encoded_anew(
+    items: list[list[Any]], chats: list[list[Any]]
+) -> None:
+    spec = spec_of(Growing)
+    codec = spec.codec
+    for name, reducer, writes in (("items", operator.add, items), ("messages", add_messages, chats)):
+        before = codec.encode([])
+        encoded = [(name, codec.encode(each)) for each in writes]
+        try:
+            wanted = codec.encode(reduce(reducer, writes, []))
+        except ValueError:  # it removes what is not there
+            with pytest.raises(InvalidUpdateError):
+                apply(spec, {name: before}, encoded)
+        else:
+            assert apply(spec, {name: before}, encoded)[name] == wanted
+            step_by_step = before
+            for each in encoded:
+                step_by_step = apply(spec, {name: step_by_step}, [each])[name]
+            assert step_by_step == wanted
+
+
+@pytest.mark.parametrize("name", ["items", "messages"])
+def test_of_a_list_that_grows_only_what_is_new_is_encoded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(Growing)
+    said = [{"id": str(n), "role": "user", "content": "x" * 100} for n in range(50)]
+    before, more = spec.codec.encode(said[:-1]), spec.codec.encode(said[-1:])
+    encoded: list[int] = []
+    encode = spec.codec.encode
+    monkeypatch.setattr(
+        spec.codec, "encode", lambda value, where="": encoded.append(len(value)) or encode(value, where)
+    )
+    assert apply(spec, {name: before}, [(name, more)])[name] == encode(said)
+    assert encoded == [1]
+
+
+def test_a_list_that_grows_over_the_cap_is_refused() -> None:
+    spec = spec_of(Growing)
+    before = spec.codec.encode(["x" * 100])
+    spec.codec.value_max = len(before) + 50
+    with pytest.raises(TooLarge, match="channel 'items'"):
+        apply(spec, {"items": before}, [("items", before)])
 
 
 # -- add_messages

@@ -19,7 +19,8 @@ import pytest
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Tagged
 from everstep_checkpoint.delta import decode_delta
-from everstep_checkpoint.replay import state_at, states, step_of, verify
+from everstep_checkpoint.errors import CorruptEntry
+from everstep_checkpoint.replay import Known, state_at, state_on, states, step_of, verify
 from golden.dump import FOLDER, DumpLog, from_line, to_line
 
 STORIES = sorted(path.stem for path in FOLDER.glob("v*.jsonl"))
@@ -81,6 +82,36 @@ def test_every_state_of_a_golden_log_is_read_as_it_was_written(story: str) -> No
             stored = {name: base64.b64decode(value) for name, value in wanted["channels"].items()}
             assert state.channels == stored
             assert {name: ascii(PLAIN.decode(value))[:200] for name, value in stored.items()} == wanted["shown"]
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_a_state_is_read_on_from_any_that_is_known_as_from_the_beginning(story: str) -> None:
+    """From a state that lies before a fact that is taken later there is no way on; the whole log is read then."""
+    log = golden(story)
+    found = [state for state, _ in states(log, log.thread)]
+    went_on = 0
+    for at, of in ((a, b) for i, a in enumerate(found) for b in found[i + 1 :]):
+        known = Known(at.n, at.digest, at.channels, at.birth, at.since_snapshot, at.delta_bytes)
+        try:
+            state = state_on(log, log.thread, known, of.n)
+        except CorruptEntry as error:
+            assert "is missing" in error.what
+            continue
+        assert state == state_at(log, log.thread, of.n)
+        went_on += 1
+    pairs = len(found) * (len(found) - 1) // 2
+    assert went_on == pairs or 2 * went_on > pairs, "nearly always"
+
+
+def test_from_a_state_that_the_log_has_no_more_there_is_no_way_on() -> None:
+    log = golden("v1-chain")
+    first, *_, last = [state for state, _ in states(log, log.thread)]
+    known = Known(first.n, first.digest, first.channels, first.birth, 0, 0)
+    assert state_on(log, log.thread, known, last.n) is not None
+    assert state_on(log, log.thread, known._replace(digest="another" * 6), last.n) is None, "begun anew"
+    assert state_on(log, log.thread, known, last.n + 1) is None, "rewound"
+    kept = DumpLog(log.thread, [x for x in log.entries if x.n > first.n])
+    assert state_on(kept, log.thread, known, last.n) is None, "trimmed"
 
 
 @pytest.mark.parametrize("story", STORIES)

@@ -203,7 +203,7 @@ class Codec:
 
     def __init__(self, registry: Registry | None = None, *, value_max: int = VALUE_MAX) -> None:
         self._registry = registry if registry is not None else Registry()
-        self._value_max = value_max
+        self.value_max = value_max
         self._top_hook = partial(self._read, 0)
 
     def encode(self, value: object, where: str = "value") -> bytes:
@@ -220,8 +220,8 @@ class Codec:
 
     def decode(self, data: bytes, where: str = "value") -> object:
         """The value. Raises TooLarge before anything is read, CorruptEntry, UnknownType if not registered."""
-        if len(data) > self._value_max:
-            what = f"{where}: its encoding has {len(data):,} bytes, the cap is {self._value_max:,}"
+        if len(data) > self.value_max:
+            what = f"{where}: its encoding has {len(data):,} bytes, the cap is {self.value_max:,}"
             raise TooLarge(what, fix="Raise the cap (value_max) of who reads it")
         try:
             value: object = unpack(data, self._top_hook)
@@ -238,12 +238,12 @@ class Codec:
         """Encode a value that is `depth` levels inside. Raises Refused."""
         height = 0
         if type(value) not in _ATOMS:
-            kinds, height = _survey(value, self._value_max)
+            kinds, height = _survey(value, self.value_max)
             if not kinds.isdisjoint(_UNASKED):
                 value = _carried(value)
         data = pack(value, partial(self._ext, depth + height))
-        if len(data) > self._value_max:
-            raise _too_large(self._value_max)
+        if len(data) > self.value_max:
+            raise _too_large(self.value_max)
         return data
 
     def _ext(self, depth: int, value: Any) -> object:
@@ -276,7 +276,7 @@ class Codec:
 
     def _check_plain_reading(self, data: bytes, where: str) -> None:
         """Two items of a set that differ by identity alone would be one for a reader without their class."""
-        plain = PlainCodec(value_max=self._value_max)
+        plain = PlainCodec(value_max=self.value_max)
         try:
             same = plain.encode(plain.decode(data)) == data
         except EverstepError:

@@ -187,6 +187,12 @@ def _appended(old: Layout, count: int, bodies: list[Piece]) -> list[Piece]:
     return old.around(old.count + count, [kept, *bodies])
 
 
+def appended(data: bytes, more: bytes) -> bytes:
+    """The encoding of a list with the items of another one behind its own. Both are lists, not tuples."""
+    old, new = Layout.of(data), Layout.of(more)
+    return b"".join(_appended(old, new.count, [memoryview(more)[new.start :]]))
+
+
 def _spliced(old: Layout, start: int, removed: int, count: int, items: bytes) -> list[Piece]:
     if start + removed > old.sequence().count:
         raise Impossible(f"items {start} to {start + removed} of {old.count}")

@@ -12,12 +12,15 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import add, is_
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required, cast, get_args, get_origin
 
+from everstep_checkpoint.delta import appended
 from everstep_checkpoint.errors import GraphError, InvalidUpdateError
 
 from .kinds import Kind, kind_of, overwritten
+from .messages import add_messages
 from .schema import Field, bare, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ Write = tuple[str, bytes]
 
 JOINS, DEFERRED = "join:", "defer:"
 HIDDEN = (JOINS, DEFERRED)  # what channels begin with that are no keys of the state
+APPENDING = (add, add_messages)  # reducers that put new items behind a list's own, and change none of these in place
 
 # Abstract types that a reducer channel may name, and what it then starts as (LangGraph's table).
 CONCRETE: dict[Any, Callable[[], Any]] = {
@@ -154,10 +158,24 @@ def _fold(codec: Codec, channel: Channel, before: bytes | None, values: Sequence
     if replaced:
         return replaced[0]
     first, *rest = values if before is None else (before, *values)
-    value = codec.decode(first, where)
+    value = old = codec.decode(first, where)
     for each in rest:
         value = _reduce(channel, value, codec.decode(each, where))
+    if channel.reducer in APPENDING and (longer := _appended(codec, first, old, value, where)) is not None:
+        return longer
     return codec.encode(value, where)
+
+
+def _appended(codec: Codec, first: bytes, old: Any, value: Any, where: str) -> bytes | None:
+    """The encoding of a list that still begins with the items of `old`, untouched, which `first` encodes: what is new
+    is put behind those. So a long chat costs what was said last. None where it is anything else."""
+    if type(old) is not list or type(value) is not list or not all(map(is_, value, old)):
+        return None
+    kept, fresh = len(cast("list[Any]", old)), cast("list[Any]", value)
+    if len(fresh) < kept:
+        return None
+    longer = appended(first, codec.encode(fresh[kept:], where))
+    return longer if len(longer) <= codec.value_max else None
 
 
 def _reduce(channel: Channel, old: Any, new: Any) -> Any:

@@ -24,7 +24,7 @@ def add_messages(left: Any, right: Any) -> list[Any]:
     before it. Raises ValueError for a removal of an id that is not there, and for what is no message.
     """
     old, new = _same_kind(_listed(left), _listed(right))
-    old, new = [_with_id(each) for each in old], [_with_id(each) for each in new]
+    new = [_with_id(each) for each in new]
     cleared = [n for n, each in enumerate(new) if _removes(each) and _id(each) == REMOVE_ALL_MESSAGES]
     return new[cleared[-1] + 1 :] if cleared else _merged(old, new)
 
@@ -36,8 +36,13 @@ class MessagesState(TypedDict):
 
 
 def _merged(old: list[Any], new: list[Any]) -> list[Any]:
+    """A chat is long, and most of what is done with it is this: no call a message where none is needed."""
+    ids = _ids(old)
+    if None in ids:
+        old = [_with_id(each) for each in old]
+        ids = _ids(old)
     merged = list(old)
-    places = {_id(each): place for place, each in enumerate(merged)}
+    places = dict(zip(ids, range(len(ids)), strict=True))
     removed: set[Any] = set()
     for each in new:
         place = places.get(_id(each))
@@ -51,7 +56,7 @@ def _merged(old: list[Any], new: list[Any]) -> list[Any]:
         else:
             removed.discard(_id(each))
             merged[place] = each
-    return [each for each in merged if _id(each) not in removed]
+    return [each for each in merged if _id(each) not in removed] if removed else merged
 
 
 def _listed(messages: Any) -> list[Any]:
@@ -60,7 +65,7 @@ def _listed(messages: Any) -> list[Any]:
 
 def _same_kind(left: Sequence[Any], right: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Both sides as dicts if all are, else as langchain's messages."""
-    if all(isinstance(each, dict) for each in (*left, *right)):
+    if {*map(type, left), *map(type, right)} <= {dict} or all(isinstance(each, dict) for each in (*left, *right)):
         return list(left), list(right)
     try:
         from langchain_core.messages import BaseMessageChunk, convert_to_messages, message_chunk_to_message
@@ -87,6 +92,12 @@ def _as_dict(message: Any) -> dict[str, Any]:
             raise ValueError(
                 f"A value of type {type(message).__name__} is no message: use a dict with 'role' and 'content'"
             )
+
+
+def _ids(messages: Sequence[Any]) -> list[Any]:
+    if {*map(type, messages)} == {dict}:
+        return [each.get("id") for each in messages]
+    return [_id(each) for each in messages]
 
 
 def _id(message: Any) -> Any:

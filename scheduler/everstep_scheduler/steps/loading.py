@@ -15,13 +15,14 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import CorruptEntry
 from everstep_checkpoint.log import Log
-from everstep_checkpoint.replay import Channels, commands_of, state_at
+from everstep_checkpoint.replay import Channels, Known, State, commands_of, state_at, state_on
 
 from ..moves.contract import JOIN_TASK, START_TASK, UPDATE_TASK, Lease
 from ..moves.record import RunRecord
 
 CACHE_BYTES = 64 * 2**20
 ENTRIES_KEPT = 4096
+BEHIND_MAX = 64  # checkpoints; from further behind, a snapshot may be nearer
 FRESH_STEP = -2
 _FIRST = (START_TASK, UPDATE_TASK, JOIN_TASK)  # tasks a run may begin with
 
@@ -55,6 +56,12 @@ def rows_of(next_rows: Any) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...
     """The PULL tasks and the (part, count)s of a checkpoint's `next`."""
     pulls = tuple(row[0] for row in next_rows if len(row) == 4)
     return pulls, tuple((row[0], row[1]) for row in next_rows if len(row) == 2)
+
+
+def _stand(state: State) -> Stand:
+    pulls, parts = rows_of(state.entry.next)
+    step, run = state.entry.number("step"), state.entry.text("run")
+    return Stand(state.channels, step, parts, pulls, state.since_snapshot, state.delta_bytes, run)
 
 
 class Loader:
@@ -96,9 +103,20 @@ class Loader:
             if found is not None and found[:2] == (lease.n, lease.digest):
                 self._stands.move_to_end(lease.thread)
                 return found[2]
-        stand = self._read(lease)
+        stand = (self._read_on(lease, *found) if found is not None else None) or self._read(lease)
         self.keep(lease.thread, lease.n, lease.digest, stand)
         return stand
+
+    def _read_on(self, lease: Lease, n: int, digest: str, stand: Stand) -> Stand | None:
+        """Read what other processes have added since this one was here last; None if that leads to nothing."""
+        if not 0 < lease.n - n <= BEHIND_MAX:
+            return None
+        known = Known(n, digest, stand.logged, lease.birth, stand.since_snapshot, stand.delta_bytes)
+        try:
+            state = state_on(self.log, lease.thread, known, lease.n)
+        except CorruptEntry:
+            return None  # reading all of it says what is wrong, if anything is
+        return None if state is None or state.digest != lease.digest else _stand(state)
 
     def prove(self, lease: Lease) -> None:
         """Read the checkpoint of a lease from the log, whatever the cache has. Raises LogError."""
@@ -119,10 +137,7 @@ class Loader:
                 checkpoint=str(lease.n),
                 fix="`everstep recover` rebuilds the index from the log",
             )
-        pulls, parts = rows_of(state.entry.next)
-        step = state.entry.number("step")
-        run = state.entry.text("run")
-        return Stand(state.channels, step, parts, pulls, state.since_snapshot, state.delta_bytes, run)
+        return _stand(state)
 
     def keep(self, thread: str, n: int, digest: str, stand: Stand) -> None:
         """Remember where a thread stands, within the byte budget; the longest unused goes first."""

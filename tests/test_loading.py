@@ -1,0 +1,91 @@
+"""Promises of loading.py: what a process that was here before reads of what others have added."""
+
+from __future__ import annotations
+
+import pytest
+
+from everstep_checkpoint.entries import Entry
+from everstep_checkpoint.errors import CorruptEntry
+from everstep_checkpoint.replay import state_at, states
+from everstep_scheduler.moves.contract import LEASE_MS, Lease
+from everstep_scheduler.steps import loading
+from everstep_scheduler.steps.loading import Loader
+from golden.dump import FOLDER, DumpLog
+
+STORIES = sorted(path.stem for path in FOLDER.glob("v*.jsonl"))
+NOBODY = Lease("token", "t", 0, "", "n", "n", 1, 0, "g", 0, "r", "g", 1, "", "", "", -2, LEASE_MS, 0, "")
+
+
+class Counted(DumpLog):
+    """Counts the entries that are read of it."""
+
+    count = 0
+
+    def read(
+        self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False
+    ) -> list[Entry]:
+        found = super().read(thread, start, end, count, reverse=reverse)
+        self.count += len(found)
+        return found
+
+
+def log_of(story: str) -> Counted:
+    path = FOLDER / f"{story}.jsonl"
+    entries = DumpLog.of(path, "").entries
+    return Counted("t", entries)
+
+
+def lease_at(log: DumpLog, n: int) -> Lease:
+    state = state_at(log, "t", n)
+    return NOBODY._replace(thread="t", n=n, digest=state.digest, birth=state.birth)
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_a_process_that_was_here_before_stands_where_a_new_one_would(story: str) -> None:
+    log = log_of(story)
+    loader = Loader(log)
+    for n in [state.n for state, _ in states(log, "t")]:
+        lease = lease_at(log, n)
+        assert loader.stand(lease) == Loader(log).stand(lease)
+
+
+def test_it_reads_only_what_others_have_added() -> None:
+    log = log_of("v1-chain")
+    loader = Loader(log)
+    numbers = [state.n for state, _ in states(log, "t")]
+    leases = [lease_at(log, n) for n in numbers]
+    loader.stand(leases[-3])
+    log.count = 0
+    loader.stand(leases[-1])
+    added = [x for x in log.entries if leases[-3].n <= x.n and (x.n, x.k) <= (leases[-1].n, 0)]
+    assert log.count == len(added) < len(log.entries)
+
+
+def test_a_thread_that_was_begun_anew_is_not_taken_for_the_old_one() -> None:
+    log = log_of("v1-chain")
+    loader = Loader(log)
+    first, *_, last = [lease_at(log, state.n) for state, _ in states(log, "t")]
+    loader.keep("t", first.n, "another" * 6, loader.stand(first)._replace(channels={"count": b"\x07"}))
+    assert loader.stand(last) == Loader(log).stand(last)
+
+
+def test_a_log_that_says_something_else_than_the_index_is_told() -> None:
+    log = log_of("v1-chain")
+    loader = Loader(log)
+    first, *_, last = [lease_at(log, state.n) for state, _ in states(log, "t")]
+    loader.stand(first)
+    with pytest.raises(CorruptEntry, match="another checkpoint here than the index says"):
+        loader.stand(last._replace(digest="another" * 6))
+
+
+def test_from_far_behind_it_begins_at_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "BEHIND_MAX", 3)
+    log = log_of("v1-snapshot")
+    loader = Loader(log)
+    first, *_, last = [lease_at(log, state.n) for state, _ in states(log, "t")]
+    loader.stand(first)
+    log.count = 0
+    Loader(log).stand(last)
+    anew, log.count = log.count, 0
+    assert loader.stand(last) == Loader(log_of("v1-snapshot")).stand(last)
+    assert log.count == anew
