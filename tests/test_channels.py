@@ -268,9 +268,12 @@ def test_of_a_list_that_grows_only_what_is_new_is_encoded(name: str, monkeypatch
     before, more = spec.codec.encode(said[:-1]), spec.codec.encode(said[-1:])
     encoded: list[int] = []
     encode = spec.codec.encode
-    monkeypatch.setattr(
-        spec.codec, "encode", lambda value, where="": encoded.append(len(value)) or encode(value, where)
-    )
+
+    def counted(value: Any, where: str = "value") -> bytes:
+        encoded.append(len(value))
+        return encode(value, where)
+
+    monkeypatch.setattr(spec.codec, "encode", counted)
     assert apply(spec, {name: before}, [(name, more)])[name] == encode(said)
     assert encoded == [1]
 

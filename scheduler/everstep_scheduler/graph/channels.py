@@ -169,12 +169,12 @@ def _fold(codec: Codec, channel: Channel, before: bytes | None, values: Sequence
 def _appended(codec: Codec, first: bytes, old: Any, value: Any, where: str) -> bytes | None:
     """The encoding of a list that still begins with the items of `old`, untouched, which `first` encodes: what is new
     is put behind those. So a long chat costs what was said last. None where it is anything else."""
-    if type(old) is not list or type(value) is not list or not all(map(is_, value, old)):
+    if type(old) is not list or type(value) is not list:
         return None
-    kept, fresh = len(cast("list[Any]", old)), cast("list[Any]", value)
-    if len(fresh) < kept:
+    was, now = cast("list[object]", old), cast("list[object]", value)
+    if len(now) < len(was) or not all(map(is_, now, was)):
         return None
-    longer = appended(first, codec.encode(fresh[kept:], where))
+    longer = appended(first, codec.encode(now[len(was) :], where))
     return longer if len(longer) <= codec.value_max else None
 
 
