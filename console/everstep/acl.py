@@ -24,7 +24,7 @@ _READ = (
     "exists", "get", "getrange", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hrandfield", "hscan",
     "hstrlen", "info", "lindex", "llen", "lpos", "lrange", "mget", "pttl", "scan", "scard", "sismember", "smembers",
     "srandmember", "ttl", "type", "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zcard", "zcount", "zrange",
-    "zrangebyscore", "zrevrange", "zrevrangebyscore", "zscan", "zscore",
+    "zrangebyscore", "zrevrange", "zrevrangebyscore", "zmscore", "zscan", "zscore",
 )  # fmt: skip
 _WRITE = (
     "del", "discard", "eval", "evalsha", "exec", "expire", "hdel", "hincrby", "hset", "lpop", "lpush", "lrem",

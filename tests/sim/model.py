@@ -562,6 +562,8 @@ class Model:
                 self.leases[token] = self.clock() + offer.lease_ms
                 self.held.setdefault(offer.owner, {})[token] = round
         held = self.held.get(offer.owner, {})
+        if len(held) == len(offer.tokens):  # it named all
+            return gone
         for token, named in list(held.items()):
             if not named:
                 held[token] = round - 1

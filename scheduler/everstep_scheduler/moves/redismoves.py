@@ -30,6 +30,7 @@ from .contract import (
     LEASE_MS,
     MOVE_MAX,
     PATIENCE_S,
+    RENEW_MAX,
     Answer,
     Branch,
     Call,
@@ -491,7 +492,8 @@ class RedisMoves:
         return bool(answer["status"] == "ok")
 
     def renew(self, offer: Offer, round: int, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
-        chunks = [offer.tokens[i : i + MOVE_MAX] for i in range(0, len(offer.tokens), MOVE_MAX)] or [()]
+        most = MOVE_MAX if registry else RENEW_MAX
+        chunks = [offer.tokens[i : i + most] for i in range(0, len(offer.tokens), most)] or [()]
         calls: list[tuple[str, Header, Sequence[Any]]] = []
         for i, tokens in enumerate(chunks):
             header: Header = {
@@ -499,7 +501,7 @@ class RedisMoves:
                 "salt": salt(),
             }  # fmt: skip
             header |= {"wip": 1} if registry else {}
-            header |= {"last": 1, "callers": list(callers)} if i == len(chunks) - 1 else {}
+            header |= {"last": len(offer.tokens), "callers": list(callers)} if i == len(chunks) - 1 else {}
             calls.append(("renew", header, ()))
         return [token for answer in self.scripts.run_all(calls) for token in answer.get("gone", ())]
 
