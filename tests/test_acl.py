@@ -205,7 +205,7 @@ def test_a_stock_rq_worker_does_its_work(
 def test_a_reader_s_doctor_says_all_but_the_fsync_policy(url: Url) -> None:
     with working(url("worker")):
         site = Site(url("reader"), KEYS.namespace, KEYS.partition)
-        wait_for(lambda: site.client.graphs())
+        wait_for(lambda: site.client.graphs() and site.redis.exists(KEYS.alive))  # published first, then it claims
         found = examine(site)
         assert [each for each in found if "not known" in each.said and each.about not in ("fsync", "promise")] == []
         assert [each.said for each in found if each.mark == ACT] == []
