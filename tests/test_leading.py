@@ -15,9 +15,10 @@ import redis
 
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.contract import Offer
-from everstep_workers.hands import UNDER_WAY_MAX, Hand, Hands, Posted
+from everstep_workers.hands import UNDER_WAY_MAX, Hand, Hands
 from everstep_workers.slots import Held
 from everstep_workers.tempo import KEEN, MOMENT_S, Tempo
+from everstep_workers.work import Posted
 from proxy import FaultProxy
 from servers import wait_for
 from test_worker import KEYS, Client, State, graph, running

@@ -536,18 +536,19 @@ def test_a_commit_that_can_t_be_made_up_or_sent_keeps_no_slot(at: Client, monkey
     nothing: Any = object()
     held = Held(nothing)
     held.attempt = nothing
-    settled = [nothing, nothing]
 
-    def settle(*told: object) -> Any:
-        return settled.pop()
+    def refuses(*told: object) -> Any:
+        raise AttributeError("no commit")
 
-    monkeypatch.setattr(work.performer, "settle", settle)
-    with pytest.raises(AttributeError):  # sent by moves that are none
-        work.commit(nothing, [Done(held, nothing)])
+    monkeypatch.setattr(work.performer, "settle", refuses)
+    with pytest.raises(AttributeError):
+        work.settle(Done(held, nothing))
     assert len(work.slots) == 4
-    with pytest.raises(IndexError):  # the second one can't be settled
-        work.commit(work.moves, [Done(held, nothing), Done(held, nothing)])
-    assert len(work.slots) == 4
+    offer = work.refill(True, 4)
+    assert len(work.slots) == 1
+    with pytest.raises(AttributeError):  # no answer came, and it can't be sent again
+        work.came(Done(held, nothing), nothing, offer, None)
+    assert len(work.slots) == 4, "its own is given back by whoever ran it"
     work.close()
 
 

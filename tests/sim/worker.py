@@ -6,7 +6,7 @@ out: their loop and their deadlines wait for the time of the machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,7 +64,7 @@ class Whim:
 class NoLoop:
     """No async nodes here."""
 
-    def start(self, held: Held) -> None:
+    def start(self, held: Sequence[Held]) -> None:
         raise AssertionError("an async node in the simulation")
 
     def cancel(self, held: Held) -> None:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -113,9 +114,14 @@ class Face:
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
             "ip_address": "",
-            "version": version("rq"),
+            "version": _rq_version(),
             "python_version": platform.python_version(),
         }
+
+
+@cache
+def _rq_version() -> str:
+    return version("rq")
 
 
 def _date() -> str:

@@ -16,20 +16,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from queue import SimpleQueue
-from typing import NamedTuple
 
 from everstep_checkpoint.errors import LogError, ServerError
-from everstep_scheduler.moves.contract import Commit, Offer
 from everstep_scheduler.steps.failpoints import reach
 from everstep_scheduler.steps.perform import Attempt, Result
 
 from .line import Line
 from .slots import Done, Held
 from .tempo import MOMENT_S
-from .work import Work, log
+from .work import Posted, Work, log
 
 UNDER_WAY_MAX = 3
 
@@ -44,8 +42,9 @@ class Hands:
         self._lock = threading.Lock()
         self._ended = False
 
-    def start(self, held: Held) -> None:
-        """Run an attempt on the idle thread that was busy last, or on a new one; RuntimeError if none can begin."""
+    def start(self, held: Sequence[Held]) -> None:
+        """Run attempts, one behind the other, on the idle thread that was busy last, or on a new one; RuntimeError if
+        none can begin."""
         with self._lock:
             hand = self._idle.pop() if self._idle else self._begun()
         hand.inbox.put(held)
@@ -78,21 +77,12 @@ class Hands:
             hand.inbox.put(None)
 
 
-class Posted(NamedTuple):
-    """A commit under way."""
-
-    done: Done
-    commit: Commit
-    offer: Offer
-    at: int
-
-
 class Hand(threading.Thread):
     """One thread for sync nodes."""
 
     def __init__(self, work: Work, hands: Hands, name: str) -> None:
         super().__init__(name=name, daemon=True)
-        self.inbox: SimpleQueue[Held | None] = SimpleQueue()
+        self.inbox: SimpleQueue[Sequence[Held] | None] = SimpleQueue()
         self._work = work
         self._hands = hands
         self._backlog: deque[Held] = deque()
@@ -121,7 +111,7 @@ class Hand(threading.Thread):
 
     def run(self) -> None:
         while (held := self.inbox.get()) is not None:
-            self._backlog.append(held)
+            self._backlog.extend(held)
             while self._backlog or self._posted:
                 self._turn()
             tempo = self._work.tempo
@@ -139,11 +129,19 @@ class Hand(threading.Thread):
             self._began = time.monotonic()
             self._guarded(held, partial(self._step, held))
             self._began = 0.0
-            if self._backlog and len(self._posted) < UNDER_WAY_MAX and self._work.tempo.quick:
+            if len(self._posted) < UNDER_WAY_MAX and self._goes_on():
                 return
         with self._wire:
             fresh = self._collected()
         self._take(fresh)
+
+    def _goes_on(self) -> bool:
+        """Is what comes next over in a moment, so that no answer need be awaited before?"""
+        try:
+            coming = self._backlog[0]
+        except IndexError:  # nothing is, or another thread has just taken it
+            return False
+        return self._work.tempo.quick or self._work.is_input(coming.lease)
 
     def _take(self, fresh: list[Held]) -> None:
         """Leases that came: quick ones stay with this thread, else it has one, and other threads have the others."""
@@ -183,14 +181,15 @@ class Hand(threading.Thread):
         attempt = held.attempt
         assert attempt is not None
         if attempt.is_async:
-            work.loop.start(held)
+            work.loop.start([held])
             return
         if attempt.pace.limited:
             work.watch(held)
         work.tempo.begins(held)
         computed_s = time.thread_time()
         result = _called(attempt)
-        work.tempo.ended(time.monotonic() - held.began, time.thread_time() - computed_s)
+        if not work.is_input(held.lease):  # it says nothing of how quick nodes are
+            work.tempo.ended(time.monotonic() - held.began, time.thread_time() - computed_s)
         reach("called")
         if not held.take_right():
             work.slots.give_new()
@@ -214,7 +213,9 @@ class Hand(threading.Thread):
         return fresh
 
     def _came(self, posted: Posted) -> list[Held]:
-        return self._work.came(posted.done, posted.commit, posted.offer, self._line.collect(posted.at))
+        fresh = self._work.came(posted.done, posted.commit, posted.offer, self._line.collect(posted.at))
+        self._work.kept((posted.done,))
+        return fresh
 
 
 def _popped(backlog: deque[Held]) -> Held | None:

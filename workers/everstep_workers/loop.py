@@ -1,23 +1,26 @@
 """The event loop for async nodes, and the thread that commits what does not commit itself.
 
 One thread runs the loop and nothing but the loop. What ends there, and every attempt that a timeout or an operator
-ended, goes to the committer: it takes all that is ready, sends it in one pipeline, and starts the leases that come.
+ended, goes to the committer: it sends one commit behind the other, and starts the leases that come with the answers.
+So Redis is at one commit while the next is made up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from queue import Empty, SimpleQueue
 
 from everstep_checkpoint.errors import LogError, ServerError
-from everstep_scheduler.moves.redismoves import RedisMoves
 from everstep_scheduler.steps.failpoints import reach
 from everstep_scheduler.steps.perform import Attempt, Result
 
-from .patience import Hopeless
+from .line import Line
 from .slots import OFFER_MAX, Done, Held
-from .work import Work, log
+from .work import Posted, Work, log
 
 
 class Committer:
@@ -26,8 +29,13 @@ class Committer:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._ready: SimpleQueue[Done | None] = SimpleQueue()
+        self._posted: deque[Posted] = deque()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+
+    @cached_property
+    def _line(self) -> Line:
+        return self._work.own_line()
 
     def put(self, done: Done) -> None:
         """Have an outcome committed; the right to it must have been taken."""
@@ -46,46 +54,60 @@ class Committer:
         return thread
 
     def _run(self) -> None:
-        moves = self._work.line()
         while (first := self._ready.get()) is not None:
-            self._commit(moves, [first, *self._more()])
+            self._guarded(first, partial(self._post, first))
+            while self._posted:
+                self._turn()
 
-    def _more(self) -> list[Done]:
-        """All that is ready besides, at most a pipeline full."""
-        more: list[Done] = []
+    def _turn(self) -> None:
+        """Send what is ready while answers are on the way; none is awaited before there is nothing to send."""
         try:
-            while len(more) < OFFER_MAX - 1:
-                done = self._ready.get_nowait()
-                if done is None:
-                    self._ready.put(None)
-                    break
-                more.append(done)
+            done = self._ready.get_nowait() if len(self._posted) < OFFER_MAX else None
         except Empty:
-            pass
-        return more
+            done = None
+        else:
+            if done is None and len(self._posted) < OFFER_MAX:
+                self._ready.put(None)  # the end, which `_run` sees once all is answered
+        if done is not None:
+            self._guarded(done, partial(self._post, done))
+        else:
+            self._work.spread(self._collected())
 
-    def _commit(self, moves: RedisMoves, batch: list[Done], again: bool = False) -> None:
+    def _post(self, done: Done) -> None:
+        work = self._work
+        commit = work.settle(done)
+        offer = work.refill(done.own, 1 if self._posted else work.tempo.room())
+        reach("settled")
+        at = self._line.post(work.moves.command(commit, offer))
+        self._posted.append(Posted(done, commit, offer, at))
+
+    def _collected(self) -> list[Held]:
+        """The leases that the answers brought: the oldest one's, and of those that are here already."""
+        fresh, answered = list[Held](), list[Done]()
+        while self._posted and (not answered or self._line.has_reply()):
+            posted = self._posted.popleft()
+            answered.append(posted.done)
+            self._guarded(posted.done, partial(self._came, posted, fresh))
+        self._work.kept(answered)
+        return fresh
+
+    def _came(self, posted: Posted, fresh: list[Held]) -> None:
+        done, commit, offer, at = posted
+        fresh += self._work.came(done, commit, offer, self._line.collect(at))
+
+    def _guarded(self, done: Done, action: Callable[[], None]) -> None:
+        """The loop's door: a bad outcome must not take others with it."""
         try:
-            self._work.spread(self._work.commit(moves, batch))
+            action()
         except ServerError as error:
-            log.warning("%d outcomes are dropped, the process ends: %s", len(batch), error.what)
-        except Exception as error:  # noqa: BLE001 - the loop's door: a bad outcome must not take others with it
-            self._singly(moves, batch, error, again)
-
-    def _singly(self, moves: RedisMoves, batch: list[Done], error: Exception, again: bool) -> None:
-        """A batch that can't be committed, one by one; a single outcome that Redis refuses becomes a failure."""
-        if len(batch) > 1:
-            for done in batch:
-                self._commit(moves, [done])
-            return
-        held, _, own = batch[0]
-        if isinstance(error, Hopeless) and held.attempt is not None and not again:
-            refused = Result.stopped(held.attempt, f"Redis refuses its outcome: {error}")
-            self._commit(moves, [Done(held, refused, own)], again=True)
-            return
-        self._work.unreadable(held, error) if isinstance(error, LogError) else self._work.stumbled(held, error)
-        if own:
-            self._work.slots.give_new()
+            log.warning("%s: its outcome is dropped, the process ends: %s", done.held, error.what)
+        except Exception as error:  # noqa: BLE001
+            if isinstance(error, LogError):
+                self._work.unreadable(done.held, error)
+            else:
+                self._work.stumbled(done.held, error)
+            if done.own:
+                self._work.slots.give_new()
 
 
 class Loop:
@@ -98,11 +120,11 @@ class Loop:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
 
-    def start(self, held: Held) -> None:
-        """Run a loaded async attempt."""
+    def start(self, held: Sequence[Held]) -> None:
+        """Run loaded async attempts."""
         with self._lock:
             loop = self._loop = self._loop or self._begun()
-        loop.call_soon_threadsafe(self._begin, held)
+        loop.call_soon_threadsafe(self._begin, held)  # once for all: each call wakes the loop
 
     def cancel(self, held: Held) -> None:
         """Cancel an attempt that is settled otherwise. A thread can't be, but the process of an isolated node can."""
@@ -141,13 +163,15 @@ class Loop:
         except BaseException as error:  # noqa: BLE001 - the loop's door
             log.error("a task that a node began raised %r", error)
 
-    def _begin(self, held: Held) -> None:
-        if held.settled or held.attempt is None:
-            self._work.slots.give_new()
-            return
-        held.task = asyncio.get_running_loop().create_task(self._attempt(held, held.attempt))
-        self._tasks.add(held.task)
-        held.task.add_done_callback(self._tasks.discard)
+    def _begin(self, fresh: Sequence[Held]) -> None:
+        loop = asyncio.get_running_loop()
+        for held in fresh:
+            if held.settled or held.attempt is None:
+                self._work.slots.give_new()
+                continue
+            held.task = loop.create_task(self._attempt(held, held.attempt))
+            self._tasks.add(held.task)
+            held.task.add_done_callback(self._tasks.discard)
 
     async def _attempt(self, held: Held, attempt: Attempt) -> None:
         """One attempt. Only a cancel that is ours may end it without a result."""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from everstep_checkpoint.errors import LogError, ServerError
 from everstep_checkpoint.keys import Keys
@@ -66,10 +66,19 @@ def with_nested(graphs: Mapping[str, GraphSpec]) -> dict[str, GraphSpec]:
     return {each.name: each for graph in graphs.values() for each in graph.family}
 
 
-class Runner(Protocol):
-    """Where an attempt runs: the threads for sync nodes, the loop for async ones."""
+class Posted(NamedTuple):
+    """A commit under way."""
 
-    def start(self, held: Held) -> None: ...
+    done: Done
+    commit: Commit
+    offer: Offer
+    at: int
+
+
+class Runner(Protocol):
+    """Where attempts run: the threads for sync nodes, the loop for async ones, which are loaded."""
+
+    def start(self, held: Sequence[Held]) -> None: ...
 
 
 class Threads(Runner, Protocol):
@@ -250,26 +259,44 @@ class Work:
             self.spread(held)
 
     def spread(self, fresh: Sequence[Held], keep: int = 0) -> list[Held]:
-        """Start attempts where they belong. So many of the sync ones are left to the calling thread."""
-        kept: list[Held] = []
-        for i, held in enumerate(fresh):
-            try:
-                if self._needs_loop(held.lease):
-                    self._start_async(held)
-                elif len(kept) < keep:
-                    kept.append(held)
-                else:
-                    self.hands.start(held)
-            except Exception as error:  # noqa: BLE001 - no thread for it, most likely; others may have one
-                log.error("%d tasks are given back: they can't be begun here: %s", len(fresh) - i, error)
-                self._rest_until = time.monotonic() + REST_S
-                self._hand_back(fresh[i:])
-                break
+        """Start attempts where they belong. So many of the sync ones are left to the calling thread. Inputs go to one
+        thread, one behind the other: a thread each would only be in its way."""
+        kept, inputs, asleep = list[Held](), list[Held](), list[Held]()
+        for held in fresh:
+            if self._needs_loop(held.lease):
+                asleep += [held] if self._loaded(held) else []
+            elif len(kept) < keep:
+                kept.append(held)
+            elif self.is_input(held.lease):
+                inputs.append(held)
+            else:
+                self._begin(self.hands, [held])
+        if inputs:
+            self._begin(self.hands, inputs)
+        if asleep:
+            self._begin(self.loop, asleep)
         return kept
 
-    def _start_async(self, held: Held) -> None:
+    def _begin(self, runner: Runner, held: Sequence[Held]) -> None:
+        if self.resting:
+            self._hand_back(held)
+            return
         try:
-            ready = self.load(held)
+            runner.start(held)
+        except Exception as error:  # noqa: BLE001 - no thread for it, most likely; others may have one
+            log.error("%d tasks are given back: they can't be begun here: %s", len(held), error)
+            self._rest_until = time.monotonic() + REST_S
+            self._hand_back(held)
+
+    def is_input(self, lease: Lease) -> bool:
+        """Is it an input that no router of the user's looks at? That never takes more than a moment."""
+        spec = self.graphs.get(lease.graph) if lease.node == START_NODE else None
+        return spec is not None and not spec.branches_of(START_NODE)
+
+    def _loaded(self, held: Held) -> bool:
+        """Load an attempt for the loop. False: there is nothing to run."""
+        try:
+            return self.load(held)
         except ServerError as error:
             log.warning("%s: not begun, the process ends: %s", held, error.what)
         except LogError as error:
@@ -278,9 +305,7 @@ class Work:
         except Exception as error:  # noqa: BLE001 - the loop's door: one that can't be loaded must not stop the others
             self.stumbled(held, error)
             self.slots.give_new()
-        else:
-            if ready:
-                self.loop.start(held)
+        return False
 
     def _needs_loop(self, lease: Lease) -> bool:
         spec = self.graphs.get(lease.graph)
@@ -290,53 +315,33 @@ class Work:
 
     # commit
 
-    def commit(self, moves: RedisMoves, done: Sequence[Done]) -> list[Held]:
-        """Commit outcomes in one pipeline and refill from each one's offer. Returns what there is to run next."""
-        commits = [self.settle(each) for each in done]
-        rooms = (self.tempo.room() if i == 0 else 1 for i in range(len(done)))
-        pairs = [(commit, self.refill(each.own, room)) for commit, each, room in zip(commits, done, rooms, strict=True)]
-        try:
-            reach("settled")
-            answers = self.insist(lambda: moves.commit(pairs))
-        except BaseException:
-            for each, (_, offer) in zip(done, pairs, strict=True):
-                self._keeps(each, offer)
-            raise
-        fresh: list[Held] = []
-        for each, (commit, offer), answer in zip(done, pairs, answers, strict=True):
-            fresh += self._passed(each, commit, offer, answer)
-        self._kept(done)
-        return fresh
-
     def came(self, done: Done, commit: Commit, offer: Offer, raw: object) -> list[Held]:
         """The reply to a commit that was posted. Returns what there is to run next. Where it settles nothing, or never
         came, the commit is sent again until it does; one that Redis refuses becomes a failure."""
         try:
-            answer = self.moves.answer_to(commit, offer, raw)
+            return self._answered(done, commit, offer, self.moves.answer_to(commit, offer, raw))
+        except Hopeless as error:
+            log.error("%s: Redis refuses its outcome: %s", done.held, error)
+            assert done.held.attempt is not None
+            stopped = Result.stopped(done.held.attempt, f"Redis refuses its outcome: {error}")
+            failure = done._replace(result=stopped)
+            return self._answered(failure, self.settle(failure), self.refill(done.own, 1), None)
+
+    def _answered(self, done: Done, commit: Commit, offer: Offer, answer: Answer | None) -> list[Held]:
+        """A commit's answer, which is asked for if it is not there. Raises ServerError, LogError, Hopeless."""
+        try:
             if answer is None:
                 (answer,) = self.insist(lambda: self.moves.commit([(commit, offer)]))
-        except Hopeless as error:
-            self._keeps(done, offer)
-            return self._refused(done, error)
         except BaseException:
             self._keeps(done, offer)
             raise
-        fresh = self._passed(done, commit, offer, answer)
-        self._kept((done,))
-        return fresh
+        return self._passed(done, commit, offer, answer)
 
-    def _kept(self, done: Sequence[Done]) -> None:
+    def kept(self, done: Sequence[Done]) -> None:
         """Wait for what runs were promised beyond the commits just answered. Leases that came are held meanwhile."""
         more = [x for x in done if x.held.attempt is not None and x.held.attempt.record.durability != COMMIT]
         if more:
             self.promises.report({x.held.attempt.record.durability for x in more if x.held.attempt}, more[0].held, log)
-
-    def _refused(self, done: Done, error: Hopeless) -> list[Held]:
-        attempt = done.held.attempt
-        assert attempt is not None
-        log.error("%s: Redis refuses its outcome: %s", done.held, error)
-        stopped = Result.stopped(attempt, f"Redis refuses its outcome: {error}")
-        return self.commit(self.moves, [Done(done.held, stopped, done.own)])
 
     def _keeps(self, done: Done, offer: Offer) -> None:
         """Nothing came of an offer: its idle slots are free again."""

@@ -12,9 +12,12 @@ import shlex
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import redis
+from redis import DriverInfo
 from redis.backoff import NoBackoff
 from redis.connection import parse_url  # pyright: ignore[reportUnknownVariableType]
 from redis.retry import Retry
@@ -58,9 +61,17 @@ def connect(url: str, *, block_s: float = 0.0, connections: int = 512, answer_s:
         max_connections=connections,
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
+        driver_info=_driver(),
         **({} if url.startswith("unix") else {"socket_keepalive": True}),
     )
     return client
+
+
+@cache
+def _driver() -> DriverInfo:
+    """How we are named in `CLIENT LIST`. Once a process: redis-py looks its own version up for each connection, which
+    reads a file."""
+    return DriverInfo().add_upstream_driver("everstep", version("everstep"))
 
 
 def redacted(url: str) -> str:
