@@ -69,8 +69,10 @@ local function next_turn(gate, doubted)
   call('ZADD', S .. 'wakes', NOW, 'line ' .. gate)
 end
 
--- Turns that are over go to the next. Called wherever limits are served, and after each job that refill takes.
+-- Turns that are over go to the next. Called wherever limits are served, and after each job that refill takes. What a commit
+-- brought was there before, and goes ahead of them.
 function gates.pass()
+  if next(passed) then push_coming() end
   while true do
     local gate, how = next(passed)
     if not gate then return end
