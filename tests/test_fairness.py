@@ -239,6 +239,20 @@ def test_who_is_given_back_goes_to_the_front_and_who_is_retried_to_the_back_of_i
         assert fleet.claim(2) == ["b1", "a2"]
 
 
+def test_an_error_handler_takes_a_turn_of_its_own(fleet: Fleet) -> None:
+    fleet.start("a1", "b1")
+    assert fleet.claim() == ["a1"]
+    assert fleet.step("a1", "n", count=2) == ["b1", "a1"]
+    fleet.start("c1")
+    lease = fleet.pop("a1")
+    said: e.Fields = {"task": lease.task, "token": lease.token, "node": lease.node, "handler": "h"}
+    failed = e.fact("task_failed", lease.run, **said, error='{"type":"E","text":"x"}')
+    added = e.fact("task_added", lease.run, task=f"h_{lease.task}", node="h", queue="g", timeout_s="7")
+    handled = Commit(lease, "handled", (failed, added), handler=("h", "g", 7))
+    assert fleet.commit(handled, 2) == ["c1", "a1"]
+    assert fleet.pop("a1").task == "h_p0"
+
+
 def test_a_limit_that_is_full_keeps_no_turn(fleet: Fleet) -> None:
     fleet.stage.moves.limit("g", {"n": Limit(1)})
     fleet.start("a1", "a2", "b1")
@@ -376,7 +390,7 @@ def test_at_random_one_of_a_key_stands_in_the_queue_nothing_is_lost_and_doctor_f
     dice.shuffle(waiting)
     try:
         for turn in range(150):
-            move = dice.choice(["start", "claim", "step", "step", "wide", "retry", "release", "lost", "cancel", "sweep"])
+            move = dice.choice(["start", "claim", "step", "step", "wide", "retry", "release", "cancel", "sweep"])
             lease = dice.choice(fleet.held) if fleet.held else None
             if move == "start" and waiting:
                 fleet.start(waiting.pop())
@@ -394,10 +408,11 @@ def test_at_random_one_of_a_key_stands_in_the_queue_nothing_is_lost_and_doctor_f
             elif not lease.plans:
                 fleet.done(lease.thread, dice.randrange(3))
             elif move in ("step", "wide"):
-                fleet.step(lease.thread, *["n"] * (1 if move == "step" else dice.randrange(2, 5)), count=dice.randrange(3))
+                width = 1 if move == "step" else dice.randrange(2, 5)
+                fleet.step(lease.thread, *["n"] * width, count=dice.randrange(3))
             elif move == "retry":
                 fleet.fail(lease.thread, 1)
-            elif move in ("release", "lost"):
+            elif move == "release":
                 fleet.stage.moves.release("w1", [fleet.pop(lease.thread).token], "job")
             if turn % 5 == 0:
                 assert look_at_places(site).problems == []
@@ -422,7 +437,7 @@ def _rests(fleet: Fleet, thread: str) -> bool:
 
 
 def test_nine_tenants_and_one_that_floods_get_equally_many_steps(client: redis.Redis) -> None:
-    """Steps while all of them wait, as a count: four slots, chains of any length, nine with four runs, one with forty."""
+    """Steps while all of them wait, as a count: four slots, nine with four runs each, one with forty."""
     fleet = Fleet(on(client), client)
     fleet.start(*(f"x{i}" for i in range(40)), *(f"{key}{i}" for i in range(4) for key in "abcdefghi"))
     fleet.claim(4)

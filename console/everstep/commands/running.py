@@ -41,7 +41,7 @@ timeout_s = click.option(
     "--durability", metavar="WORD",
     help="What each step is promised: commit, fsync or replicas=N (what the graph says).",
 )  # fmt: skip
-@click.option("--fairness-key", metavar="K", help="Each key has its turn in a queue, however many runs wait of another one.")
+@click.option("--fairness-key", metavar="K", help="Keys take turns in a queue, however many runs one has.")
 @waits
 @follows
 @timeout_s

@@ -1,7 +1,7 @@
 """The inbox: runs submitted by XADD, from redis-cli or any program, without our code.
 
     XADD everstep:{0}:inbox * graph counter thread demo input '{"count": 0}' [run R] [actor A] [if_busy interrupt]
-                                                                     [stream_mode custom,messages] [subgraphs true] [fairness_key K]
+                                                   [stream_mode custom,messages] [subgraphs true] [fairness_key K]
 
     inbox ──one reader at a time──► submit ──► XDEL           a crash between the two submits the same run id again
                                       ├─bad──► inbox:rejected (bounded), with the reason

@@ -13,7 +13,7 @@ function gates.turn(thread, T, task, rec, front)
   local gate = '|' .. T.fk .. '|' .. queue_of(rec)
   if front or (rec.g and rec.g ~= gate) then return false end
   if not rec.g and (call('SCARD', S .. 'slots:' .. gate) > 0 or call('EXISTS', S .. 'line:' .. gate) == 1) then
-    rec.z = nil
+    rec.z, passed[gate] = nil, passed[gate] or true
     stand(thread, T, task, rec, gate)
     return true
   end
