@@ -173,6 +173,16 @@ def test_runs_without_a_key_stand_in_the_queue_each_by_itself(fleet: Fleet) -> N
     assert [fleet.claim()[0] for _ in range(6)] == ["a1", "-1", "-2", "-3", "b1", "a2"]
 
 
+def test_a_step_that_goes_behind_runs_without_a_key_has_the_turn_of_its_key(fleet: Fleet) -> None:
+    """What is taken here, the plain commit could take: it must leave what is put there to the general one."""
+    fleet.start("a1")
+    fleet.claim()
+    fleet.start("-1", "-2")
+    assert fleet.step("a1", "n") == ["-1"]
+    fleet.start("a2")
+    assert (fleet.queued(), fleet.deferred()) == (["-2", "a1"], 1)
+
+
 def test_a_queue_that_comes_first_is_empty_before_the_next_one_is_looked_at(fleet: Fleet) -> None:
     fleet.start("a1", "a2", "a3")
     said: e.Fields = {**FIELDS, "run": "r", "queue": "low", "fairness_key": "b"}
@@ -223,6 +233,27 @@ def test_a_wide_run_that_is_cancelled_and_deleted_leaves_nothing(fleet: Fleet) -
     assert fleet.deferred() == 0 and not fleet.client.keys(KEYS.line("*")) and not fleet.client.keys(KEYS.slots("*"))
 
 
+def test_who_is_deleted_before_its_jobs_were_withdrawn_passes_the_turn_on(fleet: Fleet) -> None:
+    fleet.start("a1", "a2")
+    fleet.client.hset(KEYS.thread("a1"), "status", "cancelled")
+    assert fleet.stage.moves.delete("a1") == "deleted"
+    assert fleet.queued() == ["a2"]
+    assert not fleet.client.exists(KEYS.thread("a1"))
+
+
+def test_a_queue_that_can_not_be_pushed_to_keeps_no_turn(fleet: Fleet) -> None:
+    moves: Any = fleet.stage.moves
+    fleet.start("a1")
+    fleet.claim()
+    fleet.fail("a1", delay_ms=1)
+    fleet.client.set(KEYS.rq_queue("g"), "no list")
+    wait_for(lambda: moves.sweep("server")["woken"], 5, "the retry")
+    fleet.client.delete(KEYS.rq_queue("g"))
+    assert not fleet.client.keys(KEYS.slots("*"))
+    fleet.start("a2")
+    assert fleet.queued() == ["a2"]
+
+
 @pytest.mark.parametrize("way", ["retry", "release", "lost"])
 def test_who_is_given_back_goes_to_the_front_and_who_is_retried_to_the_back_of_its_key(fleet: Fleet, way: str) -> None:
     fleet.start("a1", "a2", "b1")
@@ -264,6 +295,18 @@ def test_a_limit_that_is_full_keeps_no_turn(fleet: Fleet) -> None:
     assert fleet.claim(2) == ["a2"], "b1 came up, and stands in line at the limit"
     assert fleet.step("a1") == ["b1"]
     assert not fleet.client.keys(KEYS.slots("|*"))
+
+
+def test_at_a_limit_they_stand_as_their_turns_came_not_as_they_were_queued(fleet: Fleet) -> None:
+    fleet.stage.moves.limit("g", {"n": Limit(1)})
+    fleet.start("a1", "a2", "b1", "d1")
+    fleet.claim(4)
+    assert fleet.step("d1", "n") == ["d1"]
+    for thread in ("a1", "a2", "b1"):
+        fleet.step(thread, "n", count=0)
+    assert fleet.claim() == []
+    for thread, following in (("d1", "a1"), ("a1", "b1"), ("b1", "a2")):
+        assert fleet.step(thread) == [following]
 
 
 def test_an_inline_caller_takes_what_is_its_own_out_of_turn(fleet: Fleet) -> None:
