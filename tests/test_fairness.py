@@ -19,6 +19,7 @@ import redis
 from rq import Queue
 
 from everstep.bench.fair import jain
+from everstep.cli import main
 from everstep.places import look_at_places
 from everstep.site import Site
 from everstep_checkpoint import entries as e
@@ -32,6 +33,7 @@ from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.fairness import fairness_key, turn_of
 from everstep_scheduler.graph.limits import Limit
 from everstep_scheduler.graph.runtime import END, START
+from everstep_scheduler.inline.savers import InMemorySaver
 from everstep_scheduler.moves.contract import Commit, Lease, Offer, Start
 from everstep_scheduler.reading.derive import derive
 from everstep_scheduler.recovery.recovery import audit, recover
@@ -378,6 +380,16 @@ def test_a_queue_that_somebody_emptied_is_made_anew_with_its_turns(client: redis
     assert sorted(fleet.claim(3)) == ["a1", "a2", "b1"]
 
 
+def test_what_a_node_calls_has_the_key_of_its_run() -> None:
+    child = StateGraph(State).add_node("a", says("a")).add_edge(START, "a").add_edge("a", END)
+    built = StateGraph(State).add_node("child", child.compile()).add_edge(START, "child").add_edge("child", END)
+    saver = InMemorySaver()
+    on: Any = {"configurable": {"thread_id": "t", "fairness_key": "a"}}
+    built.compile(checkpointer=saver, name="g").invoke({"name": "x"}, on)
+    found = [saver.log.read(x)[0].text("fairness_key") for x in saver.log.threads()]
+    assert found == ["a", "a"]
+
+
 # who says no key pays nothing
 
 
@@ -538,7 +550,7 @@ def test_a_key_is_plain_text_and_a_graphs_name_no_turn() -> None:
         built.compile(name="|g")
 
 
-def test_a_key_comes_by_submit_by_config_and_by_the_inbox(redis_url: str) -> None:
+def test_a_key_comes_by_submit_by_config_by_the_inbox_and_from_a_shell(redis_url: str) -> None:
     with connect(redis_url) as client:
         publish(client.redis, client.keys, [chain("fair", one=says("one"))])
         given = {"configurable": {"fairness_key": "config"}}
@@ -547,7 +559,8 @@ def test_a_key_comes_by_submit_by_config_and_by_the_inbox(redis_url: str) -> Non
         message = {"graph": "fair", "thread": "3", "input": "{}", "fairness_key": "inbox"}
         client.redis.xadd(client.keys.inbox, message)
         InboxReader(redis_url, client.keys).turn()
-        found = [client.log_store.read(x)[0].text("fairness_key") for x in "123"]
-        assert found == ["submit", "config", "inbox"]
+        assert main(["--url", redis_url, "submit", "fair", "{}", "--thread", "4", "--fairness-key", "shell"]) == 0
+        found = [client.log_store.read(x)[0].text("fairness_key") for x in "1234"]
+        assert found == ["submit", "config", "inbox", "shell"]
         with pytest.raises(InvalidInput):
             client.submit("fair", {"name": "x"}, fairness_key="a|b")
