@@ -48,7 +48,8 @@ REGRESSED, REGRESSED_LONE = 2.0, 3.0  # on a busy machine a lone chain wakes thr
 FIRST = {f"{chains.LONE_COST} / floor's": 2.7, f"{chains.MANY_COST} / floor's": 2.2}
 TINY = replace(
     QUICK, rounds=1, floor_steps=200, runs=10, chains=10, peer_runs=1, peer_chains=2, widths=(20, 300), moved=300,
-    turns=30, waiting=20, sleeping=30, cpu_chains=2, flooded=12, paused=50, expired=300, partition_chains=4, starts=1,
+    turns=30, waiting=20, sleeping=30, cpu_chains=2, flooded=12, paused=50, expired=300, partition_chains=4,
+    tenant_runs=6, starts=1,
 )  # fmt: skip
 BACKGROUND_S = 8
 """Scripts a second that an idle worker may send: a claim, a sweep, a renewal, and those once more."""

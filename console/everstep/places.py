@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from everstep_scheduler.graph.fairness import turn_of
 from everstep_scheduler.moves.document import document
 
 from . import show
@@ -20,7 +21,7 @@ from .site import Site
 THREADS_MAX = 1000
 TASKS_MAX = 5000
 BATCH = 50
-LOOKS = 16
+LOOKS = 17
 LIST_MAX = 20_000
 OPEN = ("job", "lease", "wake", "line", "child", "parked")
 
@@ -131,6 +132,7 @@ def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
             pipe.zscore(keys.rq_deferred(each.queue), job)
             pipe.sismember(keys.slots(gate), job)
             pipe.sismember(keys.lines, gate)
+            pipe.scard(keys.slots(gate))
             pipe.hget(keys.runs(called), run)
             pipe.hget(keys.open(each.thread), each.task)
         found: list[Any] = pipe.execute()
@@ -141,7 +143,7 @@ def _answers(site: Site, batch: list[Open]) -> Iterator[list[Any]]:
 def _wrong(task: Open, answer: list[Any]) -> str:
     """What is wrong with a task's place; empty if nothing, or if it has moved since its record was read."""
     raw, length, listed, lease, named, started, wake, scheduled, parked, failed = answer[:10]
-    line, deferred, slot, lined, called, again = answer[10:]
+    line, deferred, slot, lined, holders, called, again = answer[10:]
     if raw != task.raw or again != task.raw:
         return ""
     place = str(task.record["p"])
@@ -170,11 +172,15 @@ def _wrong(task: Open, answer: list[Any]) -> str:
         return f"its record says {place}, which does not have it"
     if place == "lease" and named is None:
         return "its lease names no task"
-    gate = show.clean(str(task.record.get("g") or ""))
+    gate = str(task.record.get("g") or "")
+    turn = turn_of(gate)
+    named = f"the limit {show.clean(gate)!r}" if turn is None else f"the turn of the key {show.clean(turn[0])!r}"
     if place == "line" and not lined:
-        return f"it waits in line at the limit {gate!r}, which nobody looks at"
+        return f"it waits in line for {named}, which nobody looks at"
+    if place == "line" and turn is not None and not holders:
+        return f"it waits for {named}, which nobody has"
     if gate and place in ("job", "lease") and not slot:
-        return f"it holds no slot of the limit {gate!r}, though its record says so"
+        return f"it holds no slot of {named}, though its record says so"
     if others := [name for name, found in there.items() if found and name != place]:
         return f"in {place} and also in {', '.join(others)}"
     if task.record.get("j") and not shown[place]:

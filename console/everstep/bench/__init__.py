@@ -4,7 +4,7 @@ commands/bench.py ──► drive.run(Order) ──► Outcome: rows, document
     drive      which workloads, how large, what is written down
     place      where: a server of its own, or a namespace of its own on the user's; processes: who works
     floor      the bare loop
-    chains wide chat waiting mixed backlog partitions counting quiet     the workloads: from Place to rows
+    chains wide chat waiting mixed backlog partitions fair counting quiet     the workloads: from Place to rows
     peers      others beside us, each a script of its own that imports nothing of ours
     rows       a number in several rounds, its target, its noise; plot: the picture
 

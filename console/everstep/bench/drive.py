@@ -19,7 +19,7 @@ from typing import Any
 from everstep_checkpoint.errors import EverstepError
 from everstep_scheduler.moves.connection import redacted, translated
 
-from . import backlog, chains, chat, counting, mixed, partitions, quiet, waiting, wide
+from . import backlog, chains, chat, counting, fair, mixed, partitions, quiet, waiting, wide
 from .beside import rows_peers
 from .peers import company
 from .place import Place
@@ -52,6 +52,7 @@ PARTS = {
     "W6": Part("nodes that need a core", mixed.rows_w6),
     "W7": Part("beside a million queued jobs", backlog.rows_w7, heavy=True),
     "W8": Part("the server's CPU for a step, 1 to 4 partitions", partitions.rows_w8),
+    "fair": Part("ten tenants in one queue, one of which floods it", fair.rows_fair),
     "counted": Part("round trips and bytes of a step", counting.rows_counted),
     "quiet": Part("an idle worker, the inbox", quiet.rows_quiet),
     "start": Part("how long it takes to begin", quiet.rows_start),

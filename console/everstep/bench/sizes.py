@@ -26,6 +26,7 @@ class Sizes:
     paused: int = 100_000
     expired: int = 100_000
     partition_chains: int = 200
+    tenant_runs: int = 20
     starts: int = 5
 
 
@@ -48,5 +49,6 @@ QUICK = Sizes(
     paused=1000,
     expired=2000,
     partition_chains=40,
+    tenant_runs=12,
     starts=3,
 )

@@ -41,6 +41,7 @@ timeout_s = click.option(
     "--durability", metavar="WORD",
     help="What each step is promised: commit, fsync or replicas=N (what the graph says).",
 )  # fmt: skip
+@click.option("--fairness-key", metavar="K", help="Keys take turns in a queue, however many runs one has.")
 @waits
 @follows
 @timeout_s
@@ -54,6 +55,7 @@ def submit(
     run: str | None,
     if_busy: Mode,
     durability: str | None,
+    fairness_key: str | None,
     wait: bool,
     follow: bool,
     mode: str | None,
@@ -79,6 +81,7 @@ def submit(
             multitask_strategy=if_busy,
             actor="cli",
             durability=durability,
+            fairness_key=fairness_key,
             **following.asked,
         )
         return _come_to(site, made, wait or timeout is not None, timeout, as_json, following=following)

@@ -171,6 +171,7 @@ class Client(Travelling, Deleting):
         stream_mode: str | Sequence[str] = (),
         subgraphs: bool = False,
         durability: str | None = None,
+        fairness_key: str | int | None = None,
     ) -> Run:
         """Record a run, for the workers to do. When this returns, no death of any process loses it.
 
@@ -183,6 +184,8 @@ class Client(Travelling, Deleting):
         that are nodes; all other modes need no asking. `durability`: what each step is promised, and this call for the
         run's beginning: "commit", "fsync" (it is on disk; needs `appendfsync always`) or "replicas=N" (N replicas have
         it); by default what the graph says. What is written and not kept so is told by a DurabilityWarning.
+        `fairness_key`: whose turns the run's tasks take where many wait in a queue: each key has one in turn, however
+        many runs it has; it is the `fairness_key` of the config's `configurable`.
 
         Raises UnknownGraph, InvalidInput, EmptyInputError, InvalidThreadId, RunConflict, ThreadBusy, TooLarge;
         ServerUnsuitable for a durability that the server can't keep.
@@ -190,6 +193,7 @@ class Client(Travelling, Deleting):
         said = Config.of(
             config, context=context, metadata=metadata, tags=tags, actor=actor, multitask_strategy=multitask_strategy,
             live=live_modes(check_modes(stream_mode)), subgraphs=subgraphs, durability=durability,
+            fairness_key=fairness_key,
         )  # fmt: skip
         return self.begin(graph, input, said, thread_id=thread_id, run_id=run_id)
 

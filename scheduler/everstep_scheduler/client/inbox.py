@@ -1,7 +1,7 @@
 """The inbox: runs submitted by XADD, from redis-cli or any program, without our code.
 
     XADD everstep:{0}:inbox * graph counter thread demo input '{"count": 0}' [run R] [actor A] [if_busy interrupt]
-                                                                     [stream_mode custom,messages] [subgraphs true]
+                                                   [stream_mode custom,messages] [subgraphs true] [fairness_key K]
 
     inbox ──one reader at a time──► submit ──► XDEL           a crash between the two submits the same run id again
                                       ├─bad──► inbox:rejected (bounded), with the reason
@@ -223,6 +223,7 @@ class InboxReader:
                 stream_mode=[each.strip() for each in said.get("stream_mode", "").split(",") if each.strip()],
                 subgraphs=_flag(said, "subgraphs"),
                 durability=said.get("durability"),
+                fairness_key=said.get("fairness_key"),
             )
 
     def _put_aside(self, pipe: Any, entry_id: bytes, fields: Message, reason: str) -> None:

@@ -10,6 +10,7 @@ from everstep_checkpoint.errors import InvalidInput
 from everstep_checkpoint.keys import Keys
 
 from ..graph.asking import CURRENT
+from ..graph.fairness import turn_of
 from ..moves.document import document
 
 SHOWN_MAX = 3
@@ -62,6 +63,8 @@ def _place(client: Any, keys: Keys, rec: dict[str, Any]) -> str:
         case "child":
             return f"{node} waits for its run on thread {str(rec.get('cl')).partition(' ')[2]!r}"
         case "line":
+            if (turn := turn_of(str(rec.get("g")))) is not None:
+                return f"{node} waits for the turn of fairness_key {turn[0]!r} in queue {turn[1]!r}"
             return f"{node} waits in line at the limit {rec.get('g')!r}"
         case "parked":
             return f"{node} is parked until a worker serves it"

@@ -535,7 +535,9 @@ def _check_limits(name: str, graph: GraphSpec, keeps: bool | None, limit: int | 
 def _graph_name(name: str | None) -> str:
     if name is None:
         return UNNAMED
-    if not name or not name.isprintable() or len(name) > NAME_MAX:
-        raise GraphError(f"{name!r} can't be a graph's name", fix=f"1 to {NAME_MAX} printable characters.")
+    if not name or not name.isprintable() or len(name) > NAME_MAX or name.startswith("|"):
+        raise GraphError(
+            f"{name!r} can't be a graph's name", fix=f"1 to {NAME_MAX} printable characters, the first of them no '|'."
+        )
     queue_name("", name)  # it is the queue of its nodes, too
     return name

@@ -753,8 +753,8 @@ def _from_log(log: Log, thread: str, head: Head) -> Thread:
     t.runs = {run: (word, entry, insum) for run, (word, entry, insum) in told.runs.items()}
     for x in told.queued:
         start = Start(
-            thread, x.run, "input", x.graph, x.queue, told.runs[x.run][2], {"limit_key": x.limit_key}, x.task, x.node,
-            parent=x.parent,
+            thread, x.run, "input", x.graph, x.queue, told.runs[x.run][2],
+            {"limit_key": x.limit_key, "fairness_key": x.fairness_key}, x.task, x.node, parent=x.parent,
         )  # fmt: skip
         t.queued.append((start, x.entry))
         t.callers |= {x.run: x.own} if x.own else {}

@@ -151,7 +151,7 @@ class Start:
     (interrupt). rollback: the same, if that run is `over`, and it builds on what was before that; else told moved.
     `durability`: what its caller sees to, before and behind the move (`promises`). `seen`: the head that its caller
     saw, for its signature; None: the moves look.
-    Limits that are per key count it by `limit_key` in its fields.
+    Limits that are per key count it by `limit_key` in its fields; its tasks take the turns of its `fairness_key`.
     """
 
     thread: str
@@ -177,6 +177,11 @@ class Start:
     def limit_key(self) -> str:
         """What limits of its nodes are counted by, if they are per key."""
         return str(self.fields.get("limit_key") or "")
+
+    @property
+    def fairness_key(self) -> str:
+        """Whose turns its tasks take in their queues; empty: nobody's."""
+        return str(self.fields.get("fairness_key") or "")
 
     @property
     def stopper(self) -> str:

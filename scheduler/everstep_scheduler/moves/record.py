@@ -23,6 +23,7 @@ from everstep_checkpoint.codec import PLAIN, Codec, pack
 from everstep_checkpoint.errors import CorruptEntry, InvalidInput, InvalidUpdateError, TooLarge
 
 from ..graph.durability import COMMIT, durability_of
+from ..graph.fairness import FAIRNESS_KEY, fairness_key
 from ..graph.limits import limit_key
 from ..graph.runtime import Command
 from .contract import MOVE_MAX, START_NODE, START_TASK, UPDATE_TASK, Answered, Mode, RunKind, Start
@@ -223,6 +224,7 @@ class Config:
         subgraphs: bool = False,
         multitask_strategy: str = "enqueue",
         durability: str | None = None,
+        fairness_key: str | int | None = None,
     ) -> Config:
         """From `{"configurable": {"thread_id": ...}, "recursion_limit": ..., "metadata": ..., "tags": ...}`.
 
@@ -230,6 +232,7 @@ class Config:
         """
         said = _mapping(config, "config")
         configurable = _mapping(said.get("configurable"), "config['configurable']")
+        configurable |= {FAIRNESS_KEY: fairness_key} if fairness_key is not None else {}
         told = {**_mapping(said.get("metadata"), "config['metadata']"), **_mapping(metadata, "metadata")}
         return cls(
             thread_id=configurable.get("thread_id"),
@@ -362,6 +365,7 @@ def start_with(
     said |= {"actor": record.actor} if record.actor else {}
     said |= {"trace": record.trace} if record.trace else {}
     said |= {"limit_key": key} if (key := limit_key(record.configurable)) else {}
+    said |= {FAIRNESS_KEY: key} if (key := fairness_key(record.configurable)) else {}
     _check_size(thread, said, answers)
     how: Mode = "reject" if on and mode == "enqueue" else mode
     base = on.step if on else None

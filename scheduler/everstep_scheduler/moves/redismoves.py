@@ -68,6 +68,7 @@ def source(name: str) -> str:
         "opening",
         "resting",
         "taking",
+        "turns",
         *(("starting",) if name in STARTING else ()),
     )
     return "".join((lua / f"{each}.lua").read_text() for each in (*shared, name))
@@ -298,6 +299,8 @@ def _begun(start: Start) -> tuple[Header, list[Any]]:
         header["parent"] = start.parent
     if start.limit_key:
         header["lk"] = start.limit_key
+    if start.fairness_key:
+        header["fk"] = start.fairness_key
     return header, flat
 
 
@@ -377,6 +380,7 @@ class RedisMoves:
         header |= {"on": start.on} if start.on is not None else {}
         header |= {"ask": 1} if ask else {}
         header |= {"lk": start.limit_key} if start.limit_key else {}
+        header |= {"fk": start.fairness_key} if start.fairness_key else {}
         if offer is not None:
             header |= {"own": 1, "caller": offer.caller, **self._offer(offer)}
         return _started(_standing(self.scripts.run("branch", header, flat)))

@@ -93,6 +93,7 @@ class Queued:
     parent: str = ""
     own: str = ""
     limit_key: str = ""
+    fairness_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class Told:
     begins: bool = False
     own: str = ""
     limit_key: str = ""
+    fairness_key: str = ""
 
     @property
     def running(self) -> bool:
@@ -154,6 +156,7 @@ class Reader:
     since_ms: int = 0
     own: str = ""
     limit_key: str = ""
+    fairness_key: str = ""
     runs: dict[str, tuple[str, str, str]] = field(default_factory=dict[str, tuple[str, str, str]])
     queued: dict[str, Queued] = field(default_factory=dict[str, Queued])
     _head: e.Entry | None = None
@@ -204,6 +207,7 @@ class Reader:
             self.runs[run] = ("running", entry.id, entry.text("insum") or CONTINUE_SUM)
             self.conf = entry.id if "record" in entry.raw else self.conf
             self.limit_key = entry.text("limit_key") or self.limit_key
+            self.fairness_key = entry.text("fairness_key") or self.fairness_key
             updates = brings_update(entry)
             self._over += (entry.id,) if updates else ()
             self._facts = {name: _reopened(task, asked=updates) for name, task in self._facts.items()}
@@ -216,7 +220,8 @@ class Reader:
         self._begin(waiting or _queued(entry))
 
     def _begin(self, new: Queued) -> None:
-        self.graph, self.queue, self.conf, self.limit_key = new.graph, new.queue, self.rec, new.limit_key
+        self.graph, self.queue, self.conf = new.graph, new.queue, self.rec
+        self.limit_key, self.fairness_key = new.limit_key, new.fairness_key
         self._begun = (TaskRef(new.task, new.node, new.queue),)
         self._facts, self._more = {}, []
 
@@ -333,7 +338,7 @@ class Reader:
             self.birth, self.n, self.digest or self.birth, self.step, self.status, self.run, self.rec, self.base,
             self.graph, queue, len(refs), left, failed, asked, self.conf or self.rec, tuple(tasks), dict(self.runs),
             tuple(self.queued.values()), self.since_ms, halted, self.parent, self._over, bool(self._begun), self.own,
-            self.limit_key,
+            self.limit_key, self.fairness_key,
         )  # fmt: skip
 
     def _refs(self) -> list[TaskRef]:
@@ -358,7 +363,7 @@ def _queued(entry: e.Entry) -> Queued:
     parent = entry.text("parent")
     return Queued(
         entry.text("run"), entry.id, graph, entry.text("queue") or graph, task, node, parent, entry.text("by"),
-        entry.text("limit_key"),
+        entry.text("limit_key"), entry.text("fairness_key"),
     )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def _fields(told: Told, thread: str) -> Header:
         "width": told.width, "left": told.left, "failed": told.failed, "asked": told.asked, "halted": told.halted,
         "conf": told.conf, "early": "", "parent": told.parent, "own": told.own,
         "jobs": 0, "updated": told.since_ms, "jid": job_prefix(thread, told.birth),
-        **({"over": " ".join(told.over)} if told.over else {}), **({"lk": told.limit_key} if told.limit_key else {}),
+        **({"over": " ".join(told.over)} if told.over else {}), **_keyed(told),
     }  # fmt: skip
 
 
@@ -63,8 +63,14 @@ def _element(each: Queued) -> Header:
     return {
         "run": each.run, "entry": each.entry, "graph": each.graph, "queue": each.queue, "task": each.task,
         "node": each.node, **({"parent": each.parent} if each.parent else {}),
-        **({"own": each.own} if each.own else {}), **({"lk": each.limit_key} if each.limit_key else {}),
+        **({"own": each.own} if each.own else {}), **_keyed(each),
     }  # fmt: skip
+
+
+def _keyed(each: Told | Queued) -> Header:
+    """What limits count by, and whose turns its tasks take."""
+    said = {"lk": each.limit_key, "fk": each.fairness_key}
+    return {name: key for name, key in said.items() if key}
 
 
 def _placed(told: Told, thread: str, announced: Container[str]) -> tuple[list[list[Any]], list[str]]:

@@ -4,7 +4,7 @@
 --    entries = the run's fact and the checkpoint, hashed by the caller; head = {n, digest, step}; base: step it builds on
 --    on = {n, digest} of the checkpoint that it repeats, which must be there
 --    next = rows, parts = {id -> tasks JSON}, stop = '' | interrupted
---    lk: what its limits are counted by, if they are per key
+--    lk: what its limits are counted by, if they are per key; fk: its fairness key, if it has one
 --    ask=1: write nothing, only say whether it would pass
 --    own=1: an inline caller leases the tasks itself (owner lease_ms tokens)
 -- Answers JSON: status = started | attached | conflict | busy | gone | dying | moved | rebuild | ready; entry; leases; run: how it rests
@@ -35,7 +35,7 @@ end
 call('HSET', S .. 'runs:' .. H.thread, H.run, 'running ' .. entry .. ' ' .. H.sum)
 out.status, out.entry = 'started', entry
 T.parent = ''
-begin(H.thread, T, H.run, entry, '', H.graph, H.queue, H.lk)
+begin(H.thread, T, H.run, entry, '', H.graph, H.queue, H.lk, H.fk)
 gives_word(T, H.caller)
 T.n, T.digest, T.step = H.head[1], H.head[2], H.head[3]
 T.base, T.updated = H.base, NOW

@@ -25,7 +25,7 @@ elseif H.thread then
       if rec and rec.p == 'child' and rec.cl then
         out.children = out.children or {}
         out.children[#out.children + 1] = string.match(rec.cl, '^%S+ (.*)$')
-      elseif rec and rec.p == 'job' and #H.tokens > 0 then
+      elseif rec and (rec.p == 'job' or rec.p == 'line' and gates.is_turn(rec.g)) and #H.tokens > 0 then
         leave(H.thread, T, page[2][i], rec, true)
         gates.lease(H.thread, T, page[2][i], rec, H.tokens)
       end

@@ -118,8 +118,10 @@ elseif H.outcome == 'handled' then -- the step waits for the handler instead: wh
   keep(H.thread, H.task, { p = 'done', t = H.token, a = rec.a, n = rec.n, q = rec.q, w = rec.w })
   local handler = fresh_record(H.handler[1], H.handler[2], H.handler[3])
   handler.c = ids[1]
-  local token = table.remove(H.tokens or {}, 1)
-  if token then lease(H.thread, T, 'h_' .. H.task, handler, token) else push(H.thread, T, 'h_' .. H.task, handler, true) end
+  local token = not rec.f and table.remove(H.tokens or {}, 1)
+  if rec.f then hand(H.thread, T, 'h_' .. H.task, handler) -- in turn, as any task of its key
+  elseif token then lease(H.thread, T, 'h_' .. H.task, handler, token)
+  else push(H.thread, T, 'h_' .. H.task, handler, true) end
 elseif H.outcome == 'called' then
   forget_job(rec)
   if T.early_task == H.task then T.early = '' end

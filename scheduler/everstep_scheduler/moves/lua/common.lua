@@ -8,6 +8,7 @@
 --           cl what it called (`<run> <thread>`), ct 1 once it has told how that rested, u length of the thread's `over` when it asked,
 --           e its first effect (entry id),
 --           g the gate that it stands at (place line), or a slot of which it has (job, lease); z when it came there first (see limits.lua)
+--           f 1: its run has a fairness key (see turns.lua)
 local S, call = KEYS[1], redis.call
 -- For what only shows how things are, in RQ's registries and in ours for people, and for bells: keys of another type than
 -- we write must not end a move half way.
@@ -191,6 +192,7 @@ local function make_job(thread, T, task, rec, started)
   local id = T.jid .. '-' .. T.n .. '-' .. task .. '-' .. (rec.a + 1) .. '-' .. H.salt
   if rec.j and rec.j ~= id then call('DEL', R .. 'job:' .. rec.j) end
   rec.j = id
+  rec.f = (T.fk or '') ~= '' and 1 or nil
   local date = now_iso()
   local named = cjson.encode({ thread = thread, n = T.n, task = task, keys = S })
   local begun = started and { 'worker_name', H.owner, 'started_at', date } or {}
@@ -207,6 +209,7 @@ local function place_of(thread, T, task) return T.n .. ' ' .. task .. ' ' .. thr
 -- A task whose queue takes nothing, for its key is of another type: it waits as a wake, and is pushed when that is mended.
 -- A task that was given up by its holder and can't be queued would be in no place, and nobody would ever look for it.
 local function try_later(thread, T, task, rec)
+  if rec.g then gates.let_go(rec) end
   rec.p = 'wake'
   moved = moved + 1
   keep(thread, task, rec)
@@ -218,6 +221,7 @@ end
 local function push(thread, T, task, rec, front)
   rec.p, rec.t, rec.o, rec.r = 'job', nil, nil, nil
   local id, q = make_job(thread, T, task, rec)
+  if rec.f and gates.turn(thread, T, task, rec, front) then return end
   local length = show(front and 'LPUSH' or 'RPUSH', R .. 'queue:' .. q, id)
   if type(length) == 'table' then return try_later(thread, T, task, rec) end
   if length == 1 then show('SADD', R .. 'queues', R .. 'queue:' .. q) end
@@ -230,6 +234,7 @@ local function push(thread, T, task, rec, front)
 end
 
 local function unqueue(T, rec)
+  if rec.g then gates.pass_on(rec) end
   count(queue_of(rec), -1)
   T.jobs = math.max(T.jobs - 1, 0)
 end

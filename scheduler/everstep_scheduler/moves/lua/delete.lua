@@ -14,8 +14,8 @@ local T = load(H.thread)
 if not T then return H.aside and call('EXISTS', dying) == 1 and '{"status":"deleted"}' or '{"status":"unknown"}' end
 if T.status == 'running' then return '{"status":"busy"}' end
 discard_step(H.thread, T)
-write_counts()
 call('ZREM', S .. 'threads:' .. T.status, H.thread)
 if H.aside and call('EXISTS', S .. 'log:' .. H.thread) == 1 then call('RENAME', S .. 'log:' .. H.thread, dying) end
 call('UNLINK', S .. 'log:' .. H.thread, S .. 'thread:' .. H.thread, S .. 'queued:' .. H.thread, S .. 'runs:' .. H.thread)
-return '{"status":"deleted"}'
+threads[H.thread], out.status = nil, 'deleted'
+return finish()

@@ -8,7 +8,7 @@
 --   lines          set: gates with a line
 -- Whoever would lease a task asks `gates.open`; a slot is let go where a lease or a job ends, and before the script ends the
 -- first in line are let in: at the front of their queues, with their slots. Nobody passes those who wait.
-local known, freed, standing = {}, {}, 0
+local known, freed, passed, standing = {}, {}, {}, 0
 local POKED = 10
 
 -- The gate of a task and its numbers; nothing for nearly all.
@@ -91,10 +91,15 @@ function gates.begins(T, rec)
   freed[rec.g] = true -- when the next may begin is known only now
 end
 
+-- A gate with room, perhaps: of a limit, or of a turn.
+local function looked_at(gate, why)
+  if gates.is_turn(gate) then passed[gate] = passed[gate] or why or true else freed[gate] = true end
+end
+
 function gates.let_go(rec)
   call('SREM', S .. 'slots:' .. rec.g, rec.j or '')
   if rec.p == 'job' then call('ZREM', S .. 'starts:' .. rec.g, rec.j or '') end -- let in, and never begun
-  freed[rec.g] = true
+  looked_at(rec.g)
   rec.g = nil
 end
 
@@ -105,7 +110,7 @@ function gates.unline(thread, T, task, rec)
   rec.g = nil
 end
 
-function gates.wake(gate) freed[gate] = true end
+function gates.wake(gate) looked_at(gate) end
 
 -- The first of a line, as many as there is room for; at most 250 a call, then claims and the sweep go on.
 local function let_in(gate)
@@ -153,7 +158,7 @@ end
 function gates.serve()
   while true do
     local gate = next(freed)
-    if not gate then return end
+    if not gate then return gates.pass() end
     freed[gate] = nil
     if not pcall(let_in, gate) then show('SREM', S .. 'lines', gate) end -- keys that are not ours; doctor tells of it
   end
@@ -162,5 +167,5 @@ end
 -- A few lines are looked at without a reason, by the sweep: a limit may have changed meanwhile.
 function gates.poke()
   local some = show('SRANDMEMBER', S .. 'lines', POKED)
-  for _, gate in ipairs(some.err and {} or some) do freed[gate] = true end
+  for _, gate in ipairs(some.err and {} or some) do looked_at(gate, 'doubted') end
 end

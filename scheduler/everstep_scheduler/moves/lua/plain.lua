@@ -18,9 +18,9 @@ else
   local ms = string.format('%d%03d', clock[1], math.floor(clock[2] / 1000))
   local T, rec, free, looked, taken, seen = nil, nil, 0 + tokens, {}, {}, { [thread] = true }
 
-  -- A graph some nodes of which have a limit, or a task that has a slot: that is not for here.
+  -- A graph some nodes of which have a limit, a task that has a slot, or whose run has a fairness key: that is not for here.
   local limited
-  local function gated(graph, its) return its.g or limited and string.find(limited, '\n' .. graph .. '\n', 1, true) end
+  local function gated(graph, its) return its.g or its.f or limited and string.find(limited, '\n' .. graph .. '\n', 1, true) end
 
   -- A job at the front of a queue: its lease, if it is one task alone in its step, and nothing is unusual about it.
   local function take(id, q)

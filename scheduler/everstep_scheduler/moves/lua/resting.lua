@@ -83,10 +83,11 @@ local function discard_step(thread, T)
 end
 
 -- A run begins: its one task is open. `give` places it (a queue, or a lease for an inline caller).
-local function begin(thread, T, run, rec_id, node, graph, queue, limit_key)
+local function begin(thread, T, run, rec_id, node, graph, queue, limit_key, fairness_key)
   discard_step(thread, T)
   T.graph, T.queue, T.own = graph, queue, ''
   if limit_key or T.lk then T.lk = limit_key or '' end
+  if fairness_key or T.fk then T.fk = fairness_key or '' end
   T.run, T.rec, T.conf, T.base = run, rec_id, rec_id, T.step
   T.width, T.left, T.jobs, T.failed, T.asked, T.halted, T.cleaning, T.early = 1, 1, 0, 0, 0, 0, '', ''
   status(thread, T, 'running')
@@ -144,7 +145,7 @@ local function rest(thread, T, to, ...)
     T.run, T.parent = q.run, q.parent or ''
     local step = T.step
     fact(thread, T, 'run_started', 'of', q.entry, 'step', step)
-    local rec = begin(thread, T, q.run, q.entry, q.node, q.graph, q.queue, q.lk)
+    local rec = begin(thread, T, q.run, q.entry, q.node, q.graph, q.queue, q.lk, q.fk)
     T.own = q.own or ''
     push(thread, T, q.task, rec)
   end

@@ -5,7 +5,7 @@
 --    base: the step that the run builds on, where that is not the last checkpoint's; on = {n, digest}, which must be there
 --    own=1: an inline caller leases the first task itself (owner lease_ms tokens)
 --    caller: its name; here = {name = 1}, seen = {name = ms}: what it knows of others; only=1: take up, begin nothing
---    lk: what limits of its nodes are counted by, if they are per key
+--    lk: what limits of its nodes are counted by, if they are per key; fk: its fairness key, if it has one
 --    count: of the arguments for the fact, which follow ARGV[1]; behind them one value per answer
 --    answers = { {task, question, [signature]}, ... } (continue, resume; at most 250), at = {n, digest} whose questions they answer;
 --    question '': it comes before it is asked, for the one task that may ask next (task '': the first one added)

@@ -1,5 +1,5 @@
 -- What start and commit share: a run begins, or waits behind the one under way. Put between common.lua and either.
--- s: thread run sum kind graph queue task node jid birth mode count answers at base parent command caller lk (see start.lua)
+-- s: thread run sum kind graph queue task node jid birth mode count answers at base parent command caller lk fk (see start.lua)
 
 -- Is it one of the questions that a task waits with?
 local function asks(rec, question) return rec.p == 'asked' and string.find(' ' .. (rec.i or '') .. ' ', ' ' .. question .. ' ', 1, true) end
@@ -120,18 +120,18 @@ local function begin_run(s, T, at, give)
   call('HSET', S .. 'runs:' .. s.thread, s.run, (busy and 'queued ' or 'running ') .. entry .. ' ' .. s.sum)
   if busy then
     call('RPUSH', S .. 'queued:' .. s.thread, cjson.encode({ run = s.run, entry = entry, graph = s.graph, queue = s.queue,
-      task = s.task, node = s.node, parent = s.parent, own = s.caller, lk = s.lk }))
+      task = s.task, node = s.node, parent = s.parent, own = s.caller, lk = s.lk, fk = s.fk }))
     return entry, false
   end
   T.parent = s.parent or ''
   if not goes_on(s) then
-    local rec = begin(s.thread, T, s.run, entry, s.node, s.graph, s.queue, s.lk)
+    local rec = begin(s.thread, T, s.run, entry, s.node, s.graph, s.queue, s.lk, s.fk)
     T.base, T.own = s.base or T.base, s.caller or ''
     give(s.task, rec)
     return entry, true
   end
   T.run, T.base, T.conf, T.own = s.run, T.step, entry, s.caller or ''
-  T.lk = s.lk or T.lk
+  T.lk, T.fk = s.lk or T.lk, s.fk or T.fk
   T.left, T.failed, T.halted, T.jobs = T.left + T.failed + T.halted, 0, 0, 0
   local first = s.command and add_tasks(s, T, entry, at)
   for i, a in ipairs(s.answers) do answer(s, T, a, ARGV[at + s.count + i - 1], first) end

@@ -169,6 +169,7 @@ local function refill()
       if id then
         pushed[q] = (pushed[q] or 0) - 1 -- what is left behind rings, not what is merely exchanged
         if accepted(id, q, tokens[1]) then table.remove(tokens, 1) end
+        gates.pass()
       end
     end
     if not id then take_coming(q, tokens) end
@@ -198,6 +199,7 @@ local function finish()
   save()
   write_counts()
   for q, count in pairs(pushed) do
+    count = gates.owed(q, count)
     if count > 0 then ring(q, count) end
   end
   if #out.leases == 0 then out.leases = nil end
