@@ -104,7 +104,7 @@ else
     call('HDEL', S .. 'held:' .. rec.o, token)
     show('ZREM', R .. 'wip:' .. rec.q, rec.j .. ':' .. token)
     call('DEL', R .. 'job:' .. rec.j)
-    call('UNLINK', S .. 'open:' .. thread)
+    if next_task ~= task then call('UNLINK', S .. 'open:' .. thread) end -- else its record takes this one's place
     for _, it in ipairs(taken) do
       lease(it)
       call('HSET', R .. 'job:' .. it.job, 'status', 'started', 'worker_name', owner, 'started_at', date)
