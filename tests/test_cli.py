@@ -169,6 +169,7 @@ def test_every_word_explains_itself(word: str, capsys: pytest.CaptureFixture[str
         (["draw", "no.module:graph"], 1, "there is no module 'no'"),
         (["threads", "--namespace", "a b"], 2, "--namespace"),
         (["threads", "--url", "nonsense"], 2, "no URL of a Redis"),
+        (["doctor", "--url", "localhost:6379"], 2, "no URL of a Redis"),
         (["threads", "--url", "redis://:hush@127.0.0.1:1/0"], 6, "does not answer"),
     ],
 )

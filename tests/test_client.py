@@ -118,6 +118,15 @@ ZERO = {"count": 0, "done": False}
 # -- submitting
 
 
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis://localhost:99999"])
+def test_what_is_no_url_is_told_as_such_without_the_password(url: str) -> None:
+    with pytest.raises(InvalidInput, match="no URL of a Redis"):
+        connect(url)
+    with pytest.raises(InvalidInput) as told:
+        connect("http://:hush@localhost")
+    assert "hush" not in str(told.value)
+
+
 def test_a_run_is_done_by_the_workers(fleet: Client) -> None:
     run = fleet.submit("counter", ZERO, thread_id="demo")
     values = run.result(timeout=10)

@@ -850,3 +850,16 @@ def test_a_cold_process_knows_queued_inputs_and_when_a_retry_is_due() -> None:
     assert 40 < (cold.due_in("t") or 0) <= 60
     cold.cancel("t")
     wait_for(lambda: graph.get_state(on()).values.get("log") == [2], 10, "the queued input's run")
+
+
+def test_writes_that_exclude_each_other_are_told_with_the_nodes_that_wrote_them() -> None:
+    built = StateGraph(Shared)
+    for name, said in (("a", 1), ("b", 2)):
+        built.add_node(name, lambda state, said=said: {"x": said}).add_edge(START, name)
+    with pytest.raises(InvalidUpdateError) as told:
+        built.compile(name="clash").invoke({"x": 0})
+    assert told.value.what.startswith("At key 'x': can take only one value per step, and got 2 from the nodes 'a', 'b'")
+
+
+class Shared(TypedDict):
+    x: int

@@ -33,8 +33,10 @@ FULL = 0.9
 
 
 def examine(site: Site) -> list[Finding]:
-    """All findings, in an order that puts causes before effects. Raises ServerUnavailable."""
+    """All findings, in an order that puts causes before effects. Raises ServerUnavailable, InvalidInput for a URL that
+    is none."""
     look = Look(site, {})
+    assert look.redis
     found: list[Finding] = []
     for about, check in CHECKS:
         try:

@@ -45,15 +45,9 @@ class Site:
 
         Any: redis-py types its answers for decoding and asynchronous clients too.
         """
-        from everstep_checkpoint.errors import InputError
         from everstep_scheduler.moves.connection import connect
 
-        try:
-            return connect(self.url, block_s=5.0)
-        except ValueError:
-            raise InputError(
-                f"{self.shown!r} is no URL of a Redis", fix="redis://host:6379/0, rediss://... or unix:///path"
-            ) from None
+        return connect(self.url, block_s=5.0)
 
     @cached_property
     def log(self) -> RedisLog:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Reducer = Callable[[Any, Any], Any]
 Write = tuple[str, bytes]
+Wrote = Callable[[str], Iterable[str]]
 
 JOINS, DEFERRED = "join:", "defer:"
 HIDDEN = (JOINS, DEFERRED)  # what channels begin with that are no keys of the state
@@ -110,8 +111,11 @@ def channel_of(field: Field) -> Channel:
     return Channel(field.name, typ, last)
 
 
-def apply(spec: GraphSpec, channels: Mapping[str, bytes], writes: Iterable[Write]) -> dict[str, bytes]:
-    """All channels after one superstep. `writes` come in task order. What nobody wrote stays as it is.
+def apply(
+    spec: GraphSpec, channels: Mapping[str, bytes], writes: Iterable[Write], wrote: Wrote = lambda name: ()
+) -> dict[str, bytes]:
+    """All channels after one superstep. `writes` come in task order. What nobody wrote stays as it is. `wrote` says
+    which nodes wrote to a key, for people.
 
     Raises InvalidUpdateError if a channel without a reducer gets two values, or if a reducer raises.
     """
@@ -120,7 +124,7 @@ def apply(spec: GraphSpec, channels: Mapping[str, bytes], writes: Iterable[Write
         grouped.setdefault(name, []).append(value)
     after = dict(channels)
     for name, values in grouped.items():
-        found = _update(spec, name, channels.get(name), values)
+        found = _update(spec, name, channels.get(name), values, wrote)
         if found is None:
             after.pop(name, None)
         else:
@@ -128,7 +132,7 @@ def apply(spec: GraphSpec, channels: Mapping[str, bytes], writes: Iterable[Write
     return after
 
 
-def _update(spec: GraphSpec, name: str, before: bytes | None, values: Sequence[bytes]) -> bytes | None:
+def _update(spec: GraphSpec, name: str, before: bytes | None, values: Sequence[bytes], wrote: Wrote) -> bytes | None:
     channel = spec.channels.get(name)
     if channel is None:
         raise InvalidUpdateError(f"The graph {spec.name!r} has no key {name!r}", fix=did_you_mean(name, spec.channels))
@@ -137,8 +141,10 @@ def _update(spec: GraphSpec, name: str, before: bytes | None, values: Sequence[b
     if channel.reducer is not None:
         return _fold(spec.codec, channel, before, values)
     if len(values) != 1:
+        nodes = dict.fromkeys(map(repr, wrote(name)))
+        by = f" from the node{'s' if len(nodes) > 1 else ''} {', '.join(nodes)}" if nodes else ""
         raise InvalidUpdateError(
-            f"At key {name!r}: can take only one value per step, and got {len(values)}",
+            f"At key {name!r}: can take only one value per step, and got {len(values)}{by}",
             fix="Annotate the key with a reducer, such as Annotated[list, operator.add], to combine several.",
         )
     replaced = overwritten(values[0])

@@ -8,6 +8,7 @@ On Redis the caller leases its own thread's tasks, so the fleet leaves them alon
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -543,4 +544,5 @@ def _in_thread(attempt: Attempt) -> Future[Result]:
 
 
 def _unplanned(commit: Commit) -> Exception:
-    return InvalidUpdateError(commit.reason.partition(": ")[2], thread=commit.lease.thread, node=commit.lease.node)
+    said: dict[str, str] = json.loads(str(commit.entries[-1]["error"]))
+    return InvalidUpdateError(said["text"], thread=commit.lease.thread, node=commit.lease.node)

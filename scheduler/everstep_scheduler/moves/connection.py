@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url  # pyright: ignore[reportUnknownVariableType]
 from redis.retry import Retry
 
-from everstep_checkpoint.errors import CorruptEntry, ServerError, ServerFull, ServerUnavailable
+from everstep_checkpoint.errors import CorruptEntry, InvalidInput, ServerError, ServerFull, ServerUnavailable
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 LOCAL, PORT = "127.0.0.1", 6379
@@ -48,8 +48,19 @@ _TRANSIENT = (
 
 
 def connect(url: str, *, block_s: float = 0.0, connections: int = 512, answer_s: float | None = None) -> Client:
-    """A client for `url` that never resends. `block_s`: the longest server-side block that it will be used for.
+    """A client for `url` that never resends. Raises InvalidInput for what is no URL of a Redis.
+
+    `block_s`: the longest server-side block that it will be used for.
     `answer_s`: how long an answer may take beyond that (10 s); whoever is silent for longer is taken for gone."""
+    try:
+        return _made(url, block_s, connections, answer_s)
+    except ValueError as error:
+        raise InvalidInput(
+            f"{redacted(url)!r} is no URL of a Redis: {error}", fix="redis://host:6379/0, rediss://... or unix:///path"
+        ) from None
+
+
+def _made(url: str, block_s: float, connections: int, answer_s: float | None) -> Client:
     untyped: Any = redis.Redis  # its keyword arguments have no types
     client: Client = untyped.from_url(
         url,

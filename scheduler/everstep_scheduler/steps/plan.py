@@ -61,7 +61,7 @@ def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done], *
         return _planned_plainly(spec, channels, done)
     led = _over(spec, channels) if edits else frozenset[str]()
     writes = [write for each in done for write in each.writes]
-    after = apply(spec, channels if edits else armed(spec, channels), writes)
+    after = apply(spec, channels if edits else armed(spec, channels), writes, partial(_wrote, done))
     for name in spec.ephemeral.difference(name for name, _ in writes):
         after.pop(name, None)
     ran = {each.node for each in done}
@@ -77,11 +77,16 @@ def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done], *
 
 def _planned_plainly(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done]) -> Planned:
     """The same for a graph without joins, deferred nodes and channels of one step: what most are."""
-    after = apply(spec, channels, [write for each in done for write in each.writes])
+    after = apply(spec, channels, [write for each in done for write in each.writes], partial(_wrote, done))
     pulls = {node for each in done for node in each.goto if node != END}
     for node in pulls:
         _known(spec, node, "An edge")
     return Planned(after, tuple(sorted(pulls)), frozenset([each.node for each in done]))
+
+
+def _wrote(done: Sequence[Done], name: str) -> list[str]:
+    """The nodes that wrote to a key."""
+    return [each.node for each in done if any(key == name for key, _ in each.writes)]
 
 
 def _now(spec: GraphSpec, leads: Mapping[str, str], after: dict[str, bytes]) -> set[str]:
