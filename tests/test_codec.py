@@ -332,7 +332,7 @@ REFUSED: list[tuple[object, str, str]] = [
     (OrderedDict(a=1), "channel 'docs':", "dict(...)"),
     (defaultdict(list), "channel 'docs':", "dict(...)"),
     ([True, type("Whole", (int,), {})(1)], "item 1", "int(...)"),
-    ([Stranger()], "item 0", "registry.add(Stranger)"),
+    ([Stranger()], "item 0", "add_type(Stranger)"),
     ([memoryview(b"x")], "item 0", "bytes(...)"),
     ([bytearray(b"x"), {"k": msgpack.ExtType(OBJECT, b"x")}], "item 1, key 'k'", ""),
     ([msgpack.Timestamp(1)], "item 0", ""),

@@ -309,8 +309,8 @@ class Codec:
     def _built(self, code: int, name: str, fields: Any) -> object:
         shape = self._registry.shape_named(name)
         if shape is None:
-            fix = f"Register its class: registry.add(cls, name={name!r}), or as an alias of its new name"
-            raise Unbuildable(f"a stored value has the type {name!r}, which is not registered here", fix)
+            fix = f"Let the graph know its class: add_type(cls, name={name!r}); if it was renamed, aliases=[{name!r}]"
+            raise Unbuildable(f"a stored value has the type {name!r}, which the graph here does not know", fix)
         if shape.code != code:
             what = f"{name!r} was stored as another kind of type than is registered now"
             raise Unbuildable(what, "Give the new class another name")

@@ -415,10 +415,10 @@ def describe(value: object) -> Refused:
 def _remedy(cls: Any) -> str:
     name = _full_name(cls).rpartition(".")[2]
     if issubclass(cls, (BaseModel, Enum)) or dataclasses.is_dataclass(cls) or _is_named_tuple(cls):
-        return f"Name {name} in the state's annotations, or register it: registry.add({name})"
+        return f"Name {name} in the state's annotations, or let the graph know it: add_type({name})"
     for base in (dict, list, str, bytes, int, float, tuple, set, frozenset, datetime, date, Decimal, UUID):
         if issubclass(cls, base):
             return f"A subclass is not stored as its parent: convert it with {base.__name__}(...)"
     if hasattr(cls, "tobytes"):
         return "Convert it with bytes(...) or .tolist()"
-    return "Store plain data, or a registered pydantic model or dataclass that holds it"
+    return "Store plain data, or a pydantic model or dataclass that holds it"

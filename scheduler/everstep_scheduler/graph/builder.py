@@ -24,7 +24,7 @@ from .results import command_ends
 from .retry import RetryPolicy
 from .runtime import END, RESERVED, START
 from .schema import Schema, did_you_mean
-from .spec import UNNAMED, Branch, GraphSpec, Join, NodeSpec, registry_of
+from .spec import UNNAMED, Branch, GraphSpec, Join, NamedType, NodeSpec, registry_of
 from .subgraphs import compiled_spec, types_in
 from .theirs import theirs
 
@@ -66,6 +66,7 @@ class StateGraph:
         self._handlers: dict[str, NodeSpec] = {}
         self._options: dict[str, Options] = {}
         self._defaults = Options()
+        self._types: list[NamedType] = []
         self._context_schema = context_schema
         self._state = self._add_schema(state_schema)
         self._input = self._add_outer(input_schema or state_schema)
@@ -147,6 +148,18 @@ class StateGraph:
             ends=command_ends(carrier(fn), hints(fn), None),
         )
         return name
+
+    def add_type(self, cls: type[Any], *, name: str | None = None, aliases: Sequence[str] = ()) -> Self:
+        """Lets values be of a class that no annotation of the graph names, or that was renamed.
+
+        `cls` is a pydantic model, dataclass, Enum or NamedTuple. Classes that the annotations of state, input, output,
+        context and nodes reach need not be added. `name`: what logs call it (default: the class's own name); `aliases`:
+        what older logs call it. Raises GraphError for another kind of class, or a name that is taken.
+        """
+        named = NamedType(cls, (name or cls.__name__, *aliases))
+        registry_of((), [*self._types, named])
+        self._types.append(named)
+        return self
 
     def set_node_defaults(
         self,
@@ -295,6 +308,8 @@ class StateGraph:
         return made
 
     def _spec(self, name: str | None, interrupt_before: Breakpoints, interrupt_after: Breakpoints) -> GraphSpec:
+        nested = [each.graph for each in self._nodes.values() if each.graph is not None]
+        types = tuple(dict.fromkeys([*self._types, *(named for graph in nested for named in graph.types)]))
         return GraphSpec(
             name=_graph_name(name),
             nodes={name: self._whole(node) for name, node in self._nodes.items()},
@@ -309,8 +324,9 @@ class StateGraph:
             managed=frozenset(self._managed),
             handlers={name: self._whole(each) for name, each in self._handlers.items()},
             registry=registry_of(
-                [*self._schemas, self._context_schema, *types_in(x.graph for x in self._nodes.values())]
+                [*self._schemas, self._context_schema, *types_in(x.graph for x in self._nodes.values())], types
             ),
+            types=types,
             interrupt_before=self._breakpoints(interrupt_before, "interrupt_before"),
             interrupt_after=self._breakpoints(interrupt_after, "interrupt_after"),
         )

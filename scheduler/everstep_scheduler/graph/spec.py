@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel
 
@@ -135,6 +135,7 @@ class GraphSpec:
     managed: frozenset[str] = frozenset()
     handlers: Mapping[str, NodeSpec] = field(default_factory=dict[str, NodeSpec])
     registry: Registry = field(default_factory=Registry)
+    types: tuple[NamedType, ...] = ()  # beyond those that annotations name
     interrupt_before: tuple[str, ...] = ()
     interrupt_after: tuple[str, ...] = ()
     home: str = ""  # the queue of the graph that this one is nested in
@@ -480,10 +481,19 @@ def form_args(form: tuple[str, ...], config: object, runtime: object, error: obj
     return {name: known[name] for name in form}
 
 
-def registry_of(annotations: Iterable[Any]) -> Registry:
-    """A registry of every class of values that the annotations can reach."""
+class NamedType(NamedTuple):
+    """A class that values may have, and the names under which logs have it, the one that is written first."""
+
+    cls: type[Any]
+    names: tuple[str, ...]
+
+
+def registry_of(annotations: Iterable[Any], types: Iterable[NamedType] = ()) -> Registry:
+    """A registry of these types, and of every class of values that the annotations can reach. Raises GraphError."""
     registry = Registry()
-    classes = classes_in(annotations)
+    for cls, (name, *aliases) in types:
+        registry.add(cls, name, aliases)
+    classes = [cls for cls in classes_in(annotations) if registry.shape_of(cls) is None]
     short = Counter(cls.__name__ for cls in classes)
     for cls in classes:  # of two classes with one name both get their full one, whatever their order
         registry.add(cls, cls.__name__ if short[cls.__name__] == 1 else f"{cls.__module__}.{cls.__qualname__}")
