@@ -171,8 +171,12 @@ def inside(*more: tuple[str, type]) -> StateGraph:
     """A graph whose output lacks `notes`, which its state has. `more`: keys that a version has besides."""
     state: Any = TypedDict("State", {"count": int, "notes": str, **dict(more)}, total=False)  # type: ignore[misc]
     output: Any = TypedDict("Output", {"count": int, **dict(more)}, total=False)  # type: ignore[misc]
+
+    def writing(_: Any) -> dict[str, Any]:
+        return {"count": 2, "notes": "inside", **{name: "was here" for name, _ in more}}
+
     graph = StateGraph(state, output_schema=output)
-    graph.add_node("a", lambda _: {"count": 2, "notes": "inside", **{name: "was here" for name, _ in more}})
+    graph.add_node("a", writing)
     graph.add_edge(START, "a")
     return graph
 
