@@ -123,6 +123,10 @@ ONCE: dict[str, tuple[Drawn, list[Turn]]] = {
     "an update of a copy of an input": (
         graph(Node("a"), Node("b")), [INPUT, Turn("update", back=2, node="__copy__"), Turn("update", {"log": ["u"]})],
     ),
+    "an update after an input that waits beside an open task": (
+        graph(Node("a"), Node("b"), wide=False),
+        [INPUT, Turn("update", {"log": ["i"]}, back=2, node="__input__"), Turn("update", {"log": ["u"]})],
+    ),
     "a replay of an input tells its values": (graph(Node("a")), [INPUT, Turn("replay", back=2)]),
     "a child stops, alone": (graph(Node("c", inner=STOPS)), [INPUT, GO_ON]),
     "two children stop": (graph(Node("c", inner=STOPS), Node("d", inner=STOPS)), [INPUT, GO_ON]),
