@@ -207,8 +207,8 @@ class Story:
     def _same(self, what: str, his: Seen, look: Look) -> bool:
         """Raises AssertionError if the two differ; False if LangGraph, told the same again, does as we do.
 
-        KNOWN: about once in 5,000 stories it lost an error, a question or a breakpoint, mostly for what `patient_oracle`
-        now mends: no oracle then. Ours is told once.
+        KNOWN: about once in 5,000 stories it lost an error, a question or a breakpoint, mostly for what the patient
+        oracle mends: no oracle then. Ours is told once.
         """
         mine, wanted = look(his, self.theirs)
         if mine == wanted:
