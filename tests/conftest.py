@@ -7,6 +7,7 @@ import random
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -24,6 +25,29 @@ hypothesis.settings.load_profile("everstep")
 def pytest_configure() -> None:
     """All processes of a run have one seed."""
     os.environ["EVERSTEP_TEST_SEED"] = run_seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Processes side by side begin at different files: so each finds what others have compiled, instead of working
+    through the asserts of the same tests at the same time."""
+    config = session.config
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        files = [str(path) for path in sorted(Path(__file__).parent.rglob("test_*.py"))]
+        first = first_of(config, len(files))
+        config.args = files[first:] + files[:first]
+
+
+def first_of(config: pytest.Config, files: int) -> int:
+    """With which file this process begins."""
+    worker: dict[str, Any] = getattr(config, "workerinput", {"workerid": "gw0", "workercount": 1})
+    return files * int(worker["workerid"].removeprefix("gw")) // int(worker["workercount"])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All processes have the tests in one order."""
+    items.sort(key=lambda item: item.path)
 
 
 def pytest_report_header() -> str:

@@ -189,11 +189,17 @@ def shown(value: Any) -> Any:
 
 
 def packets(lib: Any, name: str, state: Any, ends: tuple[str, ...], count: int) -> list[Any]:
-    """Sends that differ from all others. Who was sent sends nothing, nor who has a long log: they would grow without
+    """Sends that differ from all others, also in `best`, all that a graph in the graph is given: which of two equal
+    calls fails first is a matter of luck. Who was sent sends nothing, nor who has a long log: they would grow without
     end."""
     if "." in str(state.get("log", [""])[:1]) or size_of(state) > SENDS_UNTIL:
         return []
-    return [lib.Send(end, {"log": [f"{name}{i}.{mark_of(state)}"]}) for i, end in enumerate(ends[:count]) if end != END]
+    names = [f"{name}{i}.{mark_of(state)}" for i in range(count)]
+    return [
+        lib.Send(end, {"log": [each], "best": mark_of(each)})
+        for each, end in zip(names, ends, strict=False)
+        if end != END
+    ]
 
 
 def _action(lib: Any, node: Node) -> Callable[[Any], Any]:

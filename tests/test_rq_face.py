@@ -161,6 +161,10 @@ class Shop:
         wanted = f"{thread} to be {status!r}"
         wait_for(lambda: self.redis.hget(KEYS.thread(thread), "status") == status, timeout_s, wanted)
 
+    def heard_by(self, worker: Worker) -> None:
+        """Wait until the worker listens: RQ says a command to who is there, once."""
+        wait_for(lambda: self.redis.pubsub_numsub(KEYS.rq_commands(worker.name))[0][1])
+
     def counts(self, queue: str) -> tuple[int, int, int, int]:
         """queued, started, scheduled, failed: as RQ counts them."""
         kinds = (StartedJobRegistry, ScheduledJobRegistry, FailedJobRegistry)
@@ -307,7 +311,8 @@ def test_a_stopped_job_fails_with_the_reason_and_the_worker_goes_on(shop: Shop, 
         return {}
 
     spec, other = graph("gate", waits if is_async else gate), graph("other", lambda state: {})
-    with running(shop, spec, other):
+    with running(shop, spec, other) as worker:
+        shop.heard_by(worker)
         thread = shop.submit(spec)
         wait_for(lambda: gate.runs)
         send_stop_job_command(shop.redis, shop.job("gate"), serializer=JSONSerializer)
@@ -322,6 +327,7 @@ def test_kill_horse_stops_all_that_runs(shop: Shop) -> None:
     gate = Gate()
     spec = graph("gate", gate)
     with running(shop, spec) as worker:
+        shop.heard_by(worker)
         threads = [shop.submit(spec) for _ in range(3)]
         wait_for(lambda: gate.runs == 3)
         send_kill_horse_command(shop.redis, worker.name)
@@ -332,7 +338,7 @@ def test_kill_horse_stops_all_that_runs(shop: Shop) -> None:
 
 def test_the_shutdown_command_drains(shop: Shop) -> None:
     with running(shop, graph("gate", Gate())) as worker:
-        wait_for(lambda: shop.redis.pubsub_numsub(KEYS.rq_commands(worker.name))[0][1])
+        shop.heard_by(worker)
         send_shutdown_command(shop.redis, worker.name)
         wait_for(worker.work.draining.is_set)
 
@@ -340,7 +346,7 @@ def test_the_shutdown_command_drains(shop: Shop) -> None:
 def test_commands_that_mean_nothing_are_ignored(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     with running(shop, graph("gate", Gate())) as worker:
         channel = KEYS.rq_commands(worker.name)
-        wait_for(lambda: shop.redis.pubsub_numsub(channel)[0][1])
+        shop.heard_by(worker)
         for said in ("", "[", "7", "[]", "{}", '{"command": {}}', "\x00\xff"):
             shop.redis.publish(channel, said)
         send_command(shop.redis, worker.name, "stop-job", job_id="nosuch")

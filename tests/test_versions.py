@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 
@@ -17,6 +17,8 @@ from everstep.crew import Crew
 from everstep.site import Site
 from everstep_checkpoint.replay import verify
 from everstep_scheduler.client.client import Client, connect, publish
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.runtime import START
 from everstep_scheduler.recovery.recovery import recover
 from everstep_scheduler.steps.perform import Performer
 from hand import KEYS, Hand
@@ -163,6 +165,37 @@ def test_a_join_of_what_a_newer_version_did_is_left_to_that_one(
     assert parked(fleet) == {}
     new.drive()
     assert fleet.run("t").result(5)["extra"] == "b was here"
+
+
+def inside(*more: tuple[str, type]) -> StateGraph:
+    """A graph whose output lacks `notes`, which its state has. `more`: keys that a version has besides."""
+    state: Any = TypedDict("State", {"count": int, "notes": str, **dict(more)}, total=False)  # type: ignore[misc]
+    output: Any = TypedDict("Output", {"count": int, **dict(more)}, total=False)  # type: ignore[misc]
+
+    def writing(_: Any) -> dict[str, Any]:
+        return {"count": 2, "notes": "inside", **{name: "was here" for name, _ in more}}
+
+    graph = StateGraph(state, output_schema=output)
+    graph.add_node("a", writing)
+    graph.add_edge(START, "a")
+    return graph
+
+
+def test_a_result_keeps_the_keys_of_the_version_that_made_it_whichever_was_published_last(fleet: Client) -> None:
+    old = Hand(fleet.redis, inside(), "old", "g")
+    new = Hand(fleet.redis, inside(("extra", str)), "new", "g")
+    publish(fleet.redis, KEYS, [old.spec])
+    assert "extra" not in fleet.manifest("g").channels  # and so this client will know it for some seconds
+    new.submit("r1")
+    new.drive()
+    assert fleet.run("t", "r1").result(5) == {"count": 2, "extra": "was here"}
+    publish(fleet.redis, KEYS, [new.spec])
+    old.submit("r2", "t2")
+    old.drive()
+    with connect(fleet.url) as later:
+        assert later.run("t2", "r2").result(5) == {"count": 2}
+        assert later.run("t", "r1").result(5) == {"count": 2, "extra": "was here"}
+        assert later.graph("g").invoke(None, {"configurable": {"thread_id": "t"}}) == {"count": 2, "extra": "was here"}
 
 
 # -- migrate

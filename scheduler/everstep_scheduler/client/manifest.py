@@ -106,7 +106,7 @@ class Manifest(BaseModel):
     @property
     def reading(self) -> Reading:
         """How the graph's values are read without its code."""
-        return Reading(None, self.outputs, self.joins, _readings(self.graphs))
+        return Reading(None, self.outputs, self.joins, _readings(self.graphs), self.version, frozenset(self.channels))
 
 
 def _drawn(name: str, version: str, said: Manifest | Inner) -> Graph:

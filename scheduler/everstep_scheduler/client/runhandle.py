@@ -79,7 +79,7 @@ class Run:
         rests = ended.status == "interrupted" or not ended.digest  # and there is no checkpoint of its own
         if rests and head is not None and head.n == ended.n:
             return standing(log, self.thread_id, self._reading)
-        return self._reading.output(state_at(log, self.thread_id, ended.n).channels if ended.n else {})
+        return self._reading.output(state_at(log, self.thread_id, ended.n) if ended.n else None)
 
     def settled(self, timeout: float | None = None) -> Ending:
         """The ending of a run that went well. Raises as `result` does."""

@@ -86,6 +86,8 @@ def _ran(log: Log, thread: str, entry: e.Entry) -> list[str]:
     source = entry.text("source")
     if source == "fork" or (source == "update" and entry.text("node") != END):
         return []
+    if source == "input" and len(entry.next) > 1:  # it waits beside what is open, and gave up nothing
+        return []
     if entry.text("task") == "start":
         return [START]
     before = _before(log, thread, entry)

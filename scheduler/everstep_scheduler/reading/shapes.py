@@ -6,14 +6,14 @@ one key are {"$writes": [...]}.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Codec
 from everstep_checkpoint.errors import InvalidInput, UnknownNode, UnknownType
-from everstep_checkpoint.replay import Channels
+from everstep_checkpoint.replay import Channels, State
 
 from ..graph.channels import HIDDEN
 from ..graph.entry import is_entry
@@ -57,13 +57,16 @@ class Reading:
     """How values are read: by a graph's types, or as plain data.
 
     `keys`: the keys of the output; None: all. `joins`: the graph's barriers, and `graphs` how those are
-    read that are nodes of it and have a log of their own, where the graph is known by its manifest.
+    read that are nodes of it and have a log of their own, where the graph is known by its manifest. `version`: which
+    one that tells of, and `state`: all keys that the state has there.
     """
 
     spec: GraphSpec | None = None
     keys: Sequence[str] | None = None
     joins: Sequence[str] = ()
     graphs: Mapping[str, Reading] = field(default_factory=dict[str, "Reading"])
+    version: str = ""
+    state: Collection[str] = ()
 
     @property
     def codec(self) -> Codec:
@@ -83,9 +86,18 @@ class Reading:
         """The keys that a stream tells, of those that are wanted; None: all."""
         return [END] if self.direct else keys
 
-    def output(self, channels: Channels) -> Any:
-        """The output values of a state."""
-        return self.values(channels, self.outputs)
+    def output(self, state: State | None) -> Any:
+        """The output values of a state; None: there is none yet.
+
+        A manifest may be of another version than the one that made the state. Then keys that it knows nothing of are
+        values of the output, too: it can't say that they are kept inside, and a result must not lose them.
+        """
+        if state is None:
+            return self.values({}, self.outputs)
+        keys = self.outputs
+        if keys is not None and self.version not in ("", state.entry.text("graph")):
+            keys = [*keys, *(name for name in state.channels if not (name in self.state or name.startswith(HIDDEN)))]
+        return self.values(state.channels, keys)
 
     def values(self, channels: Channels, keys: Iterable[str] | None = None) -> Any:
         """The values of these keys, by default of all that users see; of an entrypoint what it returned."""

@@ -19,5 +19,5 @@ def standing(log: Log, thread: str, reading: Reading) -> Any:
     if reading.spec is not None:
         known = reading.spec.shown(snapshot(log, thread, spec=reading.spec).values)
     else:  # without the reducers, what siblings of an open task wrote is not shown yet
-        known = reading.output(state_at(log, thread).channels if told is not None and told.n else {})
+        known = reading.output(state_at(log, thread) if told is not None and told.n else None)
     return beside(known, found) if found else known
