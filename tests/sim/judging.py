@@ -10,7 +10,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import part_tasks, state_at, verify
 
-from .model import WITHDRAWN, Model
+from .model import LOSSES_ALONE_MAX, WITHDRAWN, Model
 from .world import Astray
 
 ENDS = ("task_done", "task_failed", "task_lost", "task_paused")
@@ -62,6 +62,23 @@ def judged(model: Model, log: Log, executed: Counter[tuple[str, int, str]], dist
         if not report.sound:
             raise Astray(f"{thread}: {report.problems}")
         _told(list(log.read(thread)), thread, executed, disturbed)
+
+
+def poisoned(log: Log) -> bool:
+    """Was a task given up because process after process died over it? It was, if several faults struck it alone.
+
+    Raises Astray where it was given up too soon."""
+    found = False
+    for thread in log.threads():
+        lost: Counter[tuple[int, str]] = Counter()
+        for entry in log.read(thread):
+            at = entry.n, entry.text("task")
+            lost[at] += entry.kind == "task_lost"
+            if entry.kind == "task_failed" and '"Poison"' in entry.text("error"):
+                found = True
+                if lost[at] <= LOSSES_ALONE_MAX:
+                    raise Astray(f"{thread}: {at[1]} of step {at[0]} was given up after {lost[at]} losses")
+    return found
 
 
 def _told(entries: list[e.Entry], thread: str, executed: Counter[tuple[str, int, str]], disturbed: bool) -> None:

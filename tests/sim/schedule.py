@@ -9,7 +9,7 @@ from typing import Any
 
 from everstep_checkpoint.log import MemoryLog
 
-from .judging import at_rest, holds, judged, outcome
+from .judging import at_rest, holds, judged, outcome, poisoned
 from .model import Model
 from .stories import NODES, STORIES, Producer, Story
 from .worker import Swarm
@@ -59,8 +59,10 @@ def _maker(model: type[Model], log: MemoryLog) -> Callable[[World], Model]:
 
 @cache
 def _undisturbed(story: Story) -> dict[str, Any]:
-    """What it comes to where nothing goes wrong."""
-    return _told(0, story, Model, 0).outcome
+    """What it comes to where nothing goes wrong: all runs are done."""
+    found = _told(0, story, Model, 0).outcome
+    assert all(status == "done" for status, _ in found.values()), f"{story.name} itself comes to {found}"
+    return found
 
 
 def _run(world: World, log: MemoryLog, story: Story, expected: dict[str, Any] | None) -> None:
@@ -77,7 +79,7 @@ def _run(world: World, log: MemoryLog, story: Story, expected: dict[str, Any] | 
     )
     world.run(lambda: _is_quiet(world, swarm, producer), "it does not become quiet")
     judged(model, log, world.executed, world.disturbed)
-    if expected is not None and (found := outcome(model, log)) != expected:
+    if expected is not None and not poisoned(log) and (found := outcome(model, log)) != expected:
         raise AssertionError(f"it came to {found}, undisturbed to {expected}")
 
 

@@ -22,8 +22,8 @@ from everstep_workers.work import Setup, Work
 from .wire import Event, FarClient, FarLine, FarLog, FarMoves, Inbox, Lock, Wire
 from .world import Actor, Crashed, World
 
-LEASE_MS = 10_000
 KEYS = Keys(rq="rq")
+BEGIN_AGAIN = (0.01, 0.3, 1.2)  # when one that died is followed by another, in leases
 
 
 class SimSlots(Slots):
@@ -133,7 +133,7 @@ class WorkerProcess:
         self.swarm = swarm
         self.wire = Wire(world, self, swarm.kill_all)
         queues = tuple(dict.fromkeys(queue for spec in graphs.values() for queue in spec.queues))
-        setup = Setup("redis://simulated", name, queues, KEYS, dice.choice((1, 1, 2, 3)), lease_ms=LEASE_MS)
+        setup = Setup("redis://simulated", name, queues, KEYS, dice.choice((1, 1, 2, 3)), lease_ms=round(world.lease_s * 1000))
         before, world.current = world.current, Actor(world, lambda: None, self)  # so that it is born in its own time
         self.work = SimWork(self, setup, graphs)
         front, face = Front(self.work), SimpleNamespace(client=None)
@@ -174,7 +174,7 @@ class Swarm:
     def died(self, process: WorkerProcess) -> None:
         if process in self._all:
             self._all.remove(process)
-            self._world.spawn(lambda: self.begin(self._graphs), None, self._world.dice.choice((0.1, 3.0, 12.0)))
+            self._world.spawn(lambda: self.begin(self._graphs), None, self._world.about(BEGIN_AGAIN))
 
     def kill_all(self) -> None:
         for process in list(self._all):
