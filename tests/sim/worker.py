@@ -133,7 +133,9 @@ class WorkerProcess:
         self.swarm = swarm
         self.wire = Wire(world, self, swarm.kill_all)
         queues = tuple(dict.fromkeys(queue for spec in graphs.values() for queue in spec.queues))
-        setup = Setup("redis://simulated", name, queues, KEYS, dice.choice((1, 1, 2, 3)), lease_ms=round(world.lease_s * 1000))
+        setup = Setup(
+            "redis://simulated", name, queues, KEYS, dice.choice((1, 1, 2, 3)), lease_ms=round(world.lease_s * 1000)
+        )
         before, world.current = world.current, Actor(world, lambda: None, self)  # so that it is born in its own time
         self.work = SimWork(self, setup, graphs)
         front, face = Front(self.work), SimpleNamespace(client=None)
