@@ -53,7 +53,8 @@ def judged(model: Model, log: Log, executed: Counter[tuple[str, int, str]], dist
     """When all is at rest: nothing is left over, and each log tells of each task what it must."""
     left = {
         "queues": [jobs for jobs in model.queues.values() if jobs], "leases": model.leases, "tokens": model.lease,
-        "held": model.held, "wakes": model.wakes, "parked": model.parked,
+        "held": model.held, "wakes": model.wakes, "parked": model.parked, "lines": model.gates.lines,
+        "slots": model.gates.slots,
     }  # fmt: skip
     if some := {name: found for name, found in left.items() if found}:
         raise Astray(f"left over: {some}")
@@ -140,7 +141,10 @@ def _whole(entries: list[e.Entry], thread: str, done: Counter[tuple[int, str]]) 
 
 def outcome(model: Model, log: Log) -> dict[str, Any]:
     """What a schedule came to: how its threads rest, and their states."""
-    return {
-        thread: (model.threads[thread].status, sorted(state_at(log, thread).channels.items()))
-        for thread in sorted(model.threads)
-    }
+    return {thread: (model.threads[thread].status, _state(log, thread)) for thread in sorted(model.threads)}
+
+
+def _state(log: Log, thread: str) -> list[tuple[str, bytes]]:
+    """Nothing where a run was given up, or stopped, before its first checkpoint."""
+    head = log.head(thread)
+    return sorted(state_at(log, thread).channels.items()) if head is not None and head.n else []

@@ -37,8 +37,8 @@ WITHDRAWN = ("unmade", "job", "lease", "wake", "parked", "line")
 
 @dataclass
 class Record:
-    """An open task. `expired`: leases of it that ran out; `alone`: losses while it ran alone; `gate`: of its limit, where
-    it stands in line or has a slot; `since`: when it came there first."""
+    """An open task. `expired`: leases of it that ran out; `alone`: losses while it ran alone; `gate`: of its
+    limit, where it stands in line or has a slot; `since`: when it came there first."""
 
     node: str
     queue: str
@@ -99,7 +99,7 @@ class Call:
     """One script under way: what it was asked, and what it will answer."""
 
     offer: Offer
-    spare: str = ""
+    spare: bool = False  # may it begin a run, for a failed task whose job was pushed again?
     tokens: list[str] = field(default_factory=list[str])
     coming: list[tuple[str, Thread, str, Record]] = field(default_factory=list[tuple[str, Thread, str, Record]])
     leases: list[Lease] = field(default_factory=list[Lease])
@@ -110,6 +110,8 @@ Place = tuple[int, str, str]  # n, task, thread
 
 class Model:
     """`Moves` on dicts. `clock` gives milliseconds, `ids` what Redis' callers draw: births and run ids."""
+
+    gates_as: type[Gates] = Gates
 
     def __init__(self, log: Log, clock: Callable[[], int], ids: Callable[[], str]) -> None:
         self.log = log
@@ -124,7 +126,7 @@ class Model:
         self.wakes: dict[Place, int] = {}
         self.parked: dict[str, list[Place]] = {}
         self.swept: tuple[int, str, int] | None = None  # when, by which server's id, nothing expires until
-        self.gates = Gates(self, clock)
+        self.gates = self.gates_as(self, clock)
         self._made = 0
 
     # start
@@ -328,7 +330,7 @@ class Model:
 
     def claim(self, offer: Offer, *, take: str = "", serves: Sequence[str] = ()) -> Answer:
         assert not take and not offer.thread, "not modelled"
-        call = Call(offer, self.ids(), list(offer.tokens))
+        call = Call(offer, True, list(offer.tokens))
         if self._resent(call):
             return Answer("ok", tuple(call.leases))
         self._wake_due()
@@ -349,14 +351,16 @@ class Model:
 
     def _resent(self, call: Call) -> bool:
         """Offered tokens that are leased already: this is a resend, and they are the answer."""
-        call.leases += [self._row(*found) for token in call.tokens if (found := self._by_token(token))]
+        known = [token for token in call.tokens if token in self.lease]
+        call.leases += [self._row(*found) for token in known if (found := self._by_token(token))]
         return bool(call.leases)
 
     def _wake_due(self) -> int:
+        if not (self.wakes or self.gates.wakes):
+            return 0
         now, due = self.clock(), list[tuple[int, str, Place | None]]()
-        if self.wakes or self.gates.wakes:
-            due += [(at, " ".join(map(str, place)), place) for place, at in self.wakes.items() if at <= now]
-            due += [(at, f"line {gate}", None) for gate, at in self.gates.wakes.items() if at <= now]
+        due += [(at, " ".join(map(str, place)), place) for place, at in self.wakes.items() if at <= now]
+        due += [(at, f"line {gate}", None) for gate, at in self.gates.wakes.items() if at <= now]
         for _, said, place in sorted(due, key=lambda each: each[:2]):
             if place is None:
                 self.gates.freed[said[5:]] = None
@@ -396,8 +400,8 @@ class Model:
             return
         more = t.width > 1
         if rec.place == "failed" and t.status != "running" and call.spare:
-            self._continue_run(thread, t, call.spare)
-            call.spare, rec.place, more = "", "moving", True
+            self._continue_run(thread, t, self.ids())
+            call.spare, rec.place, more = False, "moving", True
             t.unmade.append(None)
         elif t.status != "running":
             if rec.place == "job":
@@ -427,7 +431,7 @@ class Model:
         return [self._commit(commit, offer) for commit, offer in commits]
 
     def _commit(self, commit: Commit, offer: Offer) -> Answer:
-        lease, call = commit.lease, Call(offer, self.ids() if offer.queues else "", list(offer.tokens))
+        lease, call = commit.lease, Call(offer, bool(offer.queues), list(offer.tokens))
         t = self.threads.get(lease.thread)
         rec = t.open.get(lease.task) if t is not None else None
         if t is None or rec is None or not self._holds(t, rec, lease):

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import ServerUnavailable
 from everstep_checkpoint.log import Head, MemoryLog
+from everstep_scheduler.graph.limits import Limits
 from everstep_scheduler.moves.contract import PATIENCE_S, Answer, Commit, Lease, Offer, Start, Started
 from everstep_workers.line import LOST
 
 from .world import NEVER, Crashed, Process, World
 
 T = TypeVar("T")
-LOOKS = ("read", "head", "llen")  # they change nothing
+LOOKS = ("read", "head", "llen")  # they change nothing; what comes between them and the next call makes them old
 IDLE = ("claim", "sweep", "renew")  # where these bring nothing, nothing hangs on when that is known
 OFTEN = (*LOOKS, "claim", "sweep", "renew")
 SELDOM = 4  # how much sooner something goes wrong at the other calls
@@ -50,7 +51,7 @@ class Wire:
             world.spawn(lambda: self.carry_out(f"{what}, twice", action), None, world.about(LATE))
         elif fault:
             self._after(fault)
-        if not (what in IDLE and says_nothing(answer)):
+        if what not in LOOKS and not (what in IDLE and says_nothing(answer)):
             world.pause(world.transit_s())
         if fault == "reply lost":
             raise ServerUnavailable("the reply is lost")
@@ -151,6 +152,9 @@ class FarMoves:
 
     def cancel(self, thread: str, run: str, actor: str) -> str:
         return self._wire.call("cancel", lambda: self._model.cancel(thread, run, actor))
+
+    def limit(self, graph: str, limits: Limits) -> None:
+        return self._wire.call("limit", lambda: self._model.limit(graph, limits))
 
     def sweep(self, server: str, lease_ms: int) -> dict[str, Any]:
         return self._wire.call("sweep", lambda: self._model.sweep(server, lease_ms))

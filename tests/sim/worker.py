@@ -19,6 +19,7 @@ from everstep_workers.keeper import Keeper
 from everstep_workers.slots import OFFER_MAX, Held, Slots
 from everstep_workers.work import Setup, Work
 
+from .stories import Story
 from .wire import Event, FarClient, FarLine, FarLog, FarMoves, Inbox, Lock, Wire
 from .world import Actor, Crashed, World
 
@@ -159,15 +160,15 @@ class WorkerProcess:
 class Swarm:
     """All worker processes of a schedule. One that dies is followed by another one after a while."""
 
-    def __init__(self, world: World, store: Any, graphs: Mapping[str, GraphSpec], old: Mapping[str, GraphSpec]) -> None:
-        self._world, self._store, self._graphs = world, store, graphs
+    def __init__(self, world: World, store: Any, story: Story) -> None:
+        self._world, self._store, self._graphs = world, store, story.graphs
         self._all: list[WorkerProcess] = []
         self._begun = 0
-        if old and world.dice.random() < 0.5:
+        if story.old_graphs and world.dice.random() < 0.5:
             world.disturbed = True
-            self.begin(old)
-        for _ in range(world.dice.choice((1, 2, 2, 3))):
-            self.begin(graphs)
+            self.begin(story.old_graphs)
+        for _ in range(world.dice.choice((1, 1, 2) if story.small else (1, 2, 2, 3))):
+            self.begin(story.graphs)
 
     def begin(self, graphs: Mapping[str, GraphSpec]) -> None:
         self._begun += 1

@@ -24,7 +24,7 @@ from everstep_workers import slots, work
 
 from .model import Model
 
-_LOGGERS: dict[str, Any] = logging.root.manager.loggerDict
+_LOGGERS = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("everstep")]
 TURNS_MAX = 60_000
 LOOK_EVERY = 4
 NEVER = float("inf")
@@ -236,12 +236,11 @@ class World:
 @contextmanager
 def in_time_of(world: World) -> Iterator[None]:
     """What asks for the time, for sleep, for dice or for an id gets this world's; and nobody is told of trouble."""
-    loggers = [x for name, x in _LOGGERS.items() if name.startswith("everstep") and isinstance(x, logging.Logger)]
     patched = [
         (time, "monotonic", world.local_now), (time, "time", world.local_now), (time, "sleep", world.local_sleep),
         (time, "thread_time", lambda: 0.0), (random, "random", world.dice.random),
         (random, "uniform", world.dice.uniform), (slots, "new_id", world.new_id), (work, "new_id", world.new_id),
-        *((each, "disabled", True) for each in loggers),
+        *((each, "disabled", True) for each in _LOGGERS),
     ]  # fmt: skip
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in patched]
     try:
