@@ -6,6 +6,9 @@ A failure names its schedule; `python -m sim 17` in tests/ runs schedule 17 agai
 from __future__ import annotations
 
 import random
+import sys
+import threading
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,9 +18,9 @@ from sim.model import Model
 from sim.mutants import MODELS, PATCHES
 from sim.schedule import Failed, run, run_all
 from sim.stories import SCHEDULED, STORIES, Producer
-from sim.world import World
+from sim.world import BEGAN_S, World
 
-SCHEDULES, PARTS = 10_000, 8
+SCHEDULES, PARTS = 10_000, 16
 MUTANT_MAX = 6000  # some defects show in one of several hundred schedules
 
 
@@ -38,6 +41,32 @@ def test_a_seed_repeats_its_schedule_exactly(seed: random.Random) -> None:
         assert once.done
         assert once.done == again.done
         assert once.outcome == again.outcome
+
+
+def test_other_threads_of_the_process_have_their_own_time_and_disturb_no_schedule(seed: random.Random) -> None:
+    first, ended, odd = first_of(seed), threading.Event(), list[object]()
+
+    def other() -> None:
+        try:
+            while not ended.is_set():
+                time.sleep(0.0001)
+                random.random()
+                odd.extend(at for at in (time.time(),) if at < BEGAN_S + 3e7)
+        except BaseException as error:  # noqa: BLE001 - of whatever kind, it is told
+            odd.append(error)
+
+    alone = [run(number, tells=True).done for number in range(first, first + len(STORIES))]
+    beside, before = threading.Thread(target=other), sys.getswitchinterval()
+    sys.setswitchinterval(0.0001)
+    beside.start()
+    try:
+        again = [run(number, tells=True).done for number in range(first, first + len(STORIES))]
+    finally:
+        ended.set()
+        beside.join()
+        sys.setswitchinterval(before)
+    assert not odd
+    assert alone == again
 
 
 def test_a_failure_names_its_schedule_and_that_one_fails_again(seed: random.Random) -> None:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from threading import get_ident
 from typing import Any, Protocol
 
 import greenlet  # type: ignore[import-untyped]
@@ -235,24 +236,42 @@ class World:
 
 @contextmanager
 def in_time_of(world: World) -> Iterator[None]:
-    """What asks for the time, for sleep, for dice or for an id gets this world's; and nobody is told of trouble."""
-    patched = [
+    """What asks for the time, for sleep, for dice or for an id gets this world's; and nobody is told of trouble.
+
+    Other threads of the test process, which may be left from other tests, have their own as ever: one that slept in
+    this world would end with an error, and turn a coroutine of it.
+    """
+    patched: list[tuple[Any, str, Callable[..., Any]]] = [
         (time, "monotonic", world.local_now), (time, "time", world.local_now), (time, "sleep", world.local_sleep),
         (time, "thread_time", lambda: 0.0), (random, "random", world.dice.random),
         (random, "uniform", world.dice.uniform), (slots, "new_id", world.new_id), (work, "new_id", world.new_id),
-        *((each, "disabled", True) for each in _LOGGERS),
     ]  # fmt: skip
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in patched]
+    told = [log for log in _LOGGERS if not log.disabled]
     try:
-        for owner, name, value in patched:
-            setattr(owner, name, value)
+        for (owner, name, ours), (*_, real) in zip(patched, before, strict=True):
+            setattr(owner, name, _here(ours, real))
+        for log in told:
+            log.disabled = True
         yield
     finally:
         try:
             world.bury(everybody=True)
         finally:
-            for owner, name, value in before:
-                setattr(owner, name, value)
+            for owner, name, real in before:
+                setattr(owner, name, real)
+            for log in told:
+                log.disabled = False
+
+
+def _here(ours: Callable[..., Any], real: Callable[..., Any]) -> Callable[..., Any]:
+    """Ours in this thread, the real one in others."""
+    me = get_ident()
+
+    def either(*args: Any) -> Any:
+        return ours(*args) if get_ident() == me else real(*args)
+
+    return either
 
 
 def _short(said: object) -> str:
