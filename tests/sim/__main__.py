@@ -25,7 +25,7 @@ def main(args: list[str]) -> int:
             print(*told.done, sep="\n")
             turns = told.turns
         else:
-            turns = run_all(first, count)
+            turns = run_all(range(first, first + count))
     except Failed as failed:
         traceback.print_exception(failed)
         print(*failed.done, sep="\n")

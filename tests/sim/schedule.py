@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -44,15 +44,15 @@ def run(seed: int, model: type[Model] = Model, *, tells: bool = False) -> Told:
     return _told(seed, SCHEDULED[seed % len(SCHEDULED)], model, None, tells)
 
 
-def run_all(first: int, count: int, model: type[Model] = Model) -> int:
-    """So many schedules from the first on. Returns how many turns they took. Raises Failed for the first that fails.
+def run_all(seeds: Iterable[int], model: type[Model] = Model) -> int:
+    """The schedules of these seeds. Returns how many turns they took. Raises Failed for the first that fails.
 
     Each leaves a heap of circles; they are collected a hundred schedules at a time.
     """
     turns, collects = 0, gc.isenabled()
     gc.disable()
     try:
-        for seed in range(first, first + count):
+        for seed in seeds:
             turns += run(seed, model).turns
             if seed % 100 == 0:
                 gc.collect(1)
