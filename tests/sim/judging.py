@@ -85,6 +85,7 @@ def poisoned(log: Log) -> bool:
 def _told(entries: list[e.Entry], thread: str, executed: Counter[tuple[str, int, str]], disturbed: bool) -> None:
     """Each task that a checkpoint opened is done once before the next one; attempts rise; executions are counted."""
     done: Counter[tuple[int, str]] = Counter()
+    never: Counter[tuple[int, str]] = Counter()  # ended, and perhaps nobody knew that it had begun
     ends: dict[tuple[int, str], list[int]] = defaultdict(list)
     tokens: Counter[str] = Counter()
     for entry in entries:
@@ -98,6 +99,7 @@ def _told(entries: list[e.Entry], thread: str, executed: Counter[tuple[str, int,
         # A claim that comes twice may lease a second task under its token, long after the first. It is lost, and nobody
         # knows of it.
         tokens[entry.text("token")] += entry.kind != "task_lost"
+        never[n, task] += entry.kind == "task_lost"
         done[n, task] += entry.is_checkpoint or entry.kind == "task_done"
         ends[n, task].append(entry.number("attempt"))
     if twice := [token for token, count in tokens.items() if count > 1]:
@@ -108,8 +110,8 @@ def _told(entries: list[e.Entry], thread: str, executed: Counter[tuple[str, int,
             raise Astray(f"{thread}: attempts at {task} of step {n} are {attempts}")
         if task != "start" and done[n, task] > 1:
             raise Astray(f"{thread}: {task} of step {n} is done {done[n, task]} times")
-        runs = executed[thread, n, task]
-        if not disturbed and task not in ("start", "join") and runs != len(attempts):
+        runs, lost = executed[thread, n, task], never[n, task]
+        if not disturbed and task not in ("start", "join") and not len(attempts) - lost <= runs <= len(attempts):
             raise Astray(f"{thread}: {task} of step {n} ended {len(attempts)} times and ran {runs} times")
     _effects(entries, thread)
     _whole(entries, thread, done)
