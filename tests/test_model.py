@@ -20,6 +20,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import MemoryLog
 from everstep_checkpoint.redislog import RedisLog
+from everstep_scheduler.graph.limits import Limit, Limits
 from everstep_scheduler.moves import redismoves
 from everstep_scheduler.moves.contract import Answer, Answered, Commit, Lease, Offer, Start, Started
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
@@ -28,10 +29,23 @@ from sim.model import Model, Record, Thread
 
 KEYS = Keys(rq="rq")
 THREADS = ("t0", "t1")
+INF = float("inf")
+GATED = ("slots:", "starts:", "line:")
 QUEUES = ("g", "h", "g.suspect", "h.suspect")
 OWNERS = ("w1", "w2")
 LEASE_MS = 3_600_000
 HOUR_MS = 3_600_000
+STORIES, PARTS = 1000, 10  # of the long test: each part is so much work, however long that takes
+KEYED = ("one", "two")
+# What nodes may be held to: at once, within an hour, both, for each key, and two nodes together.
+LIMITS: tuple[Limits, ...] = (
+    {"a": Limit(1)},
+    {"a": Limit(2), "b": Limit(1)},
+    {"a": Limit(rate=(2, 3600))},
+    {"a": Limit(2, rate=(3, 3600)), "c": Limit(1)},
+    {"a": Limit(1, per_key=True), "b": Limit(rate=(1, 3600), per_key=True)},
+    {"a": Limit(2, name="both"), "b": Limit(2, name="both")},
+)
 # Records stay in the order in which they were written; else a page of them comes in an order of the server's own.
 ORDERED = ("--hash-max-listpack-value", "65536", "--hash-max-listpack-entries", "1000")
 
@@ -72,6 +86,20 @@ class Both:
         self.model.wakes[place] = score
         self.client.zadd(KEYS.stem + "wakes", {" ".join(map(str, place)): score})
 
+    def time_passes(self, gate: str, how_many: int) -> None:
+        """So many of those that began at a gate did so long ago; and who stands there is to be looked at."""
+        begun, key = self.model.gates.starts.get(gate, {}), KEYS.stem + "starts:" + gate
+        names = {thread: _text(self.client.hmget(KEYS.thread(thread), "jid"))[0] for thread in self.model.threads}
+        stored = {job.rpartition("-")[0]: job for job in _text(self.client.zrange(key, 0, -1))}
+        first = sorted((at, job) for job, at in begun.items() if at < INF)[:how_many]
+        for score, (_, job) in enumerate(first):
+            thread, _, rest = job.rpartition("-")[0].partition("-")
+            begun[job] = score
+            self.client.zadd(key, {stored[f"{names[thread]}-{rest}"]: score})
+        if gate in self.model.gates.wakes:
+            self.model.gates.wakes[gate] = 1
+            self.client.zadd(KEYS.stem + "wakes", {f"line {gate}": 1})
+
     def swept_lately(self) -> None:
         """Somebody has swept a moment ago, and nothing is held back."""
         self.model.swept = self.now, "server", 0
@@ -105,7 +133,8 @@ class Both:
         for owner in OWNERS:
             held = {token.decode(): int(x) for token, x in self.client.hgetall(f"{stem}held:{owner}").items()}
             assert model.held.get(owner, {}) == held
-        wakes = sorted(" ".join(map(str, place)) for place in model.wakes)
+        self._gates_agree()
+        wakes = sorted([" ".join(map(str, place)) for place in model.wakes] + [f"line {x}" for x in model.gates.wakes])
         assert wakes == sorted(_text(self.client.zrange(stem + "wakes", 0, -1)))
         for queue in QUEUES:
             jobs = [_untold(job) for job in model.queues.get(queue, ())]
@@ -116,12 +145,35 @@ class Both:
             places = [" ".join(map(str, place)) for place in model.parked[name]]
             assert places == _text(self.client.lrange(f"{stem}parked:{name}", 0, -1))
 
+    def _gates_agree(self) -> None:
+        gates, stem = self.model.gates, KEYS.stem
+        if not gates.limits:
+            return  # there never were any
+        found = _text(self.client.keys(stem.replace("{", "\\{") + "*"))
+        names = {name.split(":", 1)[1] for name in (key.removeprefix(stem) for key in found) if name.startswith(GATED)}
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.smembers(stem + "lines")
+            for gate in (named := sorted(names | {*gates.slots, *gates.starts, *gates.lines})):
+                pipe.smembers(f"{stem}slots:{gate}").zrange(f"{stem}starts:{gate}", 0, -1, withscores=True)
+                pipe.zrange(f"{stem}line:{gate}", 0, -1)
+            lines, *stored = pipe.execute()
+        assert gates.named == set(_text(lines))
+        for gate, slots, starts, line in zip(named, stored[::3], stored[1::3], stored[2::3], strict=True):
+            jobs = sorted(_untold(job.decode()) for job in slots)
+            assert sorted(map(_untold, gates.slots.get(gate, ()))) == jobs, gate
+            said = sorted((at == INF, _untold(job)) for job, at in gates.starts.get(gate, {}).items())
+            assert said == sorted((at == INF, _untold(job.decode())) for job, at in starts), gate
+            stands = gates.lines.get(gate, {})
+            places = [" ".join(map(str, x)) for x in sorted(stands, key=lambda x: stands[x])]
+            assert places == _text(line), gate
+
     def _stored(self, thread: str) -> dict[str, Any]:
         found = {name.decode(): value.decode() for name, value in self.client.hgetall(KEYS.thread(thread)).items()}
         if not found:
             return {}
         numbers = {name: int(found[name]) for name in ("n", "step", "base", "left", "width", "failed")}
         texts = {name: found[name] for name in ("digest", "birth", "status", "graph", "queue", "run", "rec", "conf")}
+        texts["limit_key"] = found.get("lk", "")
         counted = {name: int(found.get(name, 0)) for name in ("asked", "halted")}
         open = {
             task.decode(): _recorded(json.loads(text))
@@ -137,7 +189,7 @@ class Both:
 
 
 def _modelled(t: Thread) -> dict[str, Any]:
-    names = "n step base left width failed digest birth status graph queue run rec conf asked halted runs"
+    names = "n step base left width failed digest birth status graph queue run rec conf asked halted runs limit_key"
     open = {task: _record(rec) for task, rec in t.open.items()}
     queued = [start.run for start, _ in t.queued]
     return {x: getattr(t, x) for x in names.split()} | {"open": open, "queued": queued, "unmade": bool(t.unmade)}
@@ -147,12 +199,12 @@ def _record(rec: Record) -> dict[str, Any]:
     return {
         "p": rec.place, "a": rec.attempt, "l": rec.lost, "x": rec.expired, "k": rec.alone, "s": int(rec.suspect),
         "t": rec.token, "o": rec.owner, "n": rec.node, "q": rec.queue, "w": rec.timeout_s, "i": rec.asks,
-        "an": rec.answers, "c": rec.cause, "e": rec.effects, "u": rec.parked_for,
+        "an": rec.answers, "c": rec.cause, "e": rec.effects, "u": rec.parked_for, "g": rec.gate,
     }  # fmt: skip
 
 
 def _recorded(rec: dict[str, Any]) -> dict[str, Any]:
-    numbers, texts = ("a", "l", "x", "k", "s", "w"), ("p", "t", "o", "n", "q", "i", "an", "c", "e", "u")
+    numbers, texts = ("a", "l", "x", "k", "s", "w"), ("p", "t", "o", "n", "q", "i", "an", "c", "e", "u", "g")
     return {name: rec.get(name, 0) for name in numbers} | {name: rec.get(name, "") for name in texts}
 
 
@@ -197,9 +249,18 @@ class Story:
     claimed: list[Offer] = field(default_factory=list[Offer])
     made: int = 0
     round: int = 0
+    limited: bool = False
+
+    def begin(self) -> None:
+        """Half of the stories have limits."""
+        self.limited = self.dice.random() < 0.5
+        if self.limited:
+            self.limit()
 
     def step(self) -> str:
-        seldom = ("start", "start", "go_on", "cancel", "expire", "due", "sweep", "gap", "release", "renew", "again")
+        seldom = ["start", "start", "go_on", "cancel", "expire", "due", "sweep", "gap", "release", "renew", "again"]
+        if self.limited:
+            seldom += ["due", "pass_time", *(["limit"] if self.dice.random() < 0.3 else [])]
         move = self.dice.choice((*seldom, "reclaim", "part", "zombie", "resend", *["claim"] * 5, *["commit"] * 14))
         if self.dice.random() < 0.4:  # what is seldom gets its turn when it can
             move = "go_on" if self._asks() else "release" if any(lease.suspect for lease in self.held) else move
@@ -210,6 +271,14 @@ class Story:
     def _asks(self) -> bool:
         threads = self.both.model.threads.values()
         return any(rec.asks for t in threads if t.status != "running" for rec in t.open.values())
+
+    def limit(self) -> None:
+        """Other limits hold from now on, or none."""
+        self.both("limit", "g", self.dice.choice((*LIMITS, *LIMITS, {})))
+
+    def pass_time(self) -> None:
+        if gates := sorted({*self.both.model.gates.starts, *self.both.model.gates.wakes}):
+            self.both.time_passes(self.dice.choice(gates), self.dice.randint(1, 3))
 
     def offer(self, least: int = 0) -> Offer:
         self.made += 1
@@ -227,6 +296,8 @@ class Story:
 
     def _start(self, thread: str, run: str, kind: Any, **more: Any) -> Start:
         fields: e.Fields = {"kind_of_run": kind, "task": "start", "node": "__start__", "graph": "g", "queue": "g"}
+        if self.limited and self.dice.random() < 0.7:
+            fields["limit_key"] = self.dice.choice(KEYED)
         sum = more.pop("sum", "s")
         return Start(thread, run, kind, "g", self.dice.choice(QUEUES[:2]), sum, fields, **more)
 
@@ -410,6 +481,7 @@ def told_alike(server: EmbeddedServer, seed: str, stories: int, monkeypatch: pyt
         for number in range(stories):
             story = Story(random.Random(f"{seed} {number}"), Both(client, monkeypatch))
             moves: list[str] = []
+            story.begin()
             try:
                 for _ in range(60):
                     moves.append(story.step())
@@ -427,9 +499,10 @@ def test_the_model_answers_as_the_scripts_do_and_leaves_the_same_behind(
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("part", range(PARTS))
 def test_the_model_answers_as_the_scripts_do_for_long(
-    server_name: str, seed: random.Random, monkeypatch: pytest.MonkeyPatch
+    part: int, server_name: str, seed: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     binary: Callable[[str], Path] = server_binaries().__getitem__
     with EmbeddedServer(binary=binary(server_name), extra=ORDERED) as server:
-        told_alike(server, str(seed.randrange(2**32)), 1000, monkeypatch)
+        told_alike(server, str(seed.randrange(2**32)), STORIES // PARTS, monkeypatch)

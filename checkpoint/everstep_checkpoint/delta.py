@@ -325,13 +325,15 @@ def _is_op(op: Any, depth: int) -> bool:
     """Whether this has the form of an op; at a depth, of one that may stand in a MERGE."""
     if not _is_list(op) or not op or not _is_number(op[0]):
         return False
-    code, *rest = op
-    if code == MERGE and len(rest) == 1 and _is_list(rest[0]):
-        return depth <= NEST_MAX and all(_is_pair(edit, depth + 1) for edit in rest[0])
-    form = _FORMS.get(code, ())
-    if len(rest) != len(form) or code not in _FORMS or (depth and code in (TAKE, TAKE_APPEND)):
+    code, count = op[0], len(op) - 1
+    if code == SET:  # nearly all are
+        return count == 1 and type(op[1]) is bytes
+    if code == MERGE and count == 1 and _is_list(op[1]):
+        return depth <= NEST_MAX and all(_is_pair(edit, depth + 1) for edit in op[1])
+    form = _FORMS.get(code)
+    if form is None or count != len(form) or (depth and code in (TAKE, TAKE_APPEND)):
         return False
-    return all(is_one(part) for is_one, part in zip(form, rest, strict=True))
+    return all(is_one(part) for is_one, part in zip(form, op[1:], strict=True))
 
 
 def _is_pair(edit: Any, depth: int) -> bool:
@@ -371,7 +373,6 @@ def _all(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 _FORMS: dict[int, tuple[Callable[[Any], bool], ...]] = {
-    SET: (_is_bytes,),
     APPEND: (_is_number, _is_bytes),
     SPLICE: (_is_number, _is_number, _is_number, _is_bytes),
     DELETE: (),

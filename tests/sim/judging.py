@@ -10,7 +10,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import part_tasks, state_at, verify
 
-from .model import WITHDRAWN, Model
+from .model import LOSSES_ALONE_MAX, WITHDRAWN, Model
 from .world import Astray
 
 ENDS = ("task_done", "task_failed", "task_lost", "task_paused")
@@ -53,7 +53,8 @@ def judged(model: Model, log: Log, executed: Counter[tuple[str, int, str]], dist
     """When all is at rest: nothing is left over, and each log tells of each task what it must."""
     left = {
         "queues": [jobs for jobs in model.queues.values() if jobs], "leases": model.leases, "tokens": model.lease,
-        "held": model.held, "wakes": model.wakes, "parked": model.parked,
+        "held": model.held, "wakes": model.wakes, "parked": model.parked, "lines": model.gates.lines,
+        "slots": model.gates.slots,
     }  # fmt: skip
     if some := {name: found for name, found in left.items() if found}:
         raise Astray(f"left over: {some}")
@@ -64,9 +65,27 @@ def judged(model: Model, log: Log, executed: Counter[tuple[str, int, str]], dist
         _told(list(log.read(thread)), thread, executed, disturbed)
 
 
+def poisoned(log: Log) -> bool:
+    """Was a task given up because process after process died over it? It was, if several faults struck it alone.
+
+    Raises Astray where it was given up too soon."""
+    found = False
+    for thread in log.threads():
+        lost: Counter[tuple[int, str]] = Counter()
+        for entry in log.read(thread):
+            at = entry.n, entry.text("task")
+            lost[at] += entry.kind == "task_lost"
+            if entry.kind == "task_failed" and '"Poison"' in entry.text("error"):
+                found = True
+                if lost[at] <= LOSSES_ALONE_MAX:
+                    raise Astray(f"{thread}: {at[1]} of step {at[0]} was given up after {lost[at]} losses")
+    return found
+
+
 def _told(entries: list[e.Entry], thread: str, executed: Counter[tuple[str, int, str]], disturbed: bool) -> None:
     """Each task that a checkpoint opened is done once before the next one; attempts rise; executions are counted."""
     done: Counter[tuple[int, str]] = Counter()
+    never: Counter[tuple[int, str]] = Counter()  # ended, and perhaps nobody knew that it had begun
     ends: dict[tuple[int, str], list[int]] = defaultdict(list)
     tokens: Counter[str] = Counter()
     for entry in entries:
@@ -80,6 +99,7 @@ def _told(entries: list[e.Entry], thread: str, executed: Counter[tuple[str, int,
         # A claim that comes twice may lease a second task under its token, long after the first. It is lost, and nobody
         # knows of it.
         tokens[entry.text("token")] += entry.kind != "task_lost"
+        never[n, task] += entry.kind == "task_lost"
         done[n, task] += entry.is_checkpoint or entry.kind == "task_done"
         ends[n, task].append(entry.number("attempt"))
     if twice := [token for token, count in tokens.items() if count > 1]:
@@ -90,8 +110,8 @@ def _told(entries: list[e.Entry], thread: str, executed: Counter[tuple[str, int,
             raise Astray(f"{thread}: attempts at {task} of step {n} are {attempts}")
         if task != "start" and done[n, task] > 1:
             raise Astray(f"{thread}: {task} of step {n} is done {done[n, task]} times")
-        runs = executed[thread, n, task]
-        if not disturbed and task not in ("start", "join") and runs != len(attempts):
+        runs, lost = executed[thread, n, task], never[n, task]
+        if not disturbed and task not in ("start", "join") and not len(attempts) - lost <= runs <= len(attempts):
             raise Astray(f"{thread}: {task} of step {n} ended {len(attempts)} times and ran {runs} times")
     _effects(entries, thread)
     _whole(entries, thread, done)
@@ -123,7 +143,10 @@ def _whole(entries: list[e.Entry], thread: str, done: Counter[tuple[int, str]]) 
 
 def outcome(model: Model, log: Log) -> dict[str, Any]:
     """What a schedule came to: how its threads rest, and their states."""
-    return {
-        thread: (model.threads[thread].status, sorted(state_at(log, thread).channels.items()))
-        for thread in sorted(model.threads)
-    }
+    return {thread: (model.threads[thread].status, _state(log, thread)) for thread in sorted(model.threads)}
+
+
+def _state(log: Log, thread: str) -> list[tuple[str, bytes]]:
+    """Nothing where a run was given up, or stopped, before its first checkpoint."""
+    head = log.head(thread)
+    return sorted(state_at(log, thread).channels.items()) if head is not None and head.n else []

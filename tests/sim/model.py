@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Log
+from everstep_scheduler.graph.limits import Limits
 from everstep_scheduler.moves.contract import (
     HANDLER,
     JOIN_NODE,
@@ -27,14 +28,17 @@ from everstep_scheduler.moves.contract import (
     Started,
 )
 
+from .gates import Gates
+
 LOSSES_ALONE_MAX = 3
 AFTER_GAP_MS = 2000
-WITHDRAWN = ("unmade", "job", "lease", "wake", "parked")
+WITHDRAWN = ("unmade", "job", "lease", "wake", "parked", "line")
 
 
 @dataclass
 class Record:
-    """An open task. `expired`: leases of it that ran out; `alone`: losses while it ran alone."""
+    """An open task. `expired`: leases of it that ran out; `alone`: losses while it ran alone; `gate`: of its
+    limit, where it stands in line or has a slot; `since`: when it came there first."""
 
     node: str
     queue: str
@@ -53,6 +57,8 @@ class Record:
     cause: str = ""
     parked_for: str = ""
     effects: str = ""
+    gate: str = ""
+    since: int = 0
 
     @property
     def waits_in(self) -> str:
@@ -81,6 +87,7 @@ class Thread:
     halted: int = 0
     early: str = ""
     early_task: str = ""
+    limit_key: str = ""
     open: dict[str, Record] = field(default_factory=dict[str, Record])
     unmade: list[Any] = field(default_factory=list[Any])  # (task, Record) each; None: what failed or was stopped
     queued: list[tuple[Start, str]] = field(default_factory=list[tuple[Start, str]])
@@ -92,7 +99,7 @@ class Call:
     """One script under way: what it was asked, and what it will answer."""
 
     offer: Offer
-    spare: str = ""
+    spare: bool = False  # may it begin a run, for a failed task whose job was pushed again?
     tokens: list[str] = field(default_factory=list[str])
     coming: list[tuple[str, Thread, str, Record]] = field(default_factory=list[tuple[str, Thread, str, Record]])
     leases: list[Lease] = field(default_factory=list[Lease])
@@ -103,6 +110,8 @@ Place = tuple[int, str, str]  # n, task, thread
 
 class Model:
     """`Moves` on dicts. `clock` gives milliseconds, `ids` what Redis' callers draw: births and run ids."""
+
+    gates_as: type[Gates] = Gates
 
     def __init__(self, log: Log, clock: Callable[[], int], ids: Callable[[], str]) -> None:
         self.log = log
@@ -117,6 +126,7 @@ class Model:
         self.wakes: dict[Place, int] = {}
         self.parked: dict[str, list[Place]] = {}
         self.swept: tuple[int, str, int] | None = None  # when, by which server's id, nothing expires until
+        self.gates = self.gates_as(self, clock)
         self._made = 0
 
     # start
@@ -137,7 +147,9 @@ class Model:
         if t is not None and busy and start.mode in ("interrupt", "rollback"):
             self._stop_run(start.thread, t, start.stopper)
             busy = False
-        return self._begin_run(start, t, busy, birth)
+        begun = self._begin_run(start, t, busy, birth)
+        self.gates.serve()
+        return begun
 
     def _grounded(self, start: Start, t: Thread | None) -> bool:
         if start.on is None or t is None:
@@ -179,6 +191,7 @@ class Model:
         self._discard(thread, t)
         t.graph, t.queue, t.run, t.rec, t.conf = start.graph, start.queue, start.run, entry, entry
         t.base = t.step if start.base is None else start.base
+        t.limit_key = start.limit_key
         t.width, t.left, t.failed, t.asked, t.halted, t.early = 1, 1, 0, 0, 0, ""
         t.status = "running"
         self._run_is(t, start.run, "running")
@@ -199,14 +212,15 @@ class Model:
                 t.asked, t.left = t.asked - 1, t.left + 1
             rec.answers, rec.asks, rec.place = f"{rec.answers} {fact}".strip(), "", "stopped"
         t.unmade.insert(0, None)
+        t.limit_key = start.limit_key or t.limit_key
         self._make_jobs(start.thread, t)
 
     def _discard(self, thread: str, t: Thread) -> None:
         """The step under way is given up."""
         for task, rec in t.open.items():
-            if rec.job in self.jobs:
-                del self.jobs[rec.job]
+            if rec.job:
                 self._leave(thread, t, task, rec, listed=True)
+                self._forget_job(rec)
         t.open, t.unmade = {}, []
 
     # jobs and leases
@@ -242,6 +256,8 @@ class Model:
         if not rec.job:
             self._make_job(thread, t, task, rec)
         rec.place, rec.attempt, rec.token, rec.owner = "lease", rec.attempt + 1, token, offer.owner
+        if rec.gate:
+            self.gates.begins(t, rec)
         self._keep(t, task, rec)
         self.leases[token] = self.clock() + offer.lease_ms
         self.lease[token] = thread, task
@@ -252,6 +268,8 @@ class Model:
         self.leases.pop(rec.token, None)
         self.lease.pop(rec.token, None)
         self._drop_held(rec.owner, rec.token)
+        if rec.gate:
+            self.gates.let_go(rec)
 
     def _drop_held(self, owner: str, token: str) -> None:
         held = self.held.get(owner, {})
@@ -275,6 +293,8 @@ class Model:
             self.wakes.pop((t.n, task, thread), None)
         elif rec.place == "parked":
             self._unpark(thread, t, task, rec)
+        elif rec.place == "line":
+            self.gates.leaves_line(thread, t, task, rec)
         elif rec.place == "job" and listed and rec.job in self.queues.get(rec.waits_in, ()):
             self.queues[rec.waits_in].remove(rec.job)
 
@@ -287,6 +307,8 @@ class Model:
                 del self.parked[name]
 
     def _forget_job(self, rec: Record) -> None:
+        if rec.gate:
+            self.gates.let_go(rec)
         self.jobs.pop(rec.job, None)
         rec.job = ""
 
@@ -308,32 +330,42 @@ class Model:
 
     def claim(self, offer: Offer, *, take: str = "", serves: Sequence[str] = ()) -> Answer:
         assert not take and not offer.thread, "not modelled"
-        call = Call(offer, self.ids(), list(offer.tokens))
+        call = Call(offer, True, list(offer.tokens))
         if self._resent(call):
             return Answer("ok", tuple(call.leases))
         self._wake_due()
+        self.gates.serve()
         for name in [x for x in self.parked if x in serves]:
             while call.tokens and self.parked.get(name):
                 found = self._at_place(self.parked[name][0])
                 if found is not None and found[3].place == "parked" and found[1].status == "running":
                     self._unpark(*found)
-                    self._lease(*found, call)
+                    self.gates.lease(*found, call)
                     continue
                 self.parked[name].pop(0)
                 if not self.parked[name]:
                     del self.parked[name]
         self._refill(call)
+        self.gates.serve()
         return Answer("ok", tuple(call.leases))
 
     def _resent(self, call: Call) -> bool:
         """Offered tokens that are leased already: this is a resend, and they are the answer."""
-        call.leases += [self._row(*found) for token in call.tokens if (found := self._by_token(token))]
+        known = [token for token in call.tokens if token in self.lease]
+        call.leases += [self._row(*found) for token in known if (found := self._by_token(token))]
         return bool(call.leases)
 
     def _wake_due(self) -> int:
-        due = sorted((at, f"{n} {task} {thread}", (n, task, thread)) for (n, task, thread), at in self.wakes.items())
-        due = [each for each in due if each[0] <= self.clock()]
-        for _, _, place in due:
+        if not (self.wakes or self.gates.wakes):
+            return 0
+        now, due = self.clock(), list[tuple[int, str, Place | None]]()
+        due += [(at, " ".join(map(str, place)), place) for place, at in self.wakes.items() if at <= now]
+        due += [(at, f"line {gate}", None) for gate, at in self.gates.wakes.items() if at <= now]
+        for _, said, place in sorted(due, key=lambda each: each[:2]):
+            if place is None:
+                self.gates.freed[said[5:]] = None
+                del self.gates.wakes[said[5:]]
+                continue
             found = self._at_place(place)
             del self.wakes[place]
             if found is not None and found[3].place == "wake":
@@ -341,6 +373,7 @@ class Model:
         return len(due)
 
     def _refill(self, call: Call) -> None:
+        self.gates.serve()
         for name in call.offer.queues:
             queue, some = self.queues.setdefault(name, []), True
             while some and call.tokens:
@@ -355,7 +388,7 @@ class Model:
         for each in list(call.coming):
             if call.tokens and each[3].waits_in == queue:
                 call.coming.remove(each)
-                self._lease(*each, call)
+                self.gates.lease(*each, call)
 
     def _accept(self, job: str, call: Call) -> None:
         """A job id from a list: its task is leased if it is open and unleased and this is its job."""
@@ -367,8 +400,8 @@ class Model:
             return
         more = t.width > 1
         if rec.place == "failed" and t.status != "running" and call.spare:
-            self._continue_run(thread, t, call.spare)
-            call.spare, rec.place, more = "", "moving", True
+            self._continue_run(thread, t, self.ids())
+            call.spare, rec.place, more = False, "moving", True
             t.unmade.append(None)
         elif t.status != "running":
             if rec.place == "job":
@@ -381,7 +414,7 @@ class Model:
             self._leave(thread, t, task, rec)
             if rec.place == "failed":
                 t.failed, t.left = t.failed - 1, t.left + 1
-        self._lease(thread, t, task, rec, call)
+        self.gates.lease(thread, t, task, rec, call)
         if more:
             self._make_jobs(thread, t)
 
@@ -398,7 +431,7 @@ class Model:
         return [self._commit(commit, offer) for commit, offer in commits]
 
     def _commit(self, commit: Commit, offer: Offer) -> Answer:
-        lease, call = commit.lease, Call(offer, self.ids() if offer.queues else "", list(offer.tokens))
+        lease, call = commit.lease, Call(offer, bool(offer.queues), list(offer.tokens))
         t = self.threads.get(lease.thread)
         rec = t.open.get(lease.task) if t is not None else None
         if t is None or rec is None or not self._holds(t, rec, lease):
@@ -413,6 +446,7 @@ class Model:
             if t.width > 1 and t.status == "running":
                 self._make_jobs(lease.thread, t)
             self._refill(call)
+        self.gates.serve()
         for each in call.coming:
             self._push(*each)
         return Answer("ok", tuple(call.leases), (), t.status if t.run == lease.run else "rested")
@@ -569,6 +603,7 @@ class Model:
                 held[token] = round - 1
             elif named < round - 1:
                 self._release_orphan(offer.owner, token)
+        self.gates.serve()
         return gone
 
     def _release_orphan(self, owner: str, token: str) -> None:
@@ -600,6 +635,7 @@ class Model:
                 self.leases.pop(token, None)
         if tokens is None:
             self.held.pop(owner, None)  # also what it named of others' leases
+        self.gates.serve()
         return released
 
     def _give_back(
@@ -649,6 +685,7 @@ class Model:
         self._rest(thread, t, "cancelled", actor=actor)
         if t.status == "cancelled":
             t.left = left
+        self.gates.serve()
         return "cancelled"
 
     def _withdraw(self, thread: str, t: Thread) -> None:
@@ -676,6 +713,7 @@ class Model:
         self.swept = now, server, hold
         out: dict[str, Any] = {"status": "ok", "lost": 0, "woken": self._wake_due()}
         if hold > now:
+            self._sweep_ends()
             return {**out, "held": hold - now}
         for token in [token for end, token in sorted((end, x) for x, end in self.leases.items()) if end <= now]:
             found = self._by_token(token)
@@ -685,7 +723,15 @@ class Model:
             else:
                 self.leases.pop(token, None)
                 self.lease.pop(token, None)
+        self._sweep_ends()
         return out
+
+    def _sweep_ends(self) -> None:
+        self.gates.poke()
+        self.gates.serve()
+
+    def limit(self, graph: str, limits: Limits) -> None:
+        self.gates.limit(graph, limits)
 
 
 def _part_records(ref: str, parts: Mapping[str, str]) -> list[tuple[str, Record]]:

@@ -11,6 +11,7 @@ from everstep_scheduler.moves.contract import Answer, Commit, Lease, Offer
 from everstep_scheduler.steps import effects, settling
 from everstep_workers.work import Work
 
+from .gates import Gates
 from .model import Call, Model, Record, Thread
 
 
@@ -135,6 +136,62 @@ class StartTwice(Model):
         return super().start(start, offer, caller)
 
 
+class SlotOfTheDead(Model):
+    """Whose lease runs out keeps the slot of its limit."""
+
+    def _lost(self, thread: str, t: Thread, task: str, rec: Record, *, reaped: bool) -> None:
+        rec.gate = ""
+        super()._lost(thread, t, task, rec, reaped=reaped)
+
+
+class NobodyLetsIn(Gates):
+    """Slots that are let go are for whoever comes, not for those who stand in line."""
+
+    def serve(self) -> None:
+        self.freed.clear()
+
+
+class OneTooMany(Gates):
+    """A limit of two lets three in."""
+
+    def room(self, gate: str, said: dict[str, Any], more: int = 0) -> tuple[bool, int | None]:
+        return super().room(gate, said, more - 1)
+
+
+class LinePassed(Gates):
+    """Who comes while there is room does not look whether others stand in line."""
+
+    def enter(self, thread: str, t: Thread, task: str, rec: Record) -> bool:
+        found = None if rec.gate else self.of(t, rec)
+        if found is not None and self.room(*found)[0]:
+            rec.gate = found[0]
+        return super().enter(thread, t, task, rec)
+
+    def let_go(self, rec: Record) -> None:
+        super().let_go(rec)
+        self.freed.clear()
+
+
+class RateUncounted(Gates):
+    """What begins is not counted within its time."""
+
+    def begins(self, t: Thread, rec: Record) -> None:
+        super().begins(t, rec)
+        self.starts.clear()
+
+
+class TimeLetsNobodyIn(Gates):
+    """Nobody looks at a line when its time has come."""
+
+    def serve(self) -> None:
+        super().serve()
+        self.wakes.clear()
+
+
+def with_gates(gates: type[Gates]) -> type[Model]:
+    return type(gates.__name__, (Model,), {"gates_as": gates})
+
+
 @contextmanager
 def as_they_came() -> Iterator[None]:
     """A join applies what siblings wrote in the order in which they were done."""
@@ -180,6 +237,7 @@ def lost_reply_is_settled() -> Iterator[None]:
 
 MODELS: tuple[type[Model], ...] = (
     NoFence, TwiceOnResend, AttemptNotRaised, RefillDoubled, ClaimForgets, LostIsForgotten, LostKeepsToken,
-    WakeForgotten, NextInputForgotten, CancelLeavesLeases, SiblingOvertaken, RenewRevives, StartTwice,
+    WakeForgotten, NextInputForgotten, CancelLeavesLeases, SiblingOvertaken, RenewRevives, StartTwice, SlotOfTheDead,
+    *map(with_gates, (NobodyLetsIn, OneTooMany, LinePassed, RateUncounted, TimeLetsNobodyIn)),
 )  # fmt: skip
 PATCHES = (as_they_came, sibling_lost, effects_unread, lost_reply_is_settled)

@@ -1,189 +1,38 @@
-"""What is run: graphs whose result tells the order of their steps, and what their producers do meanwhile.
-
-`digest` is folded over all that is written, so another order, a write that is lost or one too many gives another value.
-"""
+"""What is run: which graphs, and what their producers do meanwhile."""
 
 from __future__ import annotations
 
-import hashlib
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Annotated, Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
-from everstep_checkpoint.errors import EverstepError, ServerError
-from everstep_scheduler.graph.asking import interrupt
+from everstep_checkpoint.errors import InvalidResume, ServerError
 from everstep_scheduler.graph.builder import StateGraph
-from everstep_scheduler.graph.effects import once
-from everstep_scheduler.graph.handling import NodeError
-from everstep_scheduler.graph.retry import RetryPolicy
-from everstep_scheduler.graph.runtime import END, START, Runtime, Send
+from everstep_scheduler.graph.limits import Limit, Limits
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.contract import Start
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.reading.questions import resume_of
 
+from .graphs import (
+    asking,
+    chain,
+    diamond,
+    fan,
+    flaky,
+    handled,
+    limited,
+    loop,
+    pair,
+    paying,
+    shaky_and_limited,
+)
 from .wire import FarLog, FarMoves, Wire
 from .world import World
 
 T = TypeVar("T")
 NOBODY = Config.of(None)
-
-
-def folded(before: str, new: str) -> str:
-    return hashlib.sha1(f"{before}{new}".encode(), usedforsecurity=False).hexdigest()[:8] if new else before
-
-
-class State(TypedDict, total=False):
-    seen: Annotated[list[str], operator.add]
-    digest: Annotated[str, folded]
-    turns: int
-    item: int
-
-
-class Nodes:
-    """The nodes of one schedule's graphs. They tell the world that they run."""
-
-    def __init__(self) -> None:
-        self.world: World | None = None
-
-    def __call__(self, name: str, **more: Any) -> Callable[[State], State]:
-        def node(state: State) -> State:
-            self.runs()
-            return wrote(name, **more)
-
-        return node
-
-    def runs(self) -> None:
-        assert self.world is not None
-        self.world.executes()
-
-
-NODES = Nodes()
-QUICK = RetryPolicy(initial_interval=0.5, max_attempts=50, jitter=False)
-
-
-def wrote(name: str, **more: Any) -> State:
-    return {"seen": [name], "digest": name, **more}  # type: ignore[typeddict-item]
-
-
-def chain(*nodes: str) -> StateGraph:
-    graph = StateGraph(State)
-    for before, node in zip((START, *nodes), nodes, strict=False):
-        graph.add_node(node, NODES(node))
-        graph.add_edge(before, node)
-    graph.add_edge(nodes[-1], END)
-    return graph
-
-
-def fan() -> StateGraph:
-    graph = StateGraph(State)
-
-    def work(state: State) -> State:
-        NODES.runs()
-        return wrote(f"work {state['item']}")
-
-    graph.add_node("split", NODES("split"))
-    graph.add_node("work", work)
-    graph.add_node("last", NODES("last"))
-    graph.add_edge(START, "split")
-    graph.add_conditional_edges("split", lambda state: [Send("work", {"item": i}) for i in range(4)], ["work"])
-    graph.add_edge("work", "last")
-    return graph
-
-
-def loop() -> StateGraph:
-    graph = StateGraph(State)
-
-    def turn(state: State) -> State:
-        NODES.runs()
-        turns = state.get("turns", 0) + 1
-        return wrote(f"turn {turns}", turns=turns)
-
-    graph.add_node("turn", turn)
-    graph.add_edge(START, "turn")
-    graph.add_conditional_edges("turn", lambda state: "turn" if state["turns"] < 4 else END, ["turn", END])
-    return graph
-
-
-def diamond() -> StateGraph:
-    graph = chain("a")
-    for node in "bcd":
-        graph.add_node(node, NODES(node))
-    for node in "bc":
-        graph.add_edge("a", node)
-    graph.add_edge(["b", "c"], "d")
-    return graph
-
-
-def flaky() -> StateGraph:
-    """`shaky` raises at its first two attempts, beside a sibling."""
-    graph = chain("a")
-
-    def shaky(state: State, runtime: Runtime[Any]) -> State:
-        NODES.runs()
-        if runtime.execution_info.node_attempt < 3:
-            raise ConnectionError("not yet")
-        return wrote("shaky")
-
-    graph.add_node("shaky", shaky, retry_policy=QUICK)
-    graph.add_node("b", NODES("b"))
-    graph.add_node("last", NODES("last"))
-    for node in ("shaky", "b"):
-        graph.add_edge("a", node)
-    graph.add_edge(["shaky", "b"], "last")
-    return graph
-
-
-def asking() -> StateGraph:
-    """Two siblings ask, one of them twice."""
-    graph = chain("a")
-
-    def ask(name: str, times: int, state: State) -> State:
-        NODES.runs()
-        return wrote(" ".join([name, *(str(interrupt(f"{name} {i}?")) for i in range(times))]))
-
-    for name, times in (("once", 1), ("twice", 2)):
-        graph.add_node(name, partial(ask, name, times))
-        graph.add_edge("a", name)
-    graph.add_node("last", NODES("last"))
-    graph.add_edge(["once", "twice"], "last")
-    return graph
-
-
-def handled() -> StateGraph:
-    graph = chain("a")
-
-    def bad(state: State) -> State:
-        NODES.runs()
-        raise ValueError("bad")
-
-    def mend(state: State, error: NodeError) -> State:
-        NODES.runs()
-        return wrote(f"mended {error.node}")
-
-    graph.add_node("bad", bad, error_handler=mend)
-    graph.add_node("b", NODES("b"))
-    for node in ("bad", "b"):
-        graph.add_edge("a", node)
-    return graph
-
-
-def paying() -> StateGraph:
-    """An effect before a failure: the retry must not do it again once it is recorded."""
-    graph = StateGraph(State)
-
-    def pay(state: State, runtime: Runtime[Any]) -> State:
-        NODES.runs()
-        receipt = once("charge", lambda: "paid")
-        if runtime.execution_info.node_attempt < 2:
-            raise ConnectionError("after it was paid")
-        return wrote(str(receipt))
-
-    graph.add_node("pay", pay, retry_policy=QUICK)
-    graph.add_edge(START, "pay")
-    return graph
 
 
 class Producer:
@@ -193,6 +42,7 @@ class Producer:
         self.world, self.store, self.story = world, store, story
         self.name, self.dead, self.stalled_until = "producer", False, 0.0
         self.ends = 0
+        self.one = world.dice.randrange(3)  # of several threads; the same for who follows one that died
         self._wire = Wire(world, self)
         self.moves, self.log = FarMoves(self._wire), FarLog(self._wire, store)
 
@@ -217,11 +67,12 @@ class Producer:
             except ServerError:
                 self.world.pause(0.3)
 
-    def begin(self, thread: str, run: str, kind: Any = "input", **config: Any) -> str:
+    def begin(self, thread: str, run: str, kind: Any = "input", limit_key: str = "", **config: Any) -> str:
         """A run; and what came of it."""
+        said = {"configurable": {"limit_key": limit_key}} if limit_key else None
         data = {"seen": [run], "digest": run} if kind == "input" else None
         config = {"multitask_strategy": "enqueue", **config}
-        start = start_of(self.story.spec, thread, run, data, Config.of(None, **config), kind)
+        start = start_of(self.story.spec, thread, run, data, Config.of(said, **config), kind)
         return self._sent(start)
 
     def _sent(self, start: Start) -> str:
@@ -236,12 +87,16 @@ class Producer:
     def cancels(self, thread: str, run: str) -> None:
         self.insist(lambda: self.moves.cancel(thread, run, "somebody"))
 
+    def limits(self, limits: Limits) -> None:
+        """Other limits hold from now on."""
+        self.insist(lambda: self.moves.limit(self.story.spec.name, limits))
+
     def answers(self, thread: str) -> None:
         """Answer what is asked until nothing is."""
         for i in range(20):
             if self.rested(thread) != "interrupted":
                 return
-            self.insist(partial(self._answer, thread, f"answer {i}"))
+            self.insist(partial(self._answer, thread, f"answer-{i}"))
 
     def _answer(self, thread: str, run: str) -> None:
         t = self.world.model.threads[thread]
@@ -255,9 +110,7 @@ class Producer:
             start = resume_of(
                 self.log, thread, run, given, NOBODY, graph=told.name, queue=told.default_queue, codec=told.codec
             )
-        except EverstepError as error:
-            if isinstance(error, ServerError):
-                raise
+        except InvalidResume:
             return  # somebody else has answered it meanwhile: an earlier call of ours
         self.moves.start(start)
 
@@ -279,6 +132,34 @@ def same_run_twice(producer: Producer) -> None:
 def several_threads(producer: Producer) -> None:
     for i in range(3):
         producer.begin(f"t{i}", f"r{i}")
+
+
+def two_threads(producer: Producer) -> None:
+    producer.begin("t0", "r0")
+    producer.begin("t1", "r1")
+
+
+def keyed_threads(producer: Producer) -> None:
+    """Two of three are counted together."""
+    for i, key in enumerate(("x", "y", "x")):
+        producer.begin(f"t{i}", f"r{i}", limit_key=key)
+
+
+def limits_change(producer: Producer) -> None:
+    """Limits get narrower and wider under those who hold slots and those who wait, and go."""
+    several_threads(producer)
+    for limit in (1, 3, None):
+        producer.world.pause(producer.world.dice.choice((0.0, 0.1, 1.0, 5.0)))
+        producer.limits({"api": Limit(limit)} if limit is not None else {})
+
+
+def cancelled_in_line(producer: Producer) -> None:
+    """One of those who hold a slot or wait is cancelled and continued."""
+    several_threads(producer)
+    producer.world.pause(producer.world.dice.choice((0.0, 0.05, 0.3)))
+    producer.world.disturbed = True
+    producer.cancels(f"t{producer.one}", f"r{producer.one}")
+    producer.begin(f"t{producer.one}", "again", "continue")
 
 
 def inputs_in_turn(producer: Producer) -> None:
@@ -322,12 +203,14 @@ def stepped(producer: Producer) -> None:
 
 @dataclass(frozen=True)
 class Story:
-    """A graph and what is done with it. `fixed`: its outcome is the same whatever happens on the way."""
+    """A graph and what is done with it. `fixed`: its outcome is the same whatever happens on the way.
+    `small`: few processes do."""
 
     name: str
     graph: Callable[[], StateGraph]
     tale: Callable[[Producer], None]
     fixed: bool = True
+    small: bool = False
     old: Callable[[], StateGraph] | None = None  # an earlier version, which lacks a node
 
     @cached_property
@@ -343,7 +226,11 @@ class Story:
         return {"g": self.old().compile(name="g").spec} if self.old is not None else {}
 
 
-STORIES = (
+def small(name: str, graph: Callable[[], StateGraph], tale: Callable[[Producer], None]) -> Story:
+    return Story(name, graph, tale, small=True)
+
+
+LARGE = (
     Story("chain", partial(chain, "a", "b", "c"), same_run_twice),
     Story("threads", partial(chain, "a", "b"), several_threads),
     Story("versions", partial(chain, "a", "b", "c"), one_run, fixed=False, old=partial(chain, "a", "b")),
@@ -358,4 +245,22 @@ STORIES = (
     Story("cancelled", fan, cancelled_and_continued),
     Story("taken over", fan, taken_over, fixed=False),
     Story("stepped", diamond, stepped),
+    Story("limited", partial(limited, 2, "api", "b"), several_threads),
+    Story("limited siblings", partial(fan, 2), one_run),
+    Story("limits change", partial(limited, 2, "api", "b"), limits_change),
+    Story("cancelled in line", partial(limited, 1, "api"), cancelled_in_line),
+    Story("limited by key", partial(limited, Limit(1, per_key=True), "api"), keyed_threads),
 )
+SMALL = (
+    small("one", partial(chain, "a"), one_run),
+    small("two", partial(chain, "a", "b"), one_run),
+    small("pair", pair, one_run),
+    small("twice", partial(chain, "a"), same_run_twice),
+    small("one limited", partial(limited, 1, "api"), two_threads),
+    small("one shaky", shaky_and_limited, two_threads),
+    small("rate", partial(limited, Limit(rate=(1, 1.5)), "api"), two_threads),
+)
+SMALL_TURNS = 12
+STORIES = LARGE + SMALL
+# Which story a schedule is of, by its number: most are small, where the same faults come at fewer steps.
+SCHEDULED = (*LARGE, *SMALL * SMALL_TURNS)

@@ -10,17 +10,19 @@ from typing import Any, TypeVar
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import ServerUnavailable
 from everstep_checkpoint.log import Head, MemoryLog
+from everstep_scheduler.graph.limits import Limits
 from everstep_scheduler.moves.contract import PATIENCE_S, Answer, Commit, Lease, Offer, Start, Started
 from everstep_workers.line import LOST
 
 from .world import NEVER, Crashed, Process, World
 
 T = TypeVar("T")
-LOOKS = ("read", "head", "llen")  # they change nothing
+LOOKS = ("read", "head", "llen")  # they change nothing; what comes between them and the next call makes them old
+IDLE = ("claim", "sweep", "renew")  # where these bring nothing, nothing hangs on when that is known
 OFTEN = (*LOOKS, "claim", "sweep", "renew")
 SELDOM = 4  # how much sooner something goes wrong at the other calls
-STALL_S = (1.0, 8.0, 15.0, 40.0)
-LATE_S = (0.01, 0.5, 5.0, 20.0)
+STALLS = (0.1, 0.8, 1.5, 4.0)  # in leases
+LATE = (0.001, 0.05, 0.5, 2.0)
 
 
 class Wire:
@@ -37,18 +39,20 @@ class Wire:
         world, fault = self.world, self.world.fault(1 if what in OFTEN else SELDOM)
         if fault:
             world.tell(what, fault)
-        self._before(fault)
+            self._before(fault)
         world.pause(world.transit_s())
         if fault == "lost":
             raise ServerUnavailable("the request is lost")
         if fault == "late":
-            world.spawn(lambda: self.carry_out(f"{what}, late", action), None, self._dice.choice(LATE_S))
+            world.spawn(lambda: self.carry_out(f"{what}, late", action), None, world.about(LATE))
             raise ServerUnavailable("the request is late")
         answer = self.carry_out(what, action)
         if fault == "twice":
-            world.spawn(lambda: self.carry_out(f"{what}, twice", action), None, self._dice.choice(LATE_S))
-        self._after(fault)
-        world.pause(world.transit_s())
+            world.spawn(lambda: self.carry_out(f"{what}, twice", action), None, world.about(LATE))
+        elif fault:
+            self._after(fault)
+        if what not in LOOKS and not (what in IDLE and says_nothing(answer)):
+            world.pause(world.transit_s())
         if fault == "reply lost":
             raise ServerUnavailable("the reply is lost")
         return answer
@@ -75,7 +79,7 @@ class Wire:
             case "stall":
                 self.stall()
             case "slow":
-                self.world.pause(self._dice.choice(STALL_S))
+                self.world.pause(self.world.about(STALLS))
             case "expire":
                 self._expire()
 
@@ -86,7 +90,7 @@ class Wire:
             case "stall after":
                 self.stall()
             case "slow reply":
-                self.world.pause(self._dice.choice(STALL_S))
+                self.world.pause(self.world.about(STALLS))
 
     def die(self, *, seen: bool = False) -> None:
         """The process is dead from here on; `seen`: by its pool."""
@@ -100,7 +104,7 @@ class Wire:
 
     def stall(self) -> None:
         """All of the process stops for a while, and goes on as if nothing had been."""
-        self.process.stalled_until = self.world.now + self._dice.choice(STALL_S)
+        self.process.stalled_until = self.world.now + self.world.about(STALLS)
         self.world.pause(0)
 
     def _expire(self) -> None:
@@ -108,6 +112,12 @@ class Wire:
         leases = self.world.model.leases
         if leases:
             leases[self._dice.choice(sorted(leases))] = 0
+
+
+def says_nothing(answer: object) -> bool:
+    if isinstance(answer, Answer):
+        return not answer.leases
+    return not (answer["lost"] or answer["woken"]) if isinstance(answer, dict) else not answer
 
 
 class FarMoves:
@@ -142,6 +152,9 @@ class FarMoves:
 
     def cancel(self, thread: str, run: str, actor: str) -> str:
         return self._wire.call("cancel", lambda: self._model.cancel(thread, run, actor))
+
+    def limit(self, graph: str, limits: Limits) -> None:
+        return self._wire.call("limit", lambda: self._model.limit(graph, limits))
 
     def sweep(self, server: str, lease_ms: int) -> dict[str, Any]:
         return self._wire.call("sweep", lambda: self._model.sweep(server, lease_ms))
@@ -183,6 +196,7 @@ class FarLine:
         self._epoch = 0
         self._sent: deque[tuple[Commit, Offer, int]] = deque()
         self._replies: deque[Answer] = deque()
+        self._waits: Any = None
 
     def post(self, pair: tuple[Commit, Offer]) -> int:
         fault = self._world.fault(SELDOM)
@@ -195,7 +209,7 @@ class FarLine:
             return LOST
         epoch = self._epoch
         self._sent.append((*pair, epoch))
-        late = self._wire._dice.choice(LATE_S) if fault == "slow reply" else self._world.transit_s()
+        late = self._world.about(LATE) if fault == "slow reply" else self._world.transit_s()
         self._world.spawn(self._deliver, None, late)
         if fault == "reply lost":
             self._epoch += 1  # the command arrives, and nobody reads what is answered
@@ -213,11 +227,16 @@ class FarLine:
         answer = self._wire.carry_out(f"posted {said(pair[0])}", lambda: self._world.model.commit([pair])[0])
         if epoch == self._epoch:
             self._replies.append(answer)
+            if self._waits is not None:
+                self._waits.wakes_at = self._world.now + self._world.transit_s()
 
     def collect(self, posted: int) -> Answer | None:
-        self._world.pause(self._world.transit_s())
+        if self._replies:
+            self._world.pause(self._world.transit_s())
         while posted == self._epoch and not self._replies:
-            self._world.pause(0.01)
+            self._waits = self._world.current
+            self._world.pause(NEVER)
+        self._waits = None
         return self._replies.popleft() if posted == self._epoch else None
 
     def has_reply(self) -> bool:
@@ -232,7 +251,7 @@ class FarLine:
         self._sent.clear()
         for pair in behind:
             if pair is late or dice.random() < 0.5:
-                self._world.spawn(partial(self._arrives, pair), None, dice.choice(LATE_S))
+                self._world.spawn(partial(self._arrives, pair), None, self._world.about(LATE))
 
 
 class FarClient:
@@ -249,8 +268,9 @@ class FarClient:
         return {"run_id": "server"}
 
     def blpop(self, keys: Sequence[str], timeout: float) -> None:
-        """The bell may ring at any time; nothing may depend on it."""
-        self._wire.world.local_sleep(timeout if self._wire._dice.random() < 0.8 else 0.05)
+        """The bell may ring at any time, and does most where something waits; nothing may depend on it."""
+        rings = 0.5 if any(self._wire.world.model.queues.values()) else 0.05
+        self._wire.world.local_sleep(0.05 if self._wire._dice.random() < rings else timeout)
 
     def pipeline(self, transaction: bool = True) -> FarClient:
         return self

@@ -19,11 +19,12 @@ from everstep_workers.keeper import Keeper
 from everstep_workers.slots import OFFER_MAX, Held, Slots
 from everstep_workers.work import Setup, Work
 
+from .stories import Story
 from .wire import Event, FarClient, FarLine, FarLog, FarMoves, Inbox, Lock, Wire
 from .world import Actor, Crashed, World
 
-LEASE_MS = 10_000
 KEYS = Keys(rq="rq")
+BEGIN_AGAIN = (0.01, 0.3, 1.2)  # when one that died is followed by another, in leases
 
 
 class SimSlots(Slots):
@@ -133,7 +134,9 @@ class WorkerProcess:
         self.swarm = swarm
         self.wire = Wire(world, self, swarm.kill_all)
         queues = tuple(dict.fromkeys(queue for spec in graphs.values() for queue in spec.queues))
-        setup = Setup("redis://simulated", name, queues, KEYS, dice.choice((1, 1, 2, 3)), lease_ms=LEASE_MS)
+        setup = Setup(
+            "redis://simulated", name, queues, KEYS, dice.choice((1, 1, 2, 3)), lease_ms=round(world.lease_s * 1000)
+        )
         before, world.current = world.current, Actor(world, lambda: None, self)  # so that it is born in its own time
         self.work = SimWork(self, setup, graphs)
         front, face = Front(self.work), SimpleNamespace(client=None)
@@ -157,15 +160,15 @@ class WorkerProcess:
 class Swarm:
     """All worker processes of a schedule. One that dies is followed by another one after a while."""
 
-    def __init__(self, world: World, store: Any, graphs: Mapping[str, GraphSpec], old: Mapping[str, GraphSpec]) -> None:
-        self._world, self._store, self._graphs = world, store, graphs
+    def __init__(self, world: World, store: Any, story: Story) -> None:
+        self._world, self._store, self._graphs = world, store, story.graphs
         self._all: list[WorkerProcess] = []
         self._begun = 0
-        if old and world.dice.random() < 0.5:
+        if story.old_graphs and world.dice.random() < 0.5:
             world.disturbed = True
-            self.begin(old)
-        for _ in range(world.dice.choice((1, 2, 2, 3))):
-            self.begin(graphs)
+            self.begin(story.old_graphs)
+        for _ in range(world.dice.choice((1, 1, 2) if story.small else (1, 2, 2, 3))):
+            self.begin(story.graphs)
 
     def begin(self, graphs: Mapping[str, GraphSpec]) -> None:
         self._begun += 1
@@ -174,7 +177,7 @@ class Swarm:
     def died(self, process: WorkerProcess) -> None:
         if process in self._all:
             self._all.remove(process)
-            self._world.spawn(lambda: self.begin(self._graphs), None, self._world.dice.choice((0.1, 3.0, 12.0)))
+            self._world.spawn(lambda: self.begin(self._graphs), None, self._world.about(BEGIN_AGAIN))
 
     def kill_all(self) -> None:
         for process in list(self._all):

@@ -12,10 +12,10 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from threading import get_ident
 from typing import Any, Protocol
-from unittest import mock
 
 import greenlet  # type: ignore[import-untyped]
 
@@ -25,9 +25,11 @@ from everstep_workers import slots, work
 
 from .model import Model
 
+_LOGGERS = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("everstep")]
 TURNS_MAX = 60_000
 LOOK_EVERY = 4
 NEVER = float("inf")
+LEASES_S = (4.0, 4.0, 10.0)  # short ones pass sooner, and leave fewer looks at nothing
 BEGAN_S = 1_700_000_000.0
 # What may go wrong at a call. Those that end attempts, or may, and those after which each node still ran once.
 ENDING = ("crash", "crash after", "stall", "stall after", "slow", "slow reply", "expire", "kill all", "pool")
@@ -82,7 +84,7 @@ class World:
         self.current: Actor | None = None
         self.turns = 0
         self.drawn = 0
-        self.someone_died = False
+        self.someone_died = self._burying = False
         self.failure: BaseException | None = None
         self.disturbed = False  # may a node have run more than once?
         self.tells = tells
@@ -90,6 +92,7 @@ class World:
         self.executed: Counter[tuple[str, int, str]] = Counter()
         self.faults_left = self.dice.choice((0, 1, 2, 4, 8)) if faults is None else faults
         self.fault_rate = self.dice.choice((0.01, 0.03, 0.1))
+        self.lease_s = self.dice.choice(LEASES_S)
         self.haste = self.dice.choice((0.001, 0.01, 0.2))  # seconds that a call is on its way, about
         self.judge: Callable[[], None] = lambda: None
         self.model = make_model(self)
@@ -113,8 +116,18 @@ class World:
         assert actor is not None, "only coroutines wait"
         self.check(actor)
         actor.wakes_at = self.now + seconds
-        self.main.switch()
+        self._give_way(actor)
         self.check(actor)
+
+    def _give_way(self, actor: Actor) -> None:
+        """The next turn, without a detour through `run`, unless that has something to look at."""
+        if self.turns % LOOK_EVERY == 0 or self.someone_died or self.failure is not None or self._burying:
+            self.main.switch()
+            return
+        self.turns += 1
+        following = self.current = self._next()
+        if following is not actor:
+            following.let.switch()
 
     @staticmethod
     def check(actor: Actor) -> None:
@@ -132,7 +145,9 @@ class World:
 
     def run(self, until: Callable[[], bool], what: str) -> None:
         """Give turns until it is so. Raises Astray if it never comes to that."""
-        while self.turns % LOOK_EVERY or not until():
+        while True:
+            if self.turns % LOOK_EVERY == 0 and until():
+                return
             self.turns += 1
             if self.turns > TURNS_MAX:
                 raise Astray(f"{what}: not after {TURNS_MAX} turns, {self.now - BEGAN_S:.0f} s")
@@ -143,9 +158,9 @@ class World:
     def _turn(self) -> None:
         if self.someone_died:
             self.bury()
-        actor = self.current = self._next()
-        actor.let.switch()
-        self.current = None
+        self.current = self._next()
+        self.current.let.switch()
+        actor, self.current = self.current, None  # others may have had turns meanwhile; this one waits, or has ended
         if actor.let.dead:
             self.actors.remove(actor)
 
@@ -162,7 +177,7 @@ class World:
             elif at < first:
                 first, soonest = at, actor
         if ready:
-            return ready[0] if len(ready) == 1 else self.dice.choice(ready)
+            return ready[0] if len(ready) == 1 else ready[int(self.dice.random() * len(ready))]
         if first == NEVER:
             raise Astray("nothing can go on")
         self.now = first
@@ -170,14 +185,14 @@ class World:
 
     def bury(self, everybody: bool = False) -> None:
         """End the coroutines of dead processes, where they stand."""
-        self.someone_died = False
+        self.someone_died, self._burying = False, True
         dead = [each for each in self.actors if everybody or (each.process is not None and each.process.dead)]
         self.actors = [each for each in self.actors if each not in dead]
         for actor in dead:
             self.current = actor
             if actor.let:
                 actor.let.throw(Crashed)
-        self.current = None
+        self.current, self._burying = None, False
 
     # what goes wrong
 
@@ -189,6 +204,10 @@ class World:
         fault = self.dice.choice(FAULTS)
         self.disturbed = self.disturbed or fault in ENDING
         return fault
+
+    def about(self, leases: Sequence[float]) -> float:
+        """One of these, which are in leases, in seconds."""
+        return self.dice.choice(leases) * self.lease_s
 
     def transit_s(self) -> float:
         return self.dice.random() * self.haste
@@ -217,21 +236,42 @@ class World:
 
 @contextmanager
 def in_time_of(world: World) -> Iterator[None]:
-    """What asks for the time, for sleep or for an id gets this world's."""
-    before, disabled = random.getstate(), logging.root.manager.disable
-    random.seed(world.dice.random())
-    logging.disable(logging.CRITICAL)
-    with (
-        mock.patch.multiple(time, monotonic=world.local_now, time=world.local_now, sleep=world.local_sleep),
-        mock.patch.object(slots, "new_id", world.new_id),
-        mock.patch.object(work, "new_id", world.new_id),
-    ):
+    """What asks for the time, for sleep, for dice or for an id gets this world's; and nobody is told of trouble.
+
+    Other threads of the test process, which may be left from other tests, have their own as ever: one that slept in
+    this world would end with an error, and turn a coroutine of it.
+    """
+    patched: list[tuple[Any, str, Callable[..., Any]]] = [
+        (time, "monotonic", world.local_now), (time, "time", world.local_now), (time, "sleep", world.local_sleep),
+        (time, "thread_time", lambda: 0.0), (random, "random", world.dice.random),
+        (random, "uniform", world.dice.uniform), (slots, "new_id", world.new_id), (work, "new_id", world.new_id),
+    ]  # fmt: skip
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in patched]
+    told = [log for log in _LOGGERS if not log.disabled]
+    try:
+        for (owner, name, ours), (*_, real) in zip(patched, before, strict=True):
+            setattr(owner, name, _here(ours, real))
+        for log in told:
+            log.disabled = True
+        yield
+    finally:
         try:
-            yield
-        finally:
             world.bury(everybody=True)
-            random.setstate(before)
-            logging.disable(disabled)
+        finally:
+            for owner, name, real in before:
+                setattr(owner, name, real)
+            for log in told:
+                log.disabled = False
+
+
+def _here(ours: Callable[..., Any], real: Callable[..., Any]) -> Callable[..., Any]:
+    """Ours in this thread, the real one in others."""
+    me = get_ident()
+
+    def either(*args: Any) -> Any:
+        return ours(*args) if get_ident() == me else real(*args)
+
+    return either
 
 
 def _short(said: object) -> str:

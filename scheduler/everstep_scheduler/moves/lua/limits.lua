@@ -11,6 +11,13 @@
 local known, freed, passed, standing = {}, {}, {}, 0
 local POKED = 10
 
+-- There may be room at a gate; those freed first are served first.
+local function free(gate)
+  if freed[gate] then return end
+  freed[gate] = true
+  freed[#freed + 1] = gate
+end
+
 -- The gate of a task and its numbers; nothing for nearly all.
 local function gate_of(T, rec)
   if gates.graphs == nil then gates.graphs = call('GET', S .. 'limited') end
@@ -56,14 +63,14 @@ function gates.open(thread, T, task, rec)
   local gate, limit = gate_of(T, rec)
   if not gate then return true end
   if call('EXISTS', S .. 'line:' .. gate) == 0 then
-    local free, due = room(gate, limit, 0)
-    if free then
+    local fits, due = room(gate, limit, 0)
+    if fits then
       rec.g = gate
       return true
     end
     if due then call('ZADD', S .. 'wakes', due, 'line ' .. gate) end
   else
-    freed[gate] = true -- there may be room for the first of the line
+    free(gate) -- there may be room for the first of the line
   end
   stand(thread, T, task, rec, gate)
   return false
@@ -88,12 +95,12 @@ function gates.begins(T, rec)
   call('ZREMRANGEBYSCORE', key, '-inf', NOW - limit.ms)
   call('ZADD', key, NOW, rec.j)
   call('PEXPIRE', key, 2 * DAY_MS)
-  freed[rec.g] = true -- when the next may begin is known only now
+  free(rec.g) -- when the next may begin is known only now
 end
 
 -- A gate with room, perhaps: of a limit, or of a turn.
 local function looked_at(gate, why)
-  if gates.is_turn(gate) then passed[gate] = passed[gate] or why or true else freed[gate] = true end
+  if gates.is_turn(gate) then passed[gate] = passed[gate] or why or true else free(gate) end
 end
 
 function gates.let_go(rec)
@@ -133,10 +140,10 @@ local function let_in(gate)
       at = at + 1 -- can't be pushed to, and must not keep the others waiting
     else
       local now, limit = gate_of(T, rec)
-      local free, due = true, nil
-      if now == gate then free, due = room(gate, limit, #found) end
+      local fits, due = true, nil
+      if now == gate then fits, due = room(gate, limit, #found) end
       if due then call('ZADD', S .. 'wakes', due, 'line ' .. gate) end
-      if not free then break end
+      if not fits then break end
       gates.unline(thread, T, task, rec)
       rec.p = 'moving'
       found[#found + 1] = { thread, T, task, rec, now == gate }
@@ -156,12 +163,12 @@ end
 
 -- What was let go is for those who wait. Called before a script takes from the queues, and before it ends.
 function gates.serve()
-  while true do
-    local gate = next(freed)
-    if not gate then return gates.pass() end
+  while #freed > 0 do
+    local gate = table.remove(freed, 1)
     freed[gate] = nil
     if not pcall(let_in, gate) then show('SREM', S .. 'lines', gate) end -- keys that are not ours; doctor tells of it
   end
+  gates.pass()
 end
 
 -- A few lines are looked at without a reason, by the sweep: a limit may have changed meanwhile.
