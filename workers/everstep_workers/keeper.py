@@ -64,7 +64,7 @@ class Keeper(threading.Thread):
         self._client = work.client(answer_s=patience_s)
         self._moves = work.line(patience_s)
         self._ended = threading.Event()
-        self._round = 0
+        self._round = 1  # 0 in Redis: no renewal has found that lease yet
         self._differed: frozenset[str] = frozenset()
         now, lease_s = time.monotonic(), work.setup.lease_ms / 1000
         self._registry_due = now + REGISTRY_EVERY_S

@@ -37,7 +37,7 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._registry_at = time.monotonic() + REGISTRY_EVERY_S
-        self._round = 0
+        self._round = 1  # 0 in Redis: no renewal has found that lease yet
 
     def hold(self, leases: Sequence[Lease]) -> None:
         """Begin to renew these."""
