@@ -34,9 +34,14 @@ audit: $(VENV)/.dev ## known holes in what is installed here; needs a vulnerabil
 test: $(VENV)/.dev ## all tests but soak, on the server that the run's seed chooses
 	$(BIN)/pytest -m "not soak" -n $(JOBS) --dist worksteal
 
-soak: $(VENV)/.dev ## the long tests, on every server found, and docs/RELIABILITY.md made from them
-	EVERSTEP_SOAK_RESULTS=bench/results/soak $(BIN)/pytest -m soak -o faulthandler_timeout=0
-	$(BIN)/python -m bench.reliability
+# A part of it: make soak SOAK=tests/test_chaos.py, or SOAK='tests/test_chaos.py -k kill'. A trial of it, in a tenth of
+# the time: make soak EVERSTEP_SOAK_SHARE=0.1 EVERSTEP_SOAK_RESULTS=/tmp/trial
+SOAK ?= tests
+EVERSTEP_SOAK_RESULTS ?= bench/results/soak
+
+soak: $(VENV)/.dev ## the long tests, on every server found: 35 minutes on 2 idle cores; makes docs/RELIABILITY.md
+	EVERSTEP_SOAK_RESULTS=$(EVERSTEP_SOAK_RESULTS) $(BIN)/pytest $(SOAK) -m soak -o faulthandler_timeout=0 --durations=40; \
+	done=$$?; $(BIN)/python -m bench.reliability; exit $$done
 
 bench: $(VENV)/.dev ## speed, beside a bare loop and the peers of `make peers`; writes bench/results
 	$(BIN)/everstep bench --results bench/results $(if $(wildcard $(VENV)/peers/bin/python),--peers $(VENV)/peers/bin/python)

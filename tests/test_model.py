@@ -23,7 +23,7 @@ from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.moves import redismoves
 from everstep_scheduler.moves.contract import Answer, Answered, Commit, Lease, Offer, Start, Started
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
-from servers import plain_client, server_binaries
+from servers import plain_client, server_binaries, soaked
 from sim.model import Model, Record, Thread
 
 KEYS = Keys(rq="rq")
@@ -432,4 +432,4 @@ def test_the_model_answers_as_the_scripts_do_for_long(
 ) -> None:
     binary: Callable[[str], Path] = server_binaries().__getitem__
     with EmbeddedServer(binary=binary(server_name), extra=ORDERED) as server:
-        told_alike(server, str(seed.randrange(2**32)), 1000, monkeypatch)
+        told_alike(server, str(seed.randrange(2**32)), round(soaked(1000)), monkeypatch)
