@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 SEED = int("".join(filter(str.isdigit, run_seed())) or 0) % 10**9
 PROMISED = {"runs", "steps", "faults", "lost", "duplicated", "recovery_p50_s", "recovery_p99_s"}
 # how long each chaos of a soak is, in seconds
-MIXED_S, FAILOVER_S, KILL_S, POOL_S = 150.0, 60.0, 265.0, 120.0
+MIXED_S, FAILOVER_S, KILL_S, POOL_S = 120.0, 60.0, 265.0, 100.0
 KILLS = 500
 
 
@@ -52,6 +52,13 @@ def test_a_short_chaos_on_a_server_of_its_own_loses_nothing_and_does_nothing_twi
     assert outcome.verdict.sound, said(outcome)
     assert outcome.faults.total() and outcome.verdict.runs and outcome.verdict.steps
     assert outcome.kept is None
+
+
+def test_pools_of_two_versions_finish_every_run_as_each_step_s_version_says(redis_url: str) -> None:
+    order = Order(SEED, 3.5, redis_url, kinds=("deploy",), processes=1, producers=3, gap_s=(0.5, 0.8), lease_s=1.0)
+    outcome = run(order)
+    assert outcome.verdict.sound, said(outcome)
+    assert outcome.faults["deploy"] and outcome.verdict.runs and not outcome.verdict.losses
 
 
 def test_on_the_users_redis_it_keeps_to_a_namespace_and_removes_it(client: redis.Redis, redis_url: str) -> None:
