@@ -299,7 +299,7 @@ def dying(look: Look) -> Iterator[Finding]:
 
 
 def _some_keys(look: Look, stem: str) -> tuple[list[str], bool]:
-    """What comes behind this stem in the names of some keys that begin with it, and whether the search was cut short."""
+    """What comes behind this stem in the names of keys that begin with it; and whether not all were looked at."""
     found: set[str] = set()
     cursor, pattern = 0, re.sub(r"([*?\[\]\\^])", r"\\\1", stem) + "*"
     for _ in range(KEYS_MAX // SCAN):

@@ -49,10 +49,9 @@ class Order:
 def preload(keys: Keys) -> None:
     """Import in the parent what every child needs and no user wrote: who takes a dead child's place, or its tasks,
     begins a third of a second sooner, and shares the pages. It opens nothing and starts no thread."""
-    from .face import pin_rq_prefix, rq_version
+    from .face import pin_rq_prefix
 
     pin_rq_prefix(keys)
-    rq_version()
     from everstep_scheduler.inline import compiled as compiled
 
     from . import targets as targets

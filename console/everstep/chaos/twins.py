@@ -110,7 +110,8 @@ class Twins:
 
 
 def _asking(server: EmbeddedServer) -> Any:
-    return redis.Redis.from_url(server.url, socket_timeout=READY_S)
+    untyped: Any = redis.Redis  # its keyword arguments have no types
+    return untyped.from_url(server.url, socket_timeout=READY_S)
 
 
 def _follows(said: dict[str, Any]) -> bool:
