@@ -37,7 +37,7 @@ test: $(VENV)/.dev ## all tests but soak, on the server that the run's seed choo
 # What measures runs alone, everything else side by side. A part: make soak SOAK=tests/test_chaos.py, or
 # SOAK='tests/test_chaos.py -k kill'. A trial in a tenth of the time, that leaves the results as they are:
 # make soak EVERSTEP_SOAK_SHARE=0.1 EVERSTEP_SOAK_RESULTS=/tmp/trial
-MEASURED := tests/test_chaos.py tests/test_crowd.py tests/test_load.py tests/test_bench.py
+MEASURED := tests/test_chaos.py tests/test_crowd.py
 EVERSTEP_SOAK_RESULTS ?= bench/results/soak
 LONG := EVERSTEP_SOAK_RESULTS=$(EVERSTEP_SOAK_RESULTS) $(BIN)/pytest -m soak -o faulthandler_timeout=0 --durations=50
 

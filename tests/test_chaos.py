@@ -35,8 +35,8 @@ ROOT = Path(__file__).parent.parent
 SEED = int("".join(filter(str.isdigit, run_seed())) or 0) % 10**9
 PROMISED = {"runs", "steps", "faults", "lost", "duplicated", "recovery_p50_s", "recovery_p99_s"}
 # how long each chaos of a soak is, in seconds
-MIXED_S, FAILOVER_S, KILL_S, POOL_S = 120.0, 60.0, 265.0, 100.0
-KILLS = 500
+MIXED_S, FAILOVER_S, KILL_S, POOL_S = 90.0, 45.0, 135.0, 80.0
+KILLS = 250  # on each server: 500
 
 
 def said(outcome: Outcome) -> str:

@@ -31,7 +31,7 @@ BATCHES, BATCH = 16, 125  # inline: 2,000, of which 500 are for each run of the 
 REDIS = 40
 WORKERS, FLEET = 4, 50  # on workers: 200, of which 100 are
 TELLERS = 8
-SOAK = 2000
+SOAK = 1000  # on each server
 
 
 def seeds(what: str, count: int) -> Iterator[int]:

@@ -432,4 +432,4 @@ def test_the_model_answers_as_the_scripts_do_for_long(
 ) -> None:
     binary: Callable[[str], Path] = server_binaries().__getitem__
     with EmbeddedServer(binary=binary(server_name), extra=ORDERED) as server:
-        told_alike(server, str(seed.randrange(2**32)), round(soaked(1000)), monkeypatch)
+        told_alike(server, str(seed.randrange(2**32)), round(soaked(600)), monkeypatch)

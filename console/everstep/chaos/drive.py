@@ -214,7 +214,7 @@ def _wait(striker: Striker, load: Load, until: float) -> None:
 def _healed(order: Order, stage: Stage, ledger: Ledger, load: Load, striker: Striker, told: Told) -> Evidence:
     """No more faults: wait until every run rests, end the workers, and take down what is there."""
     told("heal", "no more faults; waiting until all runs rest")
-    stage.finish_deploy()
+    striker.finish_deploy()
     with stage.near_client() as client:
         end = time.monotonic() + HEAL_S + HEAL_LEASES * order.lease_s
         threads = ledger.threads()

@@ -131,12 +131,9 @@ class Stage:
         self.open_pool(index)
         return self._targets[self._serves[index]]
 
-    def finish_deploy(self) -> None:
-        """Every pool serves the newest version: what others lack is parked for as long as nobody has it."""
-        for index, serves in enumerate(self._serves):
-            if serves != len(self._targets) - 1:
-                self._serves[index] = len(self._targets) - 2
-                self.deploy(index)
+    def outdated(self) -> list[int]:
+        """The pools that serve another version than the newest. The next one of the two is that."""
+        return [index for index, serves in enumerate(self._serves) if serves != len(self._targets) - 1]
 
     def take_over(self) -> None:
         """The replica, which has parted from its master, is the master; all ways lead to it."""

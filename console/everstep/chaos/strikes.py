@@ -124,11 +124,22 @@ class Striker:
 
     def _deploy(self, fault: Fault) -> Struck:
         """A rolling restart, as far as one pool goes. What it was at ends, or is given back; nothing is excused."""
-        index = int(fault.pick * len(self._stage.pools))
-        gone = children_of(self._stage.pools[index].pid)
-        self._stopped = [(due, pid) for due, pid in self._stopped if pid not in gone]
+        return self._redeploy(int(fault.pick * len(self._stage.pools)))
+
+    def finish_deploy(self) -> None:
+        """Every pool serves the newest version: what others lack is parked for as long as nobody has it."""
+        self.struck += [self._redeploy(index) for index in self._stage.outdated()]
+
+    def _redeploy(self, index: int) -> Struck:
+        """A pool that does not end in time is killed: only that is a fault that befalls its processes."""
+        crew = self._stage.pools[index]
+        pids = [crew.pid, *children_of(crew.pid)]
+        self._stopped = [(due, pid) for due, pid in self._stopped if pid not in pids]
         at = time.monotonic()
-        return self._note("deploy", f"pool {index}, now {self._stage.deploy(index)}", (), at)
+        now = self._stage.deploy(index)
+        killed = crew.ended == -signal.SIGKILL
+        said = f"pool {index}, now {now}{', had to be killed' if killed else ''}"
+        return self._note("deploy", said, pids if killed else (), at)
 
     # connections, jobs, keys
 
