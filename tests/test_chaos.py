@@ -37,6 +37,7 @@ PROMISED = {"runs", "steps", "faults", "lost", "duplicated", "recovery_p50_s", "
 # how long each chaos of a soak is, in seconds
 MIXED_S, FAILOVER_S, KILL_S, POOL_S = 90.0, 45.0, 135.0, 80.0
 KILLS = 250  # on each server: 500
+BEGIN_S = 5.0  # until there is something to strike, also in a trial
 
 
 def said(outcome: Outcome) -> str:
@@ -254,7 +255,7 @@ def test_recoveries_are_measured_over_many_kills(
     outcome = run(
         Order(
             SEED,
-            soaked(seconds),
+            soaked(seconds) + BEGIN_S,
             kinds=(kind,),
             lease_s=lease_s,
             gap_s=gap_s,
