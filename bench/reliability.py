@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,16 @@ RESULTS_ENV = "EVERSTEP_SOAK_RESULTS"
 Found = Mapping[str, Any]
 TITLES = {
     "mixed": "every kind of fault",
+    "failover": "a replica takes over; two versions; kill -9 of a process",
     "kill": "kill -9 of a process, its pool lives",
     "pool": "kill -9 of a pool with its parent",
 }
 COLUMNS = (
-    "server", "chaos", "seed", "minutes", "lease", "faults", "runs", "steps", "attempts lost", "violations",
-    "recoveries", "p50", "p99", "longest", "load average", "nice",
+    "server", "chaos", "seed", "minutes", "lease", "faults", "runs", "steps", "attempts lost", "taken back",
+    "violations", "recoveries", "p50", "p99", "longest", "bar at p99", "load average", "nice", "everstep", "on",
 )  # fmt: skip
+KILL_BAR_S = 0.5
+POOL_BAR_S = 2.0  # beyond the lease
 LOAD = "load"
 LOAD_HEAD = """
 ## Under load
@@ -41,15 +46,17 @@ HEAD = """# Reliability, measured
 
 Made from the last `make soak` by `python -m bench.reliability`, not by hand. [Chaos](chaos.md) says what the faults
 are, what the checker looks at, and how to run it yourself. A violation is a law of the checker that was broken; each
-would be listed below the table.
+would be listed below the table. "Taken back" are acknowledged facts that a failover to a replica which was behind may
+take; nothing else may be gone. A part that was not measured again is of the day that its line says.
 
 """
 FOOT = """
 A **recovery** lasts from the kill of a process until a task that it was running runs again, by the journal that the
 nodes keep. It is as long as the machine is busy: this one has {cpus} cores, shared by clients, workers, Redis and other
 programs; the load average is that of the last five minutes of a run, `nice` its priority. The bars: 0.5 s at p99 for
-a process of a pool, with any lease; lease and 2 s for a whole pool. Where every kind of fault strikes, a recovery may
-meet the next one before it is over: after a Redis that was away nothing expires for a lease and two seconds.
+a process of a pool, with any lease; lease and 2 s for a whole pool. Where several kinds of faults strike, a recovery
+may meet the next one before it is over: after a Redis that was away, or another that took over, nothing expires for a
+lease and two seconds, and a step that a failover took back is recovered when it is done again. These have no bar.
 """
 
 
@@ -60,7 +67,10 @@ def record(what: str, document: Found) -> Path | None:
         return None
     path = Path(folder) / f"{str(document['server']).partition(' ')[0]}-{what}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"cpus": os.cpu_count(), "load": round(os.getloadavg()[1], 1), "nice": os.nice(0)}
+    machine = {
+        "cpus": os.cpu_count(), "load": round(os.getloadavg()[1], 1), "nice": os.nice(0),
+        "everstep": version("everstep"), "on": time.strftime("%Y-%m-%d", time.gmtime()),
+    }  # fmt: skip
     path.write_text(json.dumps({**document, **machine}, indent=1) + "\n")
     return path
 
@@ -81,10 +91,19 @@ def row(what: str, found: Found) -> list[str]:
     known = recovery(what, found)
     return [
         found["server"], TITLES[what], str(found["seed"]), f"{found['minutes']:g}", f"{found['lease_s']:g} s",
-        *(f"{found[name]:,}" for name in ("faults", "runs", "steps", "losses")), f"**{len(found['violations'])}**",
-        f"{known['count']:,}", *(span(known[name]) for name in ("p50_s", "p99_s", "max_s")),
-        f"{found['load']:g}", str(found["nice"]),
+        *(f"{found.get(name, 0):,}" for name in ("faults", "runs", "steps", "losses", "rewound")),
+        f"**{len(found['violations'])}**", f"{known['count']:,}",
+        *(span(known[name]) for name in ("p50_s", "p99_s", "max_s")), kept(what, found, known["p99_s"]),
+        f"{found['load']:g}", str(found["nice"]), found.get("everstep", "-"), found.get("on", "-"),
     ]  # fmt: skip
+
+
+def kept(what: str, found: Found, p99_s: float | None) -> str:
+    """The bar of a kind of chaos, if it has one, and whether it was kept."""
+    bar_s = {"kill": KILL_BAR_S, "pool": found["lease_s"] + POOL_BAR_S}.get(what)
+    if bar_s is None or p99_s is None:
+        return "-"
+    return f"{bar_s:g} s: {'kept' if p99_s <= bar_s else '**missed**'}"
 
 
 def load_row(found: Found) -> list[str]:
@@ -114,7 +133,8 @@ def page(found: Sequence[tuple[str, Found]]) -> str:
         kinds.update(each["faults_by_kind"])
     counted = ", ".join(f"{kind} {times:,}" for kind, times in sorted(kinds.items()))
     cpus = max((int(each["cpus"]) for _, each in found), default=0)
-    return f"{HEAD}{table}\n{broken}All faults by kind: {counted}.\n{FOOT.format(cpus=cpus)}{LOAD_HEAD}{loads}"
+    faults = f"\n{broken}All faults by kind: {counted or 'none'}.\n{FOOT.format(cpus=cpus)}"
+    return f"{HEAD}{table}{faults}{LOAD_HEAD + loads if loads else ''}"
 
 
 def results(folder: Path = RESULTS) -> list[tuple[str, Found]]:

@@ -76,6 +76,11 @@ def wait_for(condition: Callable[[], T], timeout_s: float = 30.0, what: str = ""
     return value
 
 
+def soaked(amount: float) -> float:
+    """So much of a long test, or the share of it that a trial asks for: EVERSTEP_SOAK_SHARE=0.1."""
+    return amount * float(os.environ.get("EVERSTEP_SOAK_SHARE", "1"))
+
+
 def some_in_soak(count: int, few: int) -> list[Any]:
     """So many parts of a long test: the first few are for each run of the tests, the others for soak."""
     return [pytest.param(part, marks=() if part < few else (pytest.mark.soak,)) for part in range(count)]

@@ -29,12 +29,15 @@ from everstep.chaos.drive import Order, Outcome, run
 from everstep.chaos.plan import KINDS, plan
 from everstep.chaos.takeovers import percentile, recoveries
 from everstep.embedded import EmbeddedServer
-from servers import chosen_server, run_seed, server_binaries, wait_for
+from servers import chosen_server, run_seed, server_binaries, soaked, wait_for
 
 ROOT = Path(__file__).parent.parent
 SEED = int("".join(filter(str.isdigit, run_seed())) or 0) % 10**9
 PROMISED = {"runs", "steps", "faults", "lost", "duplicated", "recovery_p50_s", "recovery_p99_s"}
-SOAK_S = float(os.environ.get("EVERSTEP_SOAK_MINUTES", "5")) * 60
+# how long each chaos of a soak is, in seconds
+MIXED_S, FAILOVER_S, KILL_S, POOL_S = 90.0, 45.0, 135.0, 80.0
+KILLS = 250  # on each server: 500
+BEGIN_S = 5.0  # until there is something to strike, also in a trial
 
 
 def said(outcome: Outcome) -> str:
@@ -50,6 +53,13 @@ def test_a_short_chaos_on_a_server_of_its_own_loses_nothing_and_does_nothing_twi
     assert outcome.verdict.sound, said(outcome)
     assert outcome.faults.total() and outcome.verdict.runs and outcome.verdict.steps
     assert outcome.kept is None
+
+
+def test_pools_of_two_versions_finish_every_run_as_each_step_s_version_says(redis_url: str) -> None:
+    order = Order(SEED, 3.5, redis_url, kinds=("deploy",), processes=1, producers=3, gap_s=(0.5, 0.8), lease_s=1.0)
+    outcome = run(order)
+    assert outcome.verdict.sound, said(outcome)
+    assert outcome.faults["deploy"] and outcome.verdict.runs and not outcome.verdict.losses
 
 
 def test_on_the_users_redis_it_keeps_to_a_namespace_and_removes_it(client: redis.Redis, redis_url: str) -> None:
@@ -210,24 +220,42 @@ def test_a_unix_socket_is_reached_by_tcp(server: EmbeddedServer) -> None:
 
 @pytest.mark.soak
 def test_chaos_of_every_kind_for_minutes(server_name: str, record_property: Any) -> None:
-    outcome = run(Order(SEED, SOAK_S, binary=server_binaries()[server_name]))
+    outcome = run(Order(SEED, soaked(MIXED_S), binary=server_binaries()[server_name]))
     record("mixed", outcome.document)
     record_property("shown", f"mixed: {outcome.document}")
     assert outcome.verdict.sound, said(outcome)
 
 
 @pytest.mark.soak
+def test_replicas_take_over_from_masters_beside_two_versions_of_a_graph(server_name: str, record_property: Any) -> None:
+    kinds = ("kill", "deploy", "failover", "handover")
+    outcome = run(Order(SEED, soaked(FAILOVER_S), kinds=kinds, binary=server_binaries()[server_name]))
+    record("failover", outcome.document)
+    record_property("shown", f"failover: {outcome.document}")
+    assert outcome.verdict.sound, said(outcome)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize(
-    ("kind", "lease_s", "gap_s"), [("kill", 60.0, (0.3, 0.8)), ("pool", 2.0, (4.5, 6.0))], ids=["kill", "pool"]
+    ("kind", "lease_s", "gap_s", "seconds", "times"),
+    [("kill", 60.0, (0.4, 0.6), KILL_S, KILLS), ("pool", 2.0, (4.5, 6.0), POOL_S, POOL_S / 6 - 1)],
+    ids=["kill", "pool"],
 )
 def test_recoveries_are_measured_over_many_kills(
-    kind: str, lease_s: float, gap_s: tuple[float, float], server_name: str, record_property: Any
+    kind: str,
+    lease_s: float,
+    gap_s: tuple[float, float],
+    seconds: float,
+    times: float,
+    server_name: str,
+    record_property: Any,
 ) -> None:
-    """Nodes nap and few clients ask, so that times say something about us, and not about a busy machine."""
+    """Nodes nap and few clients ask, so that times say something about us, and not about a busy machine. Pools keep
+    as many spares as they do by default."""
     outcome = run(
         Order(
             SEED,
-            SOAK_S,
+            soaked(seconds) + BEGIN_S,
             kinds=(kind,),
             lease_s=lease_s,
             gap_s=gap_s,
@@ -240,6 +268,7 @@ def test_recoveries_are_measured_over_many_kills(
     record_property("shown", f"{kind}: {outcome.document}")
     assert outcome.verdict.sound, said(outcome)
     assert outcome.recovered.get(kind), "something was recovered"
+    assert outcome.faults[kind] >= soaked(times), "as often as was promised"
 
 
 def test_results_are_only_kept_where_somebody_asked_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,4 +285,9 @@ def test_the_page_on_reliability_says_what_the_last_soak_measured() -> None:
     found = results()
     assert PAGE.read_text() == page(found), "run `python -m bench.reliability`"
     assert {each["server"].partition(" ")[0] for _, each in found} == {"redis", "valkey"}
-    assert {what for what, _ in found} == {"mixed", "kill", "pool", "load"}
+    assert {what for what, _ in found} >= {"mixed", "kill", "pool", "load"}
+
+
+def test_the_page_on_reliability_is_made_of_what_there_is() -> None:
+    for some in ([], results()[:1], [each for each in results() if each[0] == "load"]):
+        assert sum(page(some).count(f"| {name} ") for name in ("redis", "valkey")) == len(some)

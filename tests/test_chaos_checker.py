@@ -12,7 +12,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 import redis
 
 from everstep.chaos.checking.checker import Verdict, check
+from everstep.chaos.checking.crossing import SLACK_S
 from everstep.chaos.checking.evidence import JOURNAL_ENV, Evidence, Said, Struck, read_journal
 from everstep.chaos.gathering import dump
 from everstep.chaos.sample import NAME, given, graph
@@ -123,6 +124,20 @@ class Rig:
     def see(self, thread: str = "t") -> None:
         if (head := self.a.log.head(thread)) is not None:
             self._say("seen", "ok", thread, "", n=head.n, digest=head.digest)
+
+    # what befalls Redis
+
+    def aside(self) -> dict[Any, Any]:
+        """All that a replica has that hears no more from now on."""
+        return {key: self.client.dump(key) for key in self.client.scan_iter()}
+
+    def fail_over(self, aside: dict[Any, Any], since: float) -> None:
+        """The replica is the master."""
+        self.strike("failover")
+        self.struck[-1] = replace(self.struck[-1], since=since)
+        self.client.flushall()
+        for key, value in aside.items():
+            self.client.restore(key, 0, value)
 
     # what befalls workers
 
@@ -326,6 +341,31 @@ def asking(rig: Rig) -> None:
     rig.finish()
 
 
+def failed_over(rig: Rig) -> None:
+    """A run is lost with its master, and another one begins in its place, on a worker that remembers the first."""
+    rig.submit(rounds=1)
+    rig.finish()
+    aside, since = rig.aside(), time.monotonic()
+    rig.submit(rounds=2, width=2)
+    rig.finish()
+    rig.see()
+    rig.fail_over(aside, since)
+    rig.submit(rounds=1)
+    rig.finish()
+
+
+def half_failed_over(rig: Rig) -> None:
+    """A worker has written Sends, the master dies, and the replica that takes over knows of the lease, not of them."""
+    rig.submit()
+    rig.until("draw")
+    rig.a.claim(1)
+    aside, since = rig.aside(), time.monotonic()
+    late = rig.a.run(rig.a.held[0])
+    rig.fail_over(aside, since)
+    rig.a.send_late(late)
+    rig.finish()
+
+
 STORIES = (
     plain,
     alternating,
@@ -339,6 +379,8 @@ STORIES = (
     cancelled,
     flaky,
     asking,
+    failed_over,
+    half_failed_over,
 )
 
 
@@ -353,6 +395,22 @@ def test_a_correct_run_passes_whatever_befell_it(rig: Rig) -> None:
         verdict = rig.verdict()
         assert verdict.violations == (), story.__name__
         assert verdict.runs and verdict.steps and verdict.executions
+
+
+def test_a_failover_may_take_back_what_was_said_since_its_replica_parted_and_no_more(rig: Rig) -> None:
+    failed_over(rig)
+    allowed = rig.verdict()
+    assert allowed.sound and allowed.rewound == 2, "the second run and what was seen of it"
+    rig.struck[0] = replace(rig.struck[0], since=rig.struck[0].at)
+    rig.said = [replace(each, at=each.at - SLACK_S) for each in rig.said]
+    assert set(rig.verdict().by_law) >= {"I1", "I9"}, "as where the replica had all"
+
+
+def test_what_a_log_calls_done_and_no_node_did_is_found(rig: Rig) -> None:
+    plain(rig)
+    lines = rig.journal.read_text().splitlines(keepends=True)
+    rig.journal.write_text("".join(line for line in lines if '"gather"' not in line or '"out"' not in line))
+    assert set(rig.verdict().by_law) == {"I3"}
 
 
 # --- bugs
@@ -418,6 +476,13 @@ def _stale(original: Any) -> Any:
         return loader.peek(lease.thread) or original(loader, lease)
 
     return stand
+
+
+def _unlike(original: Any) -> Any:
+    def entry(loader: Loader, lease: Lease, ref: str, of: str = "") -> Any:
+        return original(loader, lease, ref, "the same")
+
+    return entry
 
 
 # what the bug is -> the story in which it shows, the change, the laws that it breaks
@@ -527,6 +592,16 @@ BUGS: dict[str, tuple[Callable[[Rig], None], Script | Python, set[str]]] = {
         plain,
         changed("commit", ("  call('UNLINK', S .. 'open:' .. H.thread)\n", "")),
         {"I16"},
+    ),
+    "a commit that names what a failover has taken back": (
+        half_failed_over,
+        changed("commit", ("not stands_ahead()", "false")),
+        {"I7"},
+    ),
+    "an entry is taken for the one that had its id before a failover": (
+        failed_over,
+        Python(Loader, "entry", _unlike),
+        {"I3"},
     ),
     "a worker goes on with a state that it remembers": (
         alternating,

@@ -21,7 +21,7 @@ from everstep_scheduler.graph.runtime import END, START
 from everstep_scheduler.inline.logmoves import LogMoves
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from everstep_scheduler.reading.derive import derive
-from servers import run_seed
+from servers import run_seed, soaked
 from sidebyside import Story, patient_oracle
 from test_interrupts import working
 from test_subgraphs import sound
@@ -31,7 +31,7 @@ BATCHES, BATCH = 20, 100  # inline: 2,000 in each run of the tests
 REDIS = 40
 WORKERS, FLEET = 4, 50  # on workers: 200
 TELLERS = 8
-SOAK = 2000
+SOAK = 1000  # on each server
 
 
 def seeds(what: str, count: int) -> Iterator[int]:
@@ -67,8 +67,8 @@ def test_drawn_graphs_go_as_in_langgraph_on_workers(batch: int, redis_url: str) 
 
 @pytest.mark.soak
 def test_thousands_of_drawn_graphs_go_as_in_langgraph_on_workers(redis_url: str) -> None:
-    every = [drawn(seed) for seed in seeds("soak", SOAK)]
-    for i in range(0, SOAK, FLEET):
+    every = [drawn(seed) for seed in seeds("soak", round(soaked(SOAK)))]
+    for i in range(0, len(every), FLEET):
         told_on_workers(redis_url, every[i : i + FLEET])
 
 

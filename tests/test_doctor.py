@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypedDict
 
+import click
 import pytest
 import redis
 
-from everstep import END, START, RedisSaver, StateGraph
+from everstep import END, START, RedisSaver, StateGraph, doctor, fleet, places, promised, tails
+from everstep import cli as command_line
 from everstep.cli import main
 from everstep.doctor import examine, server
 from everstep.embedded import EmbeddedServer
@@ -306,6 +311,27 @@ def test_the_inbox_tells_of_refused_and_of_unread_messages(site: Site) -> None:
 
 
 # --- logs ---
+
+
+def test_a_deletion_that_was_ended_half_way_is_named_and_its_fix_finishes_it(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert found(site, "deleting") == []
+    assert site.client.moves.delete("done", aside=True) == "deleted"
+    half = one(site, "deleting")
+    assert half.mark == KNOW and half.said.startswith("thread done stands aside") and half.fix.endswith("delete done")
+    assert main(["--url", site.url, *half.fix.partition("everstep ")[2].split(), "--yes"]) == 0
+    assert found(site, "deleting") == [] and not site.redis.exists(site.keys.dying("done"))
+
+
+def test_each_command_in_what_the_doctor_advises_is_there() -> None:
+    sources = [Path(inspect.getfile(each)) for each in (doctor, fleet, places, promised, tails)]
+    named = {word for path in sources for word in re.findall(r"\beverstep ([a-z][a-z-]*)", path.read_text())}
+    assert (
+        {"worker", "recover", "delete", "retry"}
+        <= named
+        <= set(command_line.cli.list_commands(click.Context(command_line.cli)))
+    )
 
 
 def test_a_log_that_takes_no_entry_is_named_with_its_entry_and_its_fix(site: Site) -> None:

@@ -3,6 +3,7 @@ every run goes on from an earlier whole step, whatever a worker remembers of the
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 from everstep.embedded import EmbeddedServer
 from everstep_checkpoint.replay import verify
 from faults import KEYS, LONG_MS, SHORT_MS, Fleet
-from servers import StartServer, wait_for
+from servers import StartServer, soaked, wait_for
 
 CHAINS = 30
 SLOTS = 4
 AOF = "appendonlydir"
 Logs = dict[str, list[tuple[str, str]]]
+CUTS, EDGE = 100, 20
 
 
 @pytest.fixture
@@ -154,8 +156,9 @@ def test_a_log_cut_anywhere_in_its_last_bytes_is_read_up_to_a_whole_step(
 
 @pytest.mark.soak
 def test_a_log_cut_at_any_byte_of_the_last_commit_has_all_before_it_and_nothing_of_it(
-    fleet: Fleet, durable: EmbeddedServer, tmp_path: Path
+    fleet: Fleet, durable: EmbeddedServer, tmp_path: Path, seed: random.Random
 ) -> None:
+    """Each byte near its begin and its end; between them some that are drawn, for each is a server that starts."""
     thread = fleet.submit("chain")
     fleet.worker("chain", failpoint="committed:3").dies()
     full = logs(fleet)[thread]
@@ -165,7 +168,9 @@ def test_a_log_cut_at_any_byte_of_the_last_commit_has_all_before_it_and_nothing_
     end = tail.read_bytes()
     begun = [at for at in (end.rfind(b"$5\r\nMULTI", 0, upto) for upto in _backwards(end)) if at >= 0]
     commit = next(at for at in begun if b"XADD" in end[at : end.find(b"$4\r\nEXEC", at)]) - len(b"*1\r\n")
-    for size in range(commit, len(end) + 1):
+    sizes = range(commit, len(end) + 1)
+    drawn = seed.sample(sizes, round(soaked(min(CUTS, len(sizes)))))
+    for size in sorted({*drawn, *sizes[:EDGE], *sizes[-EDGE:]}):
         cut = _cut(aside, tmp_path / "cut", len(end) - size)
         rewind(fleet, durable, cut)
         shutil.rmtree(cut)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from everstep import connect
+from everstep import RedisSaver, connect
 from everstep.embedded import EmbeddedServer
 from everstep_checkpoint.errors import ServerUnavailable
 from everstep_scheduler.client.client import publish
@@ -78,6 +78,27 @@ def test_a_lease_is_renewed_in_time_although_its_connection_fell_silent(fleet: F
         fleet.open_gate()
         fleet.settled(thread)
     assert fleet.executions(thread)["b"] == 1 and not fleet.kinds(thread)["task_lost"]
+
+
+def test_an_inline_caller_renews_in_time_although_its_connection_fell_silent(fleet: Fleet, proxy: FaultProxy) -> None:
+    saver = RedisSaver(proxy.url, lease_ms=LEASE_MS)
+    graph = type(chain)(chain.spec, saver)
+    given = {"journal": str(fleet.journal), "gate": str(fleet.folder / "gate"), "gated": "b"}
+    caller = threading.Thread(target=graph.invoke, args=(given, {"configurable": {"thread_id": "t"}}), daemon=True)
+    with fleet.sweeping(LEASE_MS):
+        caller.start()
+        fleet.began("t", "b")
+        (token,) = fleet.redis.hkeys(KEYS.lease)
+        proxy.abandon()
+        first = fleet.redis.zscore(KEYS.leases, token)
+        wait_for(
+            lambda: (fleet.redis.zscore(KEYS.leases, token) or 0) > first + LEASE_MS / 4, LEASE_MS / 1000, "a renewal"
+        )
+        proxy.cut()
+        fleet.open_gate()
+        fleet.settled("t")
+        caller.join(10)
+    assert fleet.executions("t")["b"] == 1 and not fleet.kinds("t")["task_lost"]
 
 
 @pytest.mark.usefixtures("soon")

@@ -21,7 +21,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_scheduler.client import inbox, manifest
 from everstep_scheduler.client.intake import take
 from golden.dump import DumpLog
-from servers import run_seed
+from servers import run_seed, soaked
 
 SOAK_S = 300.0
 SLOW_S = 5.0
@@ -43,7 +43,7 @@ def test_fuzzed_inputs_of_this_run_s_seed() -> None:
 
 @pytest.mark.soak
 def test_fuzzed_inputs_for_five_minutes(record_property: Callable[[str, object], None]) -> None:
-    record_property("shown", f"{fuzz_for(SOAK_S, run_seed()):,} fuzzed inputs")
+    record_property("shown", f"{fuzz_for(soaked(SOAK_S), run_seed()):,} fuzzed inputs")
 
 
 def fuzz_for(seconds: float, seed: str) -> int:

@@ -82,7 +82,7 @@ def away(fleet: Fleet, proxy: FaultProxy, runs: int, away_s: float) -> None:
     """So many runs wait; Redis goes away under two workers that work on them, and comes back."""
     threads = [fleet.submit("chain") for _ in range(runs)]
     workers = [fleet.worker("chain", via=proxy.url, concurrency=10, lease_ms=LONG_MS) for _ in range(2)]
-    wait_for(lambda: fleet.line_count() > 100, 30, "work under way")
+    wait_for(lambda: fleet.line_count() > 100, 180, "work under way")  # first in, first out: behind all the starts
     port = int(proxy.url.rsplit(":", 1)[1].partition("/")[0])
     proxy.refuse()
     with counted(port) as knocks:

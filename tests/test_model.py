@@ -24,7 +24,7 @@ from everstep_scheduler.graph.limits import Limit, Limits
 from everstep_scheduler.moves import redismoves
 from everstep_scheduler.moves.contract import Answer, Answered, Commit, Lease, Offer, Start, Started
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
-from servers import plain_client, server_binaries
+from servers import plain_client, server_binaries, soaked
 from sim.model import Model, Record, Thread
 
 KEYS = Keys(rq="rq")
@@ -505,4 +505,4 @@ def test_the_model_answers_as_the_scripts_do_for_long(
 ) -> None:
     binary: Callable[[str], Path] = server_binaries().__getitem__
     with EmbeddedServer(binary=binary(server_name), extra=ORDERED) as server:
-        told_alike(server, str(seed.randrange(2**32)), STORIES // PARTS, monkeypatch)
+        told_alike(server, str(seed.randrange(2**32)), round(soaked(STORIES // PARTS)), monkeypatch)

@@ -116,6 +116,23 @@ def test_an_outcome_in_the_cache_that_nobody_signed_is_not_taken(client: Any) ->
     assert (cache.get("g", "one", "a"), cache.get("g", "one", "b")) == (b"value", None)
 
 
+def test_who_follows_a_run_is_told_of_an_entry_that_nobody_signed(client: Any) -> None:
+    hand = Hand(client, chain("one"))
+    hand.submit("r")
+    hand.drive()
+    with Client("redis://unused", KEYS, client) as user:
+        assert [entry.kind for entry in user.run(THREAD, "r").entries(timeout=5)][-1] == e.CHECKPOINT
+        last = RedisLog(client, KEYS, None).read(THREAD)[-1]
+        raw = {name: value for name, value in last.raw.items() if name != "sig"}
+        client.xdel(KEYS.log(THREAD), last.id)
+        client.execute_command("XSETID", KEYS.log(THREAD), f"{last.n - 1}-0")
+        client.xadd(KEYS.log(THREAD), raw, id=last.id)
+        with pytest.raises(Forged):
+            list(user.run(THREAD, "r").entries(timeout=5))
+        with pytest.raises(Forged):
+            user.run(THREAD, "r").result(timeout=5)
+
+
 # --- what has to go on working
 
 

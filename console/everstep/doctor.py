@@ -68,7 +68,7 @@ def server(look: Look) -> Iterator[Finding]:
     said = f"{kind} {text} at {look.site.shown}"
     least = FLOORS.get(kind, {}).get(version[:2])
     if version < OLDEST:
-        yield Finding(ACT, "server", f"{said}: too old", "everstep needs 7.0 or newer")
+        yield Finding(ACT, "server", f"{said}: too old", "7.0 is the oldest that will do")
     elif least is not None and version[2] < least:
         yield Finding(
             KNOW, "server", f"{said}: has known security holes", f"upgrade to {version[0]}.{version[1]}.{least}"
@@ -193,5 +193,6 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("server", _told), ("speed", speed), ("signing", signing),
     ("indexes", fleet.sentinels), ("workers", fleet.workers), ("queues", fleet.queues), ("parked", fleet.parked),
     ("leases", fleet.leases), ("failed", fleet.failures), ("inbox", fleet.inbox), ("logs", fleet.logs),
+    ("deleting", fleet.dying),
     ("places", fleet.places),
 )  # fmt: skip

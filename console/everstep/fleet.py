@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 
+from everstep_checkpoint.keys import is_within
 from everstep_scheduler.moves.document import document
 
 from . import show
@@ -16,6 +18,7 @@ SAMPLE = 20
 BEAT_LASTS_MS = 30_000  # as in everstep_workers.face, which would import rq
 SILENT_MS = 12_000
 OVERDUE_MAX = 200
+SCAN, KEYS_MAX = 5000, 2_000_000
 LATE_MS = 2000
 SWEEP_LATE_MS = 5000
 REFUSED = "refused by everstep: "
@@ -280,6 +283,31 @@ def logs(look: Look) -> Iterator[Finding]:
         yield Finding(ACT, "logs", f"{said} {_named([each.thread for each in lost])}", "everstep recover")
     if not report.troubles:
         yield Finding(OK, "logs", f"{show.many(report.threads, 'log')} can be read to the end{bound}")
+
+
+def dying(look: Look) -> Iterator[Finding]:
+    """Logs of threads whose deletion is under way, or was ended half way: until it is over nothing begins on them."""
+    stem = look.site.keys.dying("")
+    named, cut = _some_keys(look, stem)
+    threads = [thread for thread in named if not is_within(thread)]  # those go with the one whose node keeps them
+    for thread in threads[:NAMES_MAX]:
+        fix = f"wait for who deletes it; if nobody does any more: everstep delete {shlex.quote(thread)}"
+        yield Finding(KNOW, "deleting", f"thread {show.clean(thread)} stands aside: its deletion is not over", fix)
+    if len(threads) > NAMES_MAX or cut:
+        said = "there are more" if len(threads) > NAMES_MAX else f"not all keys were looked at, but {KEYS_MAX:,}"
+        yield Finding(KNOW, "deleting", said, "finish those above; look again" if threads else "")
+
+
+def _some_keys(look: Look, stem: str) -> tuple[list[str], bool]:
+    """What comes behind this stem in the names of keys that begin with it; and whether not all were looked at."""
+    found: set[str] = set()
+    cursor, pattern = 0, re.sub(r"([*?\[\]\\^])", r"\\\1", stem) + "*"
+    for _ in range(KEYS_MAX // SCAN):
+        cursor, keys = look.redis.scan(cursor, match=pattern, count=SCAN)
+        found |= {key.decode("utf-8", "surrogateescape").removeprefix(stem) for key in keys}
+        if cursor == 0 or len(found) > NAMES_MAX * 4:
+            break
+    return sorted(found), cursor != 0
 
 
 def places(look: Look) -> Iterator[Finding]:

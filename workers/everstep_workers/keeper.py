@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from everstep_checkpoint.errors import ServerError
 from everstep_scheduler.client.manifest import publish
-from everstep_scheduler.moves.connection import ANSWER_S, BACKOFF_MAX_S, server_run_id, translated
+from everstep_scheduler.moves.connection import BACKOFF_MAX_S, answer_s, server_run_id, translated
 from everstep_scheduler.recovery.recovery import audit, differing
 from everstep_scheduler.steps.failpoints import reach
 
@@ -25,7 +25,6 @@ SWEEP_EVERY_S = 1.0
 SWEEPS_MAX = 10
 MORE_S = 0.05
 SHOW_EVERY_S = 1.0
-ANSWER_LEAST_S = 1.0
 REGISTRY_EVERY_S = 20 * 60.0
 
 
@@ -46,11 +45,6 @@ class Duty:
         """It failed: again soon, at most a second from now."""
         self.failures += 1
         self.due = now + min(BACKOFF_MAX_S, self.every_s, 0.05 * 2 ** min(self.failures, 10))
-
-
-def answer_s(lease_ms: int) -> float:
-    """How long the lease thread waits for an answer: a renewal that is lost in silence leaves time for the next."""
-    return min(ANSWER_S, max(ANSWER_LEAST_S, lease_ms / 3000))
 
 
 class Keeper(threading.Thread):

@@ -319,7 +319,7 @@ class Work:
         """The reply to a commit that was posted. Returns what there is to run next. Where it settles nothing, or never
         came, the commit is sent again until it does; one that Redis refuses becomes a failure."""
         try:
-            return self._answered(done, commit, offer, self.moves.answer_to(commit, offer, raw))
+            return self._answered(done, commit, offer, raw)
         except Hopeless as error:
             log.error("%s: Redis refuses its outcome: %s", done.held, error)
             assert done.held.attempt is not None
@@ -327,9 +327,10 @@ class Work:
             failure = done._replace(result=stopped)
             return self._answered(failure, self.settle(failure), self.refill(done.own, 1), None)
 
-    def _answered(self, done: Done, commit: Commit, offer: Offer, answer: Answer | None) -> list[Held]:
+    def _answered(self, done: Done, commit: Commit, offer: Offer, raw: object) -> list[Held]:
         """A commit's answer, which is asked for if it is not there. Raises ServerError, LogError, Hopeless."""
         try:
+            answer = self.moves.answer_to(commit, offer, raw)
             if answer is None:
                 (answer,) = self.insist(lambda: self.moves.commit([(commit, offer)]))
         except BaseException:

@@ -27,7 +27,7 @@ from everstep_checkpoint.keys import Keys
 from everstep_scheduler.client.client import publish
 from everstep_scheduler.client.inbox import InboxReader
 from everstep_scheduler.graph.spec import GraphSpec
-from everstep_scheduler.moves.connection import redacted, translated
+from everstep_scheduler.moves.connection import answer_s, redacted, translated
 from everstep_scheduler.moves.contract import LEASE_MS
 from everstep_scheduler.steps.perform import Result
 
@@ -35,7 +35,7 @@ from .commands import Commands
 from .face import Face, name_ending, pin_rq_prefix, worker_name
 from .front import Front
 from .hands import Hands
-from .keeper import Keeper, answer_s
+from .keeper import Keeper
 from .loop import Committer, Loop
 from .patience import Hopeless
 from .pulse import DRAINING, MAIN, WORKING, Pulse

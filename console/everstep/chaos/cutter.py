@@ -60,6 +60,11 @@ class Cutter:
         """Close all connections. Returns how many clients lost theirs."""
         return asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result(CALL_S)
 
+    def aim(self, url: str) -> None:
+        """From now on forward to another one; whoever is connected is cut."""
+        self._said = parse_url(url)  # type: ignore[no-untyped-call]
+        self.cut()
+
     async def _begin(self) -> None:
         self._listener = await asyncio.start_server(self._serve, LOCAL, 0)
         self._port = self._listener.sockets[0].getsockname()[1]

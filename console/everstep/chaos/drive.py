@@ -26,8 +26,8 @@ from .checking.evidence import Evidence, Struck, keep, read_journal
 from .gathering import dump
 from .ledger import Ledger
 from .load import Load
-from .plan import GAP_S, KINDS, OWN_SERVER, Fault, plan
-from .stage import SAMPLE, Stage
+from .plan import GAP_S, KINDS, OWN_SERVER, REPLICATED, Fault, plan
+from .stage import NEWER, SAMPLE, Stage
 from .strikes import Striker
 from .takeovers import percentile, recoveries
 
@@ -63,6 +63,13 @@ class Order:
     def name(self) -> str:
         """The namespace."""
         return f"chaos-{self.seed}"
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """What pools serve: the sample graph in two versions where there are deploys, else one."""
+        if self.target:
+            return (self.target,)
+        return (SAMPLE, NEWER) if "deploy" in self.kinds else (SAMPLE,)
 
     @property
     def faults(self) -> list[Fault]:
@@ -111,6 +118,7 @@ class Outcome:
             "steps": said.steps,
             "executions": said.executions,
             "losses": said.losses,
+            "rewound": said.rewound,
             "faults": self.faults.total(),
             "faults_by_kind": dict(self.faults),
             "lost": said.lost,
@@ -145,7 +153,7 @@ def run(order: Order, told: Told = silent) -> Outcome:
         ledger = Ledger()
         load = Load(
             stage.client, ledger, order.seed, producers=order.producers, graph=order.graph, given=order.given,
-            nap_ms=order.nap_ms,
+            nap_ms=order.nap_ms, rewinds=stage.twins is not None,
         )  # fmt: skip
         striker = Striker(stage)
         load.start()
@@ -160,9 +168,9 @@ def run(order: Order, told: Told = silent) -> Outcome:
 
 def _stage(order: Order, folder: Path) -> Stage:
     return Stage(
-        order.url, (order.target or SAMPLE,), folder, name=order.name, graph=order.graph, pools=order.pools,
+        order.url, order.versions, folder, name=order.name, graph=order.graph, pools=order.pools,
         processes=order.processes, concurrency=order.concurrency, lease_s=order.lease_s, binary=order.binary,
-        cuts="cut" in order.kinds,
+        cuts="cut" in order.kinds, twin=not REPLICATED.isdisjoint(order.kinds),
     )  # fmt: skip
 
 
@@ -206,6 +214,7 @@ def _wait(striker: Striker, load: Load, until: float) -> None:
 def _healed(order: Order, stage: Stage, ledger: Ledger, load: Load, striker: Striker, told: Told) -> Evidence:
     """No more faults: wait until every run rests, end the workers, and take down what is there."""
     told("heal", "no more faults; waiting until all runs rest")
+    striker.finish_deploy()
     with stage.near_client() as client:
         end = time.monotonic() + HEAL_S + HEAL_LEASES * order.lease_s
         threads = ledger.threads()
@@ -218,7 +227,10 @@ def _healed(order: Order, stage: Stage, ledger: Ledger, load: Load, striker: Str
         found = dump(client, threads)
     journal = tuple(read_journal(stage.journal))
     lease_ms = int(order.lease_s * MS_S)
-    return Evidence(ledger.said, journal, tuple(striker.struck), found, lease_ms, sample=not order.target)
+    return Evidence(
+        ledger.said, journal, tuple(striker.struck), found, lease_ms, sample=not order.target,
+        newer=sample.newer.spec.version,
+    )  # fmt: skip
 
 
 def _all_rest(client: Any, load: Load, threads: set[str]) -> bool:

@@ -16,10 +16,12 @@ class Ledger:
         self._said: list[Said] = []
         self._lock = threading.Lock()
 
-    def say(self, op: str, phase: str, thread: str, run: str = "", **told: Any) -> None:
-        """Note it, with the time."""
+    def say(
+        self, op: str, phase: str, thread: str, run: str = "", *, at: float | None = None, **told: Any
+    ) -> None:  # fmt: skip
+        """Note it, with the time: now, or `at`."""
         with self._lock:
-            self._said.append(Said(time.monotonic(), op, phase, thread, run, told))
+            self._said.append(Said(time.monotonic() if at is None else at, op, phase, thread, run, told))
 
     @property
     def said(self) -> tuple[Said, ...]:

@@ -31,7 +31,8 @@ CANCEL_WITHIN_S = 0.3
 
 
 class Load:
-    """`producers` clients on threads of their own, until `stop`. `given`: the input for a graph of the user's."""
+    """`producers` clients on threads of their own, until `stop`. `given`: the input for a graph of the user's.
+    `rewinds`: may a thread be gone, as after a failover?"""
 
     def __init__(
         self,
@@ -43,12 +44,14 @@ class Load:
         graph: str = sample.NAME,
         given: Mapping[str, Any] | None = None,
         nap_ms: tuple[int, int] = (5, 80),
+        rewinds: bool = False,
     ) -> None:
         self._connect = connect
         self._ledger = ledger
         self._graph = graph
         self._given = given
         self._nap_ms = nap_ms
+        self._rewinds = rewinds
         self._stopped = threading.Event()
         self.refused: EverstepError | None = None
         self._threads = [
@@ -142,12 +145,15 @@ class Load:
     def rests(self, client: Client, thread: str) -> bool:
         """Look at a thread, note its head, answer what it asks. Does it rest, with nothing left to do for us?"""
         try:
-            head = client.log_store.head(thread)
+            head, at = client.log_store.head(thread), time.monotonic()
+            there = client.redis.exists(client.keys.log(thread))
             status = (client.redis.hget(client.keys.thread(thread), "status") or b"").decode()
         except Exception:  # noqa: BLE001  # Redis is away: looked at again
             return False
         if head is not None and head.n:
-            self._ledger.say("seen", "ok", thread, n=head.n, digest=head.digest)
+            self._ledger.say("seen", "ok", thread, at=at, n=head.n, digest=head.digest)
+        if self._rewinds and not there:
+            return True  # nobody knows of it any more: the checker says whether that may be
         if self._given is not None:
             return status in ("done", "failed", "interrupted", "cancelled")
         if status == "interrupted":

@@ -21,11 +21,16 @@ KINDS: dict[str, tuple[str, int]] = {
     "rq": ("all keys of RQ are lost", 1),
     "index": ("all our indexes are lost; the logs remain", 1),
     "server": ("kill -9 of Redis, which is started again", 1),
+    "deploy": ("a pool is ended in order and started with the other version of the graph", 1),
+    "failover": ("a replica that has fallen behind takes over from a Redis that is killed", 1),
+    "handover": ("a replica that has all takes over from a Redis that is killed", 1),
 }
-OWN_SERVER = frozenset({"server"})
+OWN_SERVER = frozenset({"server", "failover", "handover"})
+REPLICATED = frozenset({"failover", "handover"})
 QUIET_S = 1.0  # at the beginning, so that there is something to strike
 GAP_S = (0.4, 1.6)
 DOWN_S = 1.5
+BEHIND_S = 1.0
 
 
 class Fault(NamedTuple):
@@ -56,4 +61,5 @@ def plan(
 def _length(kind: str, dice: random.Random, lease_s: float) -> float:
     if kind == "stop":
         return lease_s * dice.uniform(1.2, 2.0) + 1.0
-    return dice.uniform(0.0, DOWN_S) if kind == "server" else 0.0
+    longest = {"server": DOWN_S, "failover": BEHIND_S}.get(kind)
+    return 0.0 if longest is None else dice.uniform(0.0, longest)

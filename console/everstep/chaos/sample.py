@@ -1,6 +1,7 @@
 """The sample graph: what its runs come to is known beforehand, and tells of any commit lost, doubled or out of order.
 
-    draw ──► work, `width` times ──► gather ──► draw, as often as `rounds` says ──► END
+    older   draw ──► work, `width` times ──► gather ────────────► draw, as often as `rounds` says ──► END
+    newer   draw ──► work, `width` times ──► gather ──► audit ──► draw, ...; `audits` counts the new node
 
 Each task appends one number of its own to `values`, and `chain` takes it in so that order counts. Nodes leave a line
 when they begin and when they end, in one write each, if the environment names a journal. Some attempts at `work` fail
@@ -49,6 +50,12 @@ class Sample(TypedDict, total=False):
     asks: bool
     values: Annotated[list[int], operator.add]
     chain: Annotated[str, chained]
+
+
+class Audited(Sample, total=False):
+    """What the newer version keeps: a key that nodes of the older one do not see."""
+
+    audits: Annotated[int, operator.add]
 
 
 class Work(TypedDict):
@@ -125,6 +132,14 @@ async def gather(state: Sample, runtime: Runtime[Any]) -> Sample:
     return {"left": left - 1, **_wrote(value, *answered)}
 
 
+def audit(state: Audited, runtime: Runtime[Any]) -> Audited:
+    value, seen = number_of(state) - 2, argument_sum(state)
+    _note(runtime, "audit", "in", seen, value)
+    time.sleep(state.get("nap_ms", 0) / 1000)
+    _note(runtime, "audit", "out", seen, value)
+    return {"audits": 1, "values": [value], "chain": str(value)}
+
+
 def again(state: Sample) -> str:
     return "draw" if state.get("left", 0) > 0 else END
 
@@ -136,14 +151,21 @@ def given(base: int, rounds: int, width: int, *, nap_ms: int = 0, flaky: int = 0
     }  # fmt: skip
 
 
-_builder = StateGraph(Sample)
-_builder.add_node("draw", draw)
-_builder.add_node(
-    "work", work, retry_policy=RetryPolicy(initial_interval=RETRY_S, jitter=False, max_attempts=100, retry_on=Flaky)
-)
-_builder.add_node("gather", gather)
-_builder.add_edge(START, "draw")
-_builder.add_conditional_edges("draw", hand_out, ["work"])
-_builder.add_edge("work", "gather")
-_builder.add_conditional_edges("gather", again, ["draw", END])
-graph = _builder.compile(name=NAME)
+def _built(builder: StateGraph, last: str) -> Any:
+    """A version of the graph; `last`: the node that ends a round."""
+    patient = RetryPolicy(initial_interval=RETRY_S, jitter=False, max_attempts=100, retry_on=Flaky)
+    builder.add_node("draw", draw)
+    builder.add_node("work", work, retry_policy=patient)
+    builder.add_node("gather", gather)
+    builder.add_edge(START, "draw")
+    builder.add_conditional_edges("draw", hand_out, ["work"])
+    builder.add_edge("work", "gather")
+    builder.add_conditional_edges(last, again, ["draw", END])
+    return builder.compile(name=NAME)
+
+
+_newer = StateGraph(Audited)
+_newer.add_node("audit", audit)
+_newer.add_edge("gather", "audit")
+graph = _built(StateGraph(Sample), "gather")
+newer = _built(_newer, "audit")

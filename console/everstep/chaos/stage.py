@@ -24,38 +24,52 @@ from ..embedded import EmbeddedServer
 from .checking.evidence import JOURNAL_ENV
 from .cutter import Cutter, can_cut
 from .gathering import PAGE
+from .twins import Twins
 
 READY_S = 30.0
 LOOK_S = 0.02
 BLOCK_S = 1.0
 SAMPLE = "everstep.chaos.sample:graph"
+NEWER = "everstep.chaos.sample:newer"
 
 
 class Stage:
-    """Server, pools and proxy for as long as the chaos goes on. `url` None: a Redis of its own, fsync always."""
+    """Server, pools and proxy for as long as the chaos goes on. `url` None: a Redis of its own, fsync always. `twin`:
+    with a replica, that can take over. `targets`: versions of one graph, older ones first; pool by pool another one."""
 
     def __init__(
         self, url: str | None, targets: tuple[str, ...], folder: Path, *, name: str, graph: str, pools: int,
         processes: int, concurrency: int, lease_s: float, binary: Path | None = None, cuts: bool = True,
+        twin: bool = False,
     ) -> None:  # fmt: skip
         self.keys = Keys(name, "0", f"{name}:rq")
-        self.server = EmbeddedServer(appendfsync="always", binary=binary) if url is None else None
+        self.twins = Twins(binary) if url is None and twin else None
+        self._server = EmbeddedServer(appendfsync="always", binary=binary) if url is None and not twin else None
         self.journal = folder / "journal.jsonl"
         self.pools: list[Crew] = []
         self._url, self._targets, self._folder = url, targets, folder
         self._pools, self._cuts, self._graph = pools, cuts, graph
+        self._serves = [i % len(targets) for i in range(pools)]
         self._options = (
             *("--processes", str(processes), "--concurrency", str(concurrency)),
             *("--lease", str(lease_s), "--grace", "5", "--quiet"),
         )
         self._ending = ExitStack()
         self.cutter: Cutter | None = None
+        self._near: Cutter | None = None  # where a replica may take over: leads to whoever is the master
+
+    @property
+    def server(self) -> EmbeddedServer | None:
+        """Redis, where it is ours: the master."""
+        return self.twins.master if self.twins is not None else self._server
 
     @property
     def url(self) -> str:
-        """Straight to Redis."""
+        """To Redis, by no way that is cut but when another one takes over."""
         if self._url is not None:
             return self._url
+        if self._near is not None:
+            return self._near.url
         assert self.server is not None
         return self.server.url
 
@@ -66,13 +80,16 @@ class Stage:
 
     def __enter__(self) -> Self:
         with ExitStack() as ending:
-            if self.server is not None:
-                ending.enter_context(self.server)
+            if self.twins is not None:
+                ending.enter_context(self.twins)
+                self._near = ending.enter_context(Cutter(self.twins.master.url))
+            elif self._server is not None:
+                ending.enter_context(self._server)
             self.redis: Any = connect(self.url, block_s=BLOCK_S)
             ending.callback(self.redis.close)
             ending.callback(self._sweep_out)
             if self._cuts and can_cut(self.url):
-                self.cutter = ending.enter_context(Cutter(self.url))
+                self.cutter = ending.enter_context(Cutter(self.server.url if self.server is not None else self.url))
             ending.callback(self._end_pools)
             for i in range(self._pools):
                 self.open_pool(i)
@@ -97,7 +114,7 @@ class Stage:
         """Start a pool in this place. Every second one works by the way that can be cut."""
         url = self.far_url if index % 2 == 0 else self.url
         crew = Crew(
-            url, self._targets, self._options, out=self._folder / f"workers-{index}.txt",
+            url, (self._targets[self._serves[index]],), self._options, out=self._folder / f"workers-{index}.txt",
             env={JOURNAL_ENV: str(self.journal), "RQ_KEY_PREFIX": self.keys.rq},
             site=("--namespace", self.keys.namespace),
         )  # fmt: skip
@@ -106,6 +123,26 @@ class Stage:
             self.pools[index] = crew
         else:
             self.pools.append(crew)
+
+    def deploy(self, index: int) -> str:
+        """End a pool in order, and start one with the next version in its place. Returns which graph that is."""
+        self._end_pool(self.pools[index])
+        self._serves[index] = (self._serves[index] + 1) % len(self._targets)
+        self.open_pool(index)
+        return self._targets[self._serves[index]]
+
+    def outdated(self) -> list[int]:
+        """The pools that serve another version than the newest. The next one of the two is that."""
+        return [index for index, serves in enumerate(self._serves) if serves != len(self._targets) - 1]
+
+    def take_over(self) -> None:
+        """The replica, which has parted from its master, is the master; all ways lead to it."""
+        assert self.twins is not None
+        self.twins.take_over()
+        for way in (self._near, self.cutter):
+            if way is not None:
+                way.aim(self.twins.master.url)
+        self.twins.follow()
 
     def await_workers(self) -> None:
         """Wait until every pool has begun and the graph is published. Raises CrewFailed if one can't."""
@@ -138,11 +175,13 @@ class Stage:
 
     def _end_pools(self) -> None:
         for crew in self.pools:
-            for pid in children_of(crew.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+            _wake(crew)
         for crew in self.pools:
             crew.stop()
+
+    def _end_pool(self, crew: Crew) -> None:
+        _wake(crew)
+        crew.stop()
 
     def _sweep_out(self) -> None:
         """Remove all that was written, on a Redis that is the user's."""
@@ -152,6 +191,13 @@ class Stage:
             names = list(self.redis.scan_iter(match=f"{self.keys.namespace}:*", count=PAGE))
             for i in range(0, len(names), PAGE):
                 self.redis.unlink(*names[i : i + PAGE])
+
+
+def _wake(crew: Crew) -> None:
+    """A process that is stopped can't end in order."""
+    for pid in children_of(crew.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def children_of(pid: int) -> list[int]:

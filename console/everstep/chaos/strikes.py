@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import redis
@@ -40,6 +41,7 @@ class Striker:
         self._doing: dict[str, Callable[[Fault], Struck | None]] = {
             "kill": self._kill, "pool": self._kill_pool, "stop": self._stop, "cut": self._cut, "twice": self._twice,
             "rq": self._lose_rq, "index": self._lose_indexes, "server": self._kill_server,
+            "deploy": self._deploy, "failover": self._fail_over, "handover": self._hand_over,
         }  # fmt: skip
         self._read_clock()
 
@@ -120,6 +122,25 @@ class Striker:
         self._stopped.append((time.monotonic() + fault.length_s, pid))
         return self._note("stop", f"process {pid}, for {fault.length_s:.1f} s", [pid])
 
+    def _deploy(self, fault: Fault) -> Struck:
+        """A rolling restart, as far as one pool goes. What it was at ends, or is given back; nothing is excused."""
+        return self._redeploy(int(fault.pick * len(self._stage.pools)))
+
+    def finish_deploy(self) -> None:
+        """Every pool serves the newest version: what others lack is parked for as long as nobody has it."""
+        self.struck += [self._redeploy(index) for index in self._stage.outdated()]
+
+    def _redeploy(self, index: int) -> Struck:
+        """A pool that does not end in time is killed: only that is a fault that befalls its processes."""
+        crew = self._stage.pools[index]
+        pids = [crew.pid, *children_of(crew.pid)]
+        self._stopped = [(due, pid) for due, pid in self._stopped if pid not in pids]
+        at = time.monotonic()
+        now = self._stage.deploy(index)
+        killed = crew.ended == -signal.SIGKILL
+        said = f"pool {index}, now {now}{', had to be killed' if killed else ''}"
+        return self._note("deploy", said, pids if killed else (), at)
+
     # connections, jobs, keys
 
     def _cut(self, fault: Fault) -> Struck | None:
@@ -165,6 +186,31 @@ class Striker:
         server.kill()
         time.sleep(fault.length_s)
         server.start()
+        return struck
+
+    def _fail_over(self, fault: Fault) -> Struck | None:
+        """The replica falls behind for a while, and takes over then. What it had before that while, it has."""
+        twins, since = self._stage.twins, time.monotonic()
+        if twins is None or not twins.level():
+            return None
+        twins.part()
+        time.sleep(fault.length_s)
+        struck = self._note("failover", f"to a replica {fault.length_s:.1f} s behind")
+        self._stage.take_over()
+        return replace(struck, since=since)
+
+    def _hand_over(self, fault: Fault) -> Struck | None:
+        """The replica has all that was acknowledged, and takes over."""
+        twins = self._stage.twins
+        if twins is None or not twins.level():
+            return None
+        twins.pause()
+        if not twins.level():
+            twins.resume()
+            return None
+        twins.part()
+        struck = self._note("handover", "to a replica that has all")
+        self._stage.take_over()
         return struck
 
 

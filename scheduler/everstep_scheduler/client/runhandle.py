@@ -69,7 +69,7 @@ class Run:
         says where it is not kept.
 
         Raises RunFailed, which is also what the node raised where that is a builtin or registered class;
-        NodeTimeoutError, GraphRecursionError, RunCancelled; TimeoutError saying what it waits for.
+        NodeTimeoutError, GraphRecursionError, RunCancelled; Forged; TimeoutError saying what it waits for.
         InvalidInput in such a node.
         """
         ended = self.ending(timeout)
@@ -99,7 +99,8 @@ class Run:
         raise AssertionError("a followed run ends, or raises")
 
     def entries(self, timeout: float | None = None) -> Iterator[e.Entry]:
-        """The thread's entries from the run's first one on, as they come, up to the one that ends the run."""
+        """The thread's entries from the run's first one on, as they come, up to the one that ends the run. Raises
+        TimeoutError; Forged for one that is not signed as it should be, where this process has a key."""
         may_wait(f"run {self.run_id!r}")
         finder = EndingFinder(self.run_id)
         for entry in self._follow(timeout):
@@ -183,7 +184,7 @@ class Run:
         while True:
             try:
                 rows = tail.read({key: cursor}, BLOCK_MS / 1000 if end is None else end - time.monotonic()).get(key, ())
-                found = entries_of(rows, self.thread_id)
+                found = entries_of(rows, self.thread_id, self._client.log_store.signer)
                 cursor = found[-1].id if found else self._checked(cursor)
             except redis.RedisError as error:
                 tail.absent(error)

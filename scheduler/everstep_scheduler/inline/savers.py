@@ -17,7 +17,7 @@ from everstep_checkpoint.keys import Keys, rq_prefix
 from everstep_checkpoint.log import Log, MemoryLog, new_id
 from everstep_checkpoint.redislog import RedisLog
 
-from ..moves.connection import DEFAULT_URL, connect, server_run_id, translated
+from ..moves.connection import DEFAULT_URL, answer_s, connect, server_run_id, translated
 from ..moves.contract import LEASE_MS, Lease, Moves
 from ..moves.keeper import LeaseKeeper
 from ..moves.live import LiveWriter
@@ -101,12 +101,16 @@ class RedisSaver:
         moves = RedisMoves(Scripts(self.client, self.keys, recovery, self.url))
         self.moves: Moves = moves
         self.promises: Keeper = Promises(self.client, self.keys, self.url)
-        self.keeper: LeaseKeeper | None = LeaseKeeper(moves, self.owner, self.lease_ms, lambda: self._sweep(moves))
+        # of its own: an answer that never comes must not cost a lease, and a commit may wait for its own longer
+        patient = RedisMoves(
+            Scripts(connect(self.url, answer_s=answer_s(self.lease_ms)), self.keys, recovery, self.url)
+        )
+        self.keeper: LeaseKeeper | None = LeaseKeeper(patient, self.owner, self.lease_ms, lambda: self._sweep(patient))
         self.live: LiveWriter | None = LiveWriter(lambda: connect(self.url, connections=2), self.keys)
 
     def _sweep(self, moves: RedisMoves) -> None:
         with translated(self.url):
-            moves.sweep(server_run_id(self.client), self.lease_ms)
+            moves.sweep(server_run_id(moves.scripts.client), self.lease_ms)
 
     def _held(self) -> Sequence[Lease]:
         return self.keeper.held if self.keeper is not None else ()

@@ -28,6 +28,7 @@ DEFAULT_URL = "redis://127.0.0.1:6379/0"
 LOCAL, PORT = "127.0.0.1", 6379
 CONNECT_S = 5.0
 ANSWER_S = 10.0
+ANSWER_LEAST_S = 1.0
 BACKOFF_MAX_S = 1.0
 
 Client = redis.Redis
@@ -83,6 +84,12 @@ def _driver() -> DriverInfo:
     """How we are named in `CLIENT LIST`. Once a process: redis-py looks its own version up for each connection, which
     reads a file."""
     return DriverInfo().add_upstream_driver("everstep", version("everstep"))
+
+
+def answer_s(lease_ms: int) -> float:
+    """How long whoever renews leases waits for an answer, in seconds: a renewal that is lost in silence leaves time for
+    the next."""
+    return min(ANSWER_S, max(ANSWER_LEAST_S, lease_ms / 3000))
 
 
 def redacted(url: str) -> str:

@@ -187,7 +187,9 @@ def _plain(commit: Commit, offer: Offer, stem: str) -> tuple[Any, ...] | None:
     lease = commit.lease
     if commit.outcome != "next" or lease.width != 1 or len(commit.entries) != 1 or len(commit.next) != 1:
         return None
-    if not offer.tokens or not offer.queues or offer.thread or commit.head is None or commit.stop or commit.parts:
+    if not offer.tokens or not offer.queues or offer.thread or commit.head is None or commit.stop:
+        return None
+    if commit.parts or commit.ahead:
         return None
     (n, digest, step), row = commit.head, commit.next[0]
     if len(row) != 4 or not (lease.thread.isascii() and row[1].isascii() and row[2].isascii()):
@@ -444,7 +446,7 @@ class RedisMoves:
             header |= {"head": commit.head, "next": commit.next, "stop": commit.stop}
         if commit.parts:
             header["parts"] = commit.parts
-        for name in ("why", "reason", "delay_ms", "question", "kept", "handler"):
+        for name in ("why", "reason", "delay_ms", "question", "kept", "handler", "ahead"):
             if value := getattr(commit, name):
                 header[name] = value
         if commit.call is not None:

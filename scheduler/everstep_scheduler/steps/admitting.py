@@ -181,7 +181,7 @@ class Gate:
             if len(row) == 4 and row[0] == task:
                 return str(row[1])
             if len(row) == 2 and task.startswith(f"s{e.entry_id(row[0])[1]}_"):
-                return _of_part(self._entry(lease, row[0]), task)
+                return _of_part(self._entry(lease, row[0], lease.digest), task)
         return ""
 
     def _added(self, lease: Lease, task: str) -> str:
@@ -230,18 +230,18 @@ class Gate:
 
     # entries
 
-    def _entry(self, lease: Lease, ref: str) -> e.Entry:
+    def _entry(self, lease: Lease, ref: str, of: str = "") -> e.Entry:
         """An entry that the lease names: signed, of this thread, and no later than its checkpoint's step."""
         if not _ID.fullmatch(ref):
             raise _forged(lease, f"the index names {ref[:40]!r}, which is no entry")
-        found = self.loader.entry(lease.thread, lease.birth, ref)
+        found = self.loader.entry(lease, ref, of)
         if found.n > lease.n:
             raise _forged(lease, f"entry {ref} came later than checkpoint {lease.n}")
         return found
 
     def _of_step(self, lease: Lease, ref: str) -> e.Entry:
         """The same of one that belongs to the open step."""
-        found = self._entry(lease, ref)
+        found = self._entry(lease, ref, lease.token)
         if found.n != lease.n or found.is_checkpoint or not _stands(found, lease):
             raise _forged(lease, f"entry {ref} was not signed for the step of checkpoint {lease.n}")
         return found

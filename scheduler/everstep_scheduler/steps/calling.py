@@ -187,7 +187,7 @@ class _Look:
     def _given(self) -> list[tuple[str, str, bytes]]:
         """(entry, question, value) of the answers that the task has."""
         lease, loader = self.attempt.lease, self.attempt.loader
-        facts = [(ref, loader.entry(lease.thread, lease.birth, ref)) for ref in lease.answers.split()]
+        facts = [(ref, loader.entry(lease, ref)) for ref in lease.answers.split()]
         return [(ref, fact.text("question"), fact.value("answer") or b"\xc0") for ref, fact in facts]
 
     def _answers(self, told: Told) -> tuple[list[Answered], list[str]]:

@@ -1,6 +1,7 @@
 """Loading: what an attempt stands on, from a cache of encoded channels or from the log.
 
-The cache holds bytes keyed by (thread, n, digest); nothing that a node touches is ever in it, and a rewound or newly
+The cache holds bytes keyed by (thread, n, digest), and entries by their id and what says that they are the same: the
+run, the checkpoint or the attempt they belong to. Nothing that a node touches is ever in it, and a rewound or newly
 created thread can't be taken for the old one.
 """
 
@@ -72,8 +73,8 @@ class Loader:
         self._cache_bytes = cache_bytes
         self._stands: OrderedDict[str, tuple[int, str, Stand]] = OrderedDict()
         self._bytes = 0
-        self._entries: OrderedDict[tuple[str, str, str], e.Entry] = OrderedDict()
-        self._records: OrderedDict[tuple[str, str, str], RunRecord] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, str, str, str], e.Entry] = OrderedDict()
+        self._records: OrderedDict[tuple[str, str, str, str], RunRecord] = OrderedDict()
         self._lock = threading.Lock()
         self.gate: Any = None  # what admits leases where entries are signed; whoever shares the loader shares it
 
@@ -88,7 +89,7 @@ class Loader:
 
     def _named(self, lease: Lease) -> tuple[int, str] | None:
         """(n, digest) that a run's fact names in `on`, until the run has a checkpoint of its own."""
-        began = self.entry(lease.thread, lease.birth, lease.rec) if lease.rec else None
+        began = self.entry(lease, lease.rec) if lease.rec else None
         if began is None or began.n != lease.n or began.is_checkpoint or "on" not in began.raw:
             return None
         n, _, digest = began.text("on").partition(" ")
@@ -150,9 +151,12 @@ class Loader:
                 _, gone = self._stands.popitem(last=False)
                 self._bytes -= gone[2].size
 
-    def entry(self, thread: str, birth: str, ref: str) -> e.Entry:
-        """One entry by id, cached: run records and Send parts are read many times."""
-        key = (thread, birth, ref)
+    def entry(self, lease: Lease, ref: str, of: str = "") -> e.Entry:
+        """One entry by id, cached: run records and Send parts are read many times. `of`: what it is as old as, at
+        least: the lease's run, if nothing is said, for what stood there when that began; a checkpoint's digest, or a
+        token, for what came later. After a rewind (a failover, a file cut short) another entry may have its id."""
+        thread = lease.thread
+        key = (thread, lease.birth, of or lease.run, ref)
         with self._lock:
             if key in self._entries:
                 return self._entries[key]
@@ -167,11 +171,11 @@ class Loader:
 
     def record(self, lease: Lease, codec: Codec) -> RunRecord:
         """The record of the run that a lease belongs to, its context of the graph's types."""
-        key = (lease.thread, lease.birth, lease.conf)
+        key = (lease.thread, lease.birth, lease.run, lease.conf)
         with self._lock:
             if key in self._records:
                 return self._records[key]
-        entry = self.entry(lease.thread, lease.birth, lease.conf)
+        entry = self.entry(lease, lease.conf)
         record = RunRecord.decode(entry.value("record") or b"\x80", codec)
         with self._lock:
             self._records[key] = record
@@ -184,21 +188,21 @@ class Loader:
         earlier checkpoint takes that one as it was written."""
         if stand.on is not None:
             return () if lease.task == UPDATE_TASK else commands_of(self.log, lease.thread, stand.on[0])
-        return [self.entry(lease.thread, lease.birth, ref) for ref in lease.over.split()]
+        return [self.entry(lease, ref) for ref in lease.over.split()]
 
     def answers(self, lease: Lease) -> list[tuple[str, bytes]]:
         """The questions that a lease's task had answered, by their ids, and the encoded answers, in order."""
-        facts = [self.entry(lease.thread, lease.birth, ref) for ref in lease.answers.split()]
+        facts = [self.entry(lease, ref) for ref in lease.answers.split()]
         return [(fact.text("question"), fact.value("answer") or b"\xc0") for fact in facts]
 
     def send(self, lease: Lease, stand: Stand) -> bytes:
         """The encoded argument of a Send's task, `s<k>_<i>`: the i-th packet of the part whose id ends in `-k`."""
         k, _, i = lease.task[1:].partition("_")
         if k.startswith("g"):  # a Command added it: its part is a fact of this very step
-            return self.entry(lease.thread, lease.birth, f"{lease.n}-{k[1:]}").sends()[int(i)][1]
+            return self.entry(lease, f"{lease.n}-{k[1:]}").sends()[int(i)][1]
         part = next((ref for ref, _ in stand.parts if e.entry_id(ref)[1] == int(k)), None)
         if part is None:
             raise CorruptEntry(
                 "no Send part of this name", thread=lease.thread, checkpoint=str(lease.n), node=lease.node
             )
-        return self.entry(lease.thread, lease.birth, part).sends()[int(i)][1]
+        return self.entry(lease, part, lease.digest).sends()[int(i)][1]

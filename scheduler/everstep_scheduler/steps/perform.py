@@ -149,6 +149,7 @@ class Attempt:
     shelf: Shelf | None = None
     pace: Pace = field(init=False)
     child: Child | None = field(default=None, init=False)  # of an isolated node
+    ahead: list[str] = field(default_factory=list[str], init=False)  # the parts that it has written
     _calls: Calls | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -508,17 +509,17 @@ class Performer:
     def _wanted(self, lease: Lease) -> str:
         """The graph's `name@fingerprint` that made the step; the name alone where nobody says it."""
         try:
-            made = self.loader.entry(lease.thread, lease.birth, f"{lease.n}-0").text("graph") if lease.n else ""
+            made = self.loader.entry(lease, f"{lease.n}-0", lease.digest).text("graph") if lease.n else ""
         except LogError:
             made = ""
         return made if made.startswith(f"{lease.graph}@") else lease.graph
 
     def _given(self, lease: Lease, stand: Stand) -> Given:
         if lease.task in (START_TASK, UPDATE_TASK):
-            began = self.loader.entry(lease.thread, lease.birth, lease.rec)
+            began = self.loader.entry(lease, lease.rec)
             writes = tuple(input_writes(began))
             return Given(input=writes, nodes=nodes_of(began, lease.node) if lease.task == UPDATE_TASK else ())
-        error = _failure(self.loader.entry(lease.thread, lease.birth, lease.cause)) if lease.cause else None
+        error = _failure(self.loader.entry(lease, lease.cause, lease.token)) if lease.cause else None
         if lease.task.startswith("p") and error is None:
             return NOTHING_GIVEN
         lease = lease._replace(task=lease.task.removeprefix(HANDLER))

@@ -68,6 +68,10 @@ class Settler:
         self._lock = threading.Lock()
 
     def settle(self, attempt: Attempt, result: Result) -> Commit:
+        commit = self._settled(attempt, result)
+        return commit._replace(ahead=tuple(attempt.ahead)) if attempt.ahead else commit
+
+    def _settled(self, attempt: Attempt, result: Result) -> Commit:
         match result.error:
             case Fenced():
                 return Commit(attempt.lease, "done")
@@ -237,6 +241,7 @@ class Settler:
         ids = self.moves.part(lease, pieces) if pieces else []
         if len(ids) < len(pieces):
             raise Fenced
+        attempt.ahead += ids
         return [
             (ref, tasks, len(chunk), str(piece["sum"]))
             for ref, piece, (tasks, chunk) in zip(ids, pieces, chunks, strict=True)
@@ -273,7 +278,7 @@ class Settler:
         """An update as END: a checkpoint without what was open. Send parts that still come next are written again."""
         lease, loader = attempt.lease, self.loader
         planned, refs = cleared(self.log, attempt.spec, lease, attempt.stand)
-        entries = [loader.entry(lease.thread, lease.birth, ref) for ref in refs]
+        entries = [loader.entry(lease, ref, lease.digest) for ref in refs]
         parts = self._write_parts(attempt, [(part.text("tasks"), part.sends()) for part in entries])
         step = max(lease.base, -1) + 1
         said = self._said(attempt, result, END)
@@ -297,13 +302,13 @@ class Settler:
         self._leave_to_others(attempt, facts)
         done = [Done(f.text("task"), f.text("node"), _filled(f), tuple(f.json("goto") or ())) for f in facts]
         if lease.width == 1 and done and done[0].task == UPDATE_TASK:
-            nodes = nodes_of(self.loader.entry(lease.thread, lease.birth, lease.rec), done[0].node)
+            nodes = nodes_of(self.loader.entry(lease, lease.rec), done[0].node)
             done = dones(UPDATE_TASK, nodes, Returned(done[0].writes, done[0].goto, ()))
         planned = plan(spec, attempt.stand.channels, done, edits=bool(done) and done[0].task == UPDATE_TASK)
         parts: Parts = []
         for fact in facts:
             for ref, count in fact.json("parts") or ():
-                part = self.loader.entry(lease.thread, lease.birth, ref)
+                part = self.loader.entry(lease, ref, fact.text("token") or lease.token)
                 parts.append((ref, part.text("tasks"), count, part.text("sum")))
         said: e.Fields = {"task": JOIN_TASK, "attempt": lease.attempt, "token": lease.token, "started": lease.at_ms}
         if lease.width == 1 and done and done[0].task == START_TASK:
@@ -330,7 +335,7 @@ class Settler:
         """The commit of `start`: LangGraph's two checkpoints, the input at step -1 and what it led to at step 0. An
         entrypoint's input leads to its node at once: it is one."""
         lease, stand = attempt.lease, attempt.stand
-        payload = self.loader.entry(lease.thread, lease.birth, lease.rec)
+        payload = self.loader.entry(lease, lease.rec)
         said: e.Fields = {
             "node": START_NODE, "task": lease.task, "attempt": lease.attempt, "token": lease.token,
             "queue": lease.queue, "started": lease.at_ms, "ms": result.ms if result else 0,
@@ -486,8 +491,8 @@ class Settler:
     ) -> tuple[e.Fields, list[str]]:
         """A checkpoint that stands alone; a large one's state goes ahead of it in parts, whose sums it covers."""
         lease, on = attempt.lease, attempt.stand.on
-        payload = self.loader.entry(lease.thread, lease.birth, lease.rec)
-        told = payload if lease.conf == lease.rec else self.loader.entry(lease.thread, lease.birth, lease.conf)
+        payload = self.loader.entry(lease, lease.rec)
+        told = payload if lease.conf == lease.rec else self.loader.entry(lease, lease.conf)
         record = told.raw.get("record", b"")
         builds_on = str(e.Address(lease.thread, *on)) if on else parent
         fields: e.Fields = {"birth": lease.birth, "record": record, "parent": builds_on, "floor": lease.rec}
@@ -507,6 +512,7 @@ class Settler:
         ids = self.moves.part(lease, pieces)
         if not ids:
             raise Fenced
+        attempt.ahead += ids
         return {**fields, "parts": json.dumps(ids)}, [str(piece["sum"]) for piece in pieces]
 
 

@@ -17,7 +17,7 @@ from everstep_checkpoint.codec import MALFORMED
 from everstep_checkpoint.errors import EverstepError
 
 from . import model
-from .crossing import ALWAYS, OF_THE_SAMPLE, Case
+from .crossing import ALWAYS, OF_THE_SAMPLE, Case, missing
 from .evidence import Evidence
 from .laws import Violation, broken_in
 from .stories import story_of
@@ -26,13 +26,15 @@ from .stories import story_of
 @dataclass(frozen=True)
 class Verdict:
     """`runs`: acknowledged. `steps`: checkpoints. `executions`: of nodes, by the journal. `lost`: runs or acknowledged
-    facts that are gone. `duplicated`: tasks that were done twice, or ran without need."""
+    facts that are gone. `duplicated`: tasks that were done twice, or ran without need. `rewound`: acknowledged facts
+    that a failover to a replica which was behind took back, as it may."""
 
     violations: tuple[Violation, ...]
     runs: int = 0
     steps: int = 0
     executions: int = 0
     losses: int = 0
+    rewound: int = 0
     by_law: Counter[str] = field(default_factory=Counter[str])
 
     @property
@@ -56,7 +58,7 @@ def check(evidence: Evidence) -> Verdict:
     for story in stories.values():
         found += _judged(partial(broken_in, story), story.thread)
         if evidence.sample:
-            found += _judged(partial(model.astray, story), story.thread)
+            found += _judged(partial(model.astray, evidence.newer, story), story.thread)
     for law in (*ALWAYS, *(OF_THE_SAMPLE if evidence.sample else ())):
         found += _judged(partial(law, case), "")
     return Verdict(
@@ -65,6 +67,7 @@ def check(evidence: Evidence) -> Verdict:
         steps=sum(part.checkpoint is not None for story in stories.values() for part in story.parts),
         executions=sum(line.phase == "in" for line in evidence.ran),
         losses=sum(entry.kind == "task_lost" for story in stories.values() for entry in story.entries),
+        rewound=sum(case.rewound(said.at) for _, said in missing(case)),
         by_law=Counter(each.law for each in dict.fromkeys(found)),
     )
 

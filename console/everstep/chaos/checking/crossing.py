@@ -22,6 +22,7 @@ from .stories import OUTCOMES, Story
 SLACK_S = 3.0  # how much later than its lease a fault may show: the rule of the gap, and a busy machine
 DEADLY = ("kill", "pool", "stop")
 FORGETTING = ("index",)
+REWINDING = "failover"
 PUSHING = "twice"
 PUSHED_MS = 3000
 EARLY_MS = 5  # clocks are read in whole ms, and not at the same moment
@@ -67,17 +68,58 @@ class Case:
         reach = self.evidence.lease_ms / 1000 * 2 + SLACK_S
         return [each for each in self.evidence.struck if each.kind in kinds and each.at <= at <= each.at + reach]
 
+    def rewound(self, at: float) -> bool:
+        """May what was acknowledged at this time be gone: was it said by a master after the replica that took over
+        had parted from it? A client may note it a moment later."""
+        return any(begin <= at <= end + SLACK_S for begin, end in self.rewinds)
 
-# I1, I6
+    def after_rewind(self, at: float) -> bool:
+        """May a node that began at this time have done so for a step that was taken back? A worker that holds such a
+        task begins it until its leases are renewed, and not."""
+        reach = self.evidence.lease_ms / 1000 * 2 + SLACK_S
+        return any(begin <= at <= end + reach for begin, end in self.rewinds)
+
+    @cached_property
+    def rewinds(self) -> list[tuple[float, float]]:
+        """The spans of which a failover may have taken back what was acknowledged in them."""
+        struck = [each for each in self.evidence.struck if each.kind == REWINDING]
+        return [(each.since, each.at) for each in struck if each.since is not None]
 
 
-def lost_runs(case: Case) -> Iterator[Violation]:
-    """What was acknowledged begins, and comes to its end."""
+# I1, I6, I9: what was acknowledged is there
+
+
+def missing(case: Case) -> Iterator[tuple[Violation, Said]]:
+    """What was acknowledged and is gone, also where a failover may take it back."""
     for said in [*case.answered("submit"), *case.answered("answer"), *case.answered("retry")]:
         story = case.stories.get(said.thread)
         runs = {entry.text("run") for entry in story.entries} if story is not None else set[str]()
         if said.run not in runs:
-            yield Violation("I1", said.thread, f"the run {said.run} was acknowledged, and no log has it")
+            yield Violation("I1", said.thread, f"the run {said.run} was acknowledged, and no log has it"), said
+    for said in case.answered("seen"):
+        story = case.stories.get(said.thread)
+        parts = story.parts if story is not None else []
+        heads = {(part.n, part.checkpoint.digest) for part in parts if part.checkpoint}
+        if (said.told["n"], said.told["digest"]) not in heads:
+            yield Violation("I9", said.thread, f"checkpoint {said.told['n']} was seen, and is not in the log"), said
+    for said in case.answered("cancel"):
+        if said.told.get("cancelled") and case.ended.get((said.thread, said.run)) != "cancelled":
+            text = f"the cancel of {said.run} was acknowledged, and did not happen"
+            yield Violation("I9", said.thread, text), said
+    for said in case.answered("answer"):
+        story = case.stories.get(said.thread)
+        facts = [each for each in story.entries if each.kind == "task_answered"] if story is not None else []
+        if not any(each.text("run") == said.run for each in facts):
+            yield Violation("I9", said.thread, f"the answer {said.run} was acknowledged, and is not in the log"), said
+
+
+def acknowledged(case: Case) -> Iterator[Violation]:
+    """What a client was shown or told stays so, but for what a replica that took over had not got yet."""
+    yield from (each for each, said in missing(case) if not case.rewound(said.at))
+
+
+def unended(case: Case) -> Iterator[Violation]:
+    """What begins comes to its end."""
     for thread, story in case.stories.items():
         for entry in story.entries:
             begins = entry.kind in ("run_started", "run_queued") and "of" not in entry.raw
@@ -121,10 +163,24 @@ def _numbers(story: Story, said: Said) -> str:
         if parts and parts[-1].state
         else []
     )
-    wanted = model.whole_run(given)
+    wanted = model.whole_run(given, audited=model.audited(story))
     if found == wanted:
         return ""
     return f"the run {said.run} should have added {len(wanted)} numbers once each in order, and has {len(found)}"
+
+
+def founded(case: Case) -> Iterator[Violation]:
+    """What a log calls done was done: the node has said that it came to its end."""
+    said = {line.key for line in case.evidence.ran if line.phase == "out"}
+    keys = {(story.thread, n, task): key for key, (story, n, task) in case.known.items()}
+    for story in case.stories.values():
+        for entry in story.entries:
+            if entry.kind != "task_done" and not (entry.is_checkpoint and entry.text("task")):
+                continue
+            task, n = entry.text("task"), entry.n - entry.is_checkpoint
+            key = keys.get((story.thread, n, task))
+            if key is not None and key not in said and task != "start":
+                yield Violation("I3", story.thread, f"step {n}: {task} is done, and no node says that it did it")
 
 
 # I7
@@ -166,7 +222,7 @@ def needless(case: Case) -> Iterator[Violation]:
     for key, times in begun.items():
         known, first = case.known.get(key), lines[key][0]
         if known is None:
-            if not case.struck_near(lines[key][-1].at, FORGETTING):
+            if not case.struck_near(lines[key][-1].at, FORGETTING) and not case.after_rewind(lines[key][-1].at):
                 yield Violation("I8", first.thread, f"{first.node} of step {first.n} ran, and no log names it")
             continue
         more = times - max(due.get(key, 0), 1)
@@ -201,7 +257,7 @@ def _excused(case: Case, lines: list[Ran]) -> bool:
     it? Or was the thread cancelled, and taken up by another run?"""
     if any(said.thread == lines[-1].thread for said in case.evidence.said if said.op in ("cancel", "retry")):
         return True
-    return any(_forgotten(case, before, after) for before, after in pairwise(lines))
+    return any(_forgotten(case, *pair) or _taken_back(case, *pair) for pair in pairwise(lines))
 
 
 def _forgotten(case: Case, before: Ran, after: Ran) -> bool:
@@ -210,6 +266,12 @@ def _forgotten(case: Case, before: Ran, after: Ran) -> bool:
     struck = [each for each in case.evidence.struck if before.at - reach <= each.at <= after.at]
     forgot = any(each.kind in FORGETTING for each in struck)
     return forgot and any(each.kind in DEADLY and before.pid in each.pids for each in struck)
+
+
+def _taken_back(case: Case, before: Ran, after: Ran) -> bool:
+    """Between two executions: did a failover take back what the first one came to, or that it was leased?"""
+    reach = case.evidence.lease_ms / 1000 * 2 + SLACK_S
+    return any(begin - reach <= before.at <= end + reach and after.at >= begin for begin, end in case.rewinds)
 
 
 def causeless(case: Case) -> Iterator[Violation]:
@@ -232,27 +294,6 @@ def pid_of(worker: str) -> int:
     """The process of a worker's name, `everstep.<host>.<pid>.<letters>`; 0 if it says none."""
     words = worker.split(".")
     return int(words[-2]) if len(words) > 2 and words[-2].isdigit() else 0
-
-
-# I9
-
-
-def acknowledged(case: Case) -> Iterator[Violation]:
-    """What a client was shown or told stays so."""
-    for said in case.answered("seen"):
-        story = case.stories.get(said.thread)
-        parts = story.parts if story is not None else []
-        heads = {(part.n, part.checkpoint.digest) for part in parts if part.checkpoint}
-        if (said.told["n"], said.told["digest"]) not in heads:
-            yield Violation("I9", said.thread, f"checkpoint {said.told['n']} was seen, and is not in the log")
-    for said in case.answered("cancel"):
-        if said.told.get("cancelled") and case.ended.get((said.thread, said.run)) != "cancelled":
-            yield Violation("I9", said.thread, f"the cancel of {said.run} was acknowledged, and did not happen")
-    for said in case.answered("answer"):
-        story = case.stories.get(said.thread)
-        facts = [each for each in story.entries if each.kind == "task_answered"] if story is not None else []
-        if not any(each.text("run") == said.run for each in facts):
-            yield Violation("I9", said.thread, f"the answer {said.run} was acknowledged, and is not in the log")
 
 
 # I12
@@ -284,5 +325,5 @@ def nothing_left(case: Case) -> Iterator[Violation]:
         yield Violation("I16", "", f"left over: {each}")
 
 
-ALWAYS = (lost_runs, stranded, read_as_stored, causeless, acknowledged, never_early, nothing_left)
-OF_THE_SAMPLE = (ends_as_told, saw_the_past, needless)
+ALWAYS = (acknowledged, unended, stranded, read_as_stored, causeless, never_early, nothing_left)
+OF_THE_SAMPLE = (ends_as_told, founded, saw_the_past, needless)

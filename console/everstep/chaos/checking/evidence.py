@@ -56,13 +56,15 @@ class Ran(NamedTuple):
 
 @dataclass(frozen=True)
 class Struck:
-    """A fault. `at`: seconds of the monotonic clock; `at_ms`: Redis' clock. `pids`: the processes that it befell."""
+    """A fault. `at`: seconds of the monotonic clock; `at_ms`: Redis' clock. `pids`: the processes that it befell.
+    `since`: what was acknowledged from then on, until `at`, the fault may have taken back; None: nothing."""
 
     at: float
     at_ms: int
     kind: str
     pids: tuple[int, ...] = ()
     said: str = ""
+    since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Dump:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All of it. `sample`: are the runs those of the sample graph, which leave a journal?"""
+    """All of it. `sample`: are the runs those of the sample graph, which leave a journal? `newer`: the name and
+    fingerprint of its newer version, if there was one."""
 
     said: tuple[Said, ...]
     ran: tuple[Ran, ...]
@@ -95,6 +98,7 @@ class Evidence:
     dump: Dump
     lease_ms: int
     sample: bool = True
+    newer: str = ""
 
 
 def read_journal(path: Path) -> Iterator[Ran]:

@@ -8,7 +8,7 @@ Promise: after a commit that was lost, doubled, or folded in another order, the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from .evidence import argument_sum
@@ -36,12 +36,15 @@ def values_of(task: Named, state: Mapping[str, Any], answers: Sequence[int]) -> 
             return [first_of(state)]
         case "work":
             return [int(task.arg["value"])]
+        case "audit":
+            return [first_of(state) - 2]
         case _:
             return [first_of(state) + 999, *answers]
 
 
-def next_of(part: Part, state: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The nodes that come after a step, with what each Send brings. `state`: after the step."""
+def next_of(part: Part, state: Mapping[str, Any], *, audits: bool) -> list[tuple[str, Any]]:
+    """The nodes that come after a step, with what each Send brings. `state`: after the step. `audits`: was it closed
+    by the newer version, which has a node more? Either may close any step whose nodes it knows."""
     node = part.tasks[0].node
     if node == "draw":
         value = first_of(state)
@@ -51,20 +54,31 @@ def next_of(part: Part, state: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ]
     if node == "work":
         return [("gather", None)]
+    if node == "gather" and audits:
+        return [("audit", None)]
     return [("draw", None)] if state["left"] > 0 else []
 
 
-def whole_run(given: Mapping[str, Any], answers: Sequence[int] = ()) -> list[int]:
-    """All numbers that a run adds which comes to its end."""
+def whole_run(given: Mapping[str, Any], answers: Sequence[int] = (), audited: Collection[int] = ()) -> list[int]:
+    """All numbers that a run adds which comes to its end. `audited`: the first numbers of rounds that were audited."""
     found: list[int] = []
     for i in range(given["rounds"]):
         first = given["base"] + i * 1000
-        found += [first, *(first + 1 + j for j in range(given["width"])), first + 999]
+        more = [first + 998] if first in audited else []
+        found += [first, *(first + 1 + j for j in range(given["width"])), first + 999, *more]
     return [*found, *answers]
 
 
-def astray(story: Story) -> Iterator[Violation]:
-    """Where a log is not what the model says."""
+def audited(story: Story) -> set[int]:
+    """The first numbers of the rounds that have an audit, by the steps that name one."""
+    return {
+        first_of(part.state) - 1000 for part in story.parts
+        if part.state is not None and any(task.node == "audit" for task in part.tasks)
+    }  # fmt: skip
+
+
+def astray(newer: str, story: Story) -> Iterator[Violation]:
+    """Where a log is not what the model says. `newer`: how the newer version stamps its checkpoints."""
     for part, after in zip(story.parts, story.parts[1:], strict=False):
         if part.checkpoint is None or after.checkpoint is None or after.checkpoint.text("source") in GIVEN_UP:
             continue
@@ -74,8 +88,8 @@ def astray(story: Story) -> Iterator[Violation]:
             wanted, coming = _begun(story, part), [("draw", None)]
         else:
             wanted = _stepped(part, story)
-            coming = next_of(part, wanted)
-        for name in ("values", "chain", "left"):
+            coming = next_of(part, wanted, audits=after.checkpoint.text("graph") == newer)
+        for name in ("values", "chain", "left", *(("audits",) if wanted.get("audits") else ())):
             if after.state.get(name) != wanted.get(name):
                 is_, should = _short(after.state.get(name)), _short(wanted.get(name))
                 yield Violation("I3", story.thread, f"checkpoint {after.n}: {name} is {is_}, not {should}")
@@ -101,6 +115,8 @@ def _stepped(part: Part, story: Story) -> dict[str, Any]:
     values: list[int] = []
     for task in part.tasks:
         values += values_of(task, state, _answers(part, task.task))
+    if part.tasks[0].node == "audit":
+        state["audits"] = state.get("audits", 0) + 1
     left = state["left"] - (part.tasks[0].node == "gather")
     return {
         **state, "left": left, "values": [*state.get("values", []), *values],
@@ -118,7 +134,10 @@ def seen_by(part: Part, node: str) -> set[str]:
     """The digests of the arguments that the tasks of a step may be given."""
     if node == "work":
         return {argument_sum(task.arg) for task in part.tasks}
-    return {argument_sum(part.state or {})}
+    state = part.state or {}
+    if node == "audit":
+        return {argument_sum({"audits": 0, **state})}  # empty until somebody writes it
+    return {argument_sum({name: value for name, value in state.items() if name != "audits"})}  # which they don't know
 
 
 def _short(value: object) -> str:

@@ -8,21 +8,35 @@
 --    handler = {node, queue, timeout s}                           (handled; the first of its entries is the failure)
 --    call = the run that it calls, as start takes it, its arguments behind those of the entries; or {thread, run, waits = 1}:
 --    that run is under way already; kept                          (called)
+--    ahead = ids of the parts that the attempt wrote before
 --    tokens queues proc lease_ms spare                            refill;  own=1: only from this thread (inline)
 -- Answers JSON: status = ok | already | fenced | rebuild; leases
 local living, suspended = alive()
 if not living then return '{"status":"rebuild"}' end
 local T, rec, holds = attempt()
 
-local function passed_before()
-  if rec and rec.p ~= 'lease' and rec.t == H.token then return true end
-  for n = H.n + 1, H.n + 2 do -- by exact ids: the facts between them may be many
-    local found = call('XRANGE', S .. 'log:' .. H.thread, n .. '-0', n .. '-0')[1]
-    for i = 1, found and #found[2] or 0, 2 do
-      if found[2][i] == 'token' and found[2][i + 1] == H.token then return true end
-    end
+local function is_mine(id)
+  local found = call('XRANGE', S .. 'log:' .. H.thread, id, id)[1]
+  for i = 1, found and #found[2] or 0, 2 do
+    if found[2][i] == 'token' and found[2][i + 1] == H.token then return true end
   end
   return false
+end
+
+local function passed_before()
+  if rec and rec.p ~= 'lease' and rec.t == H.token then return true end
+  return is_mine(H.n + 1 .. '-0') or is_mine(H.n + 2 .. '-0') -- by exact ids: the facts between them may be many
+end
+
+-- Is all there that the entries name? A replica that took over may have the lease and lack the parts, and a part that came
+-- later then has the id of one before it.
+local function stands_ahead()
+  local seen = {}
+  for _, id in ipairs(H.ahead or {}) do
+    if seen[id] or not is_mine(id) then return false end
+    seen[id] = true
+  end
+  return true
 end
 
 if not holds then
@@ -64,14 +78,25 @@ local function can_call()
   return not refusal(H.call, C)
 end
 
+local function open_again()
+  unlease(rec)
+  rec.a = rec.a - 1
+  H.outcome = 'again'
+end
+
+out.status = 'ok'
+if #(H.entries or {}) == 0 or not stands_ahead() then -- of an attempt that was told that it is over there is nothing
+  open_again()
+  hand(H.thread, T, H.task, rec)
+  out.status = 'fenced'
+end
+
 if H.outcome == 'called' then
   C = load(H.call.thread)
   if not C and call('EXISTS', S .. 'log:' .. H.call.thread) == 1 then return '{"status":"rebuild"}' end
   if not can_call() then
-    unlease(rec)
-    rec.a = rec.a - 1
+    open_again()
     if H.call.waits then hand(H.thread, T, H.task, rec) else sleep(CALL_AGAIN_MS) end
-    H.outcome = 'again'
   end
 end
 
@@ -82,7 +107,6 @@ if H.outcome ~= 'again' then
   ids = append(H.thread)
   unlease(rec)
 end
-out.status = 'ok'
 T.updated = NOW
 if H.outcome == 'next' then
   forget_job(rec)
