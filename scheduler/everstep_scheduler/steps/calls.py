@@ -16,7 +16,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -66,7 +66,7 @@ class Calls:
         self._loop = asyncio.get_running_loop()
 
     @contextmanager
-    def driving(self, run: Driven) -> Iterator[None]:
+    def driving(self, run: Driven) -> Generator[None]:
         """A run of a graph that was called is under way; it is left when the attempt is over, also before it begins."""
         self._runs.add(run)
         try:
