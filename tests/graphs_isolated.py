@@ -183,3 +183,21 @@ idling = chain("idling", spins, timeout=TimeoutPolicy(idle_timeout=4.0), error_h
 beating = chain("beating", beats, timeout=TimeoutPolicy(idle_timeout=30.0))
 dying = chain("dying", dies)
 asking = chain("asking", asks)
+
+
+def of_calling(timeout: float | None = None) -> StateGraph:
+    """Its node, a plain function, calls a graph that calls another one, whose node hangs in a process of its own."""
+    deepest = StateGraph(State).add_node("node", hangs, isolate=True, timeout=timeout).add_edge(START, "node").compile()
+    middle = (
+        StateGraph(State).add_node("middle", lambda state: deepest.invoke(state)).add_edge(START, "middle").compile()
+    )
+    return StateGraph(State).add_node("calls", lambda state: middle.invoke(state)).add_edge(START, "calls")
+
+
+def of_calling_async() -> StateGraph:
+    """The same on an event loop."""
+
+    async def calls(state: State) -> State:
+        return await hanging.ainvoke(state)  # type: ignore[no-any-return]
+
+    return StateGraph(State).add_node("calls", calls).add_edge(START, "calls")

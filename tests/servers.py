@@ -15,9 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -79,11 +78,6 @@ def wait_for(condition: Callable[[], T], timeout_s: float = 30.0, what: str = ""
 def soaked(amount: float) -> float:
     """So much of a long test, or the share of it that a trial asks for: EVERSTEP_SOAK_SHARE=0.1."""
     return amount * float(os.environ.get("EVERSTEP_SOAK_SHARE", "1"))
-
-
-def some_in_soak(count: int, few: int) -> list[Any]:
-    """So many parts of a long test: the first few are for each run of the tests, the others for soak."""
-    return [pytest.param(part, marks=() if part < few else (pytest.mark.soak,)) for part in range(count)]
 
 
 def plain_client(url: str, socket_timeout: float = 10.0) -> redis.Redis:

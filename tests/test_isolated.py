@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from dataclasses import make_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 import pytest
 import redis
@@ -205,27 +205,71 @@ def test_a_daemon_that_it_leaves_behind_holds_nothing(
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_a_cancel_kills(redis_url: str, at: Client, pids: Path) -> None:
-    hanging = graphs.chain("hanging", graphs.hangs)
-    with running(redis_url, hanging, lease_ms=1500):
+HANGING: dict[str, Callable[[], GraphSpec]] = {
+    "alone": lambda: graphs.chain("hanging", graphs.hangs),  # in an inline caller's own thread
+    "beside": lambda: graphs.chain("hanging", graphs.hangs, timeout=60.0),  # in one beside it
+    "called": lambda: graphs.of_calling().spec("hanging"),
+    "called beside": lambda: graphs.of_calling(60.0).spec("hanging"),
+    "called async": lambda: graphs.of_calling_async().spec("hanging"),
+}
+
+
+def hangs_now(pids: Path) -> None:
+    wait_for(lambda: len(noted(pids)) == 2, 20, "the node to run")
+
+
+@pytest.mark.parametrize("how", ["alone", "called", "called async"])
+def test_a_cancel_kills(redis_url: str, at: Client, pids: Path, how: str) -> None:
+    hanging = HANGING[how]()
+    with running(redis_url, hanging, lease_ms=900) as worker:
         thread = at.submit(hanging, pids=str(pids))
-        wait_for(lambda: len(noted(pids)) == 2, 10, "the node to run")
+        hangs_now(pids)
         at.moves.cancel(thread, str(at.redis.hget(KEYS.thread(thread), "run"), "ascii"))
         gone(pids)
+        wait_for(lambda: not worker.work.held, 5, "the slot to be free")
 
 
-@pytest.mark.parametrize("timeout", [None, 60.0])  # in the caller's thread, and beside it
+@pytest.mark.parametrize(
+    ("how", "durable"),
+    [("alone", True), ("alone", False), ("beside", True), ("called", True), ("called beside", False),
+     ("called async", True)],
+)  # fmt: skip
 def test_a_cancel_by_somebody_else_kills_what_an_inline_caller_runs(
-    redis_url: str, at: Client, pids: Path, timeout: float | None
+    redis_url: str, pids: Path, how: str, durable: bool
 ) -> None:
-    saver = RedisSaver(redis_url, lease_ms=600)
-    graph = CompiledGraph(graphs.chain("hanging", graphs.hangs, timeout=timeout), saver, None, None)
+    saver = RedisSaver(redis_url, lease_ms=600) if durable else InMemorySaver()
+    graph = CompiledGraph(HANGING[how](), saver, None, None)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(graph.invoke, {"pids": str(pids)}, {"configurable": {"thread_id": "t"}})
-        wait_for(lambda: len(noted(pids)) == 2, 20, "the node to run")
-        at.moves.cancel("t", str(at.redis.hget(KEYS.thread("t"), "run"), "ascii"), "kim")
+        hangs_now(pids)
+        saver.moves.cancel("t", "", "kim")
         with pytest.raises(RunCancelled, match="by kim"):
             running.result(20)
+    gone(pids)
+
+
+@pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
+def test_an_input_that_does_not_wait_kills_what_it_overtakes(
+    pids: Path, strategy: Literal["interrupt", "rollback"]
+) -> None:
+    saver = InMemorySaver()
+    graph = CompiledGraph(HANGING["called"](), saver, None, None)
+    config: dict[str, Any] = {"configurable": {"thread_id": "t"}}
+    plain = CompiledGraph(graphs.plain_graph.spec.named("hanging"), saver, None, None)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(graph.invoke, {"pids": str(pids)}, config)
+        hangs_now(pids)
+        plain.invoke({"seen": ["after"]}, config, multitask_strategy=strategy)
+        with pytest.raises(RunCancelled):
+            running.result(20)
+    gone(pids)
+
+
+def test_a_timeout_of_who_called_kills_what_it_called(pids: Path) -> None:
+    calling = HANGING["called"]().node("calls")
+    built = StateGraph(State).add_node("calls", calling.fn, timeout=4.0).add_edge(START, "calls")
+    with pytest.raises(NodeTimeoutError):
+        invoked(built.spec("late"), pids=str(pids))
     gone(pids)
 
 

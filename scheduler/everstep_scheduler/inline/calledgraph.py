@@ -113,11 +113,8 @@ class _Run(Inline):
         self.performer.slotted = attempt.slotted
 
     def events(self, loop: asyncio.AbstractEventLoop | None) -> Iterator[Chunk]:
-        self.attempt.calls.runs.add(self)
-        try:
+        with self.attempt.calls.driving(self):
             yield from super().events(loop)
-        finally:
-            self.attempt.calls.runs.discard(self)
         if self.ended is None:
             raise Fenced  # the attempt is over: whoever called has nobody to tell
         self._up(self.ended)

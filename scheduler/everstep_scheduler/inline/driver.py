@@ -139,6 +139,7 @@ class Inline:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own_loop = False
         self._jobs: list[_Job] = []
+        self._here: Attempt | None = None  # runs in the caller's own thread
         self._ready: deque[Lease] = deque()
         self._mine: dict[str, Lease] = {}
         self._family: dict[str, None] = {thread: None}  # our thread, and those that its tasks called
@@ -152,6 +153,8 @@ class Inline:
         """The caller is gone: cancel what runs on its loop, begin nothing more, give leases back. From any thread."""
         self._left.set()
         self._news.set()
+        if (here := self._here) is not None:
+            here.kill()
         for job in tuple(self._jobs):
             job.end()
 
@@ -276,7 +279,7 @@ class Inline:
                 over = self._finished()
                 yield from self.telling.said()
                 for job in over:
-                    if not job.future.cancelled():
+                    if not self._is_void(job):
                         yield from self._settle(job)
                 poll = POLL_S
                 if self.ended is None:
@@ -291,6 +294,13 @@ class Inline:
             if not self._ready:
                 self._idle(poll)
                 poll = min(poll * 1.5, POLL_MAX_S)
+
+    def _is_void(self, job: _Job) -> bool:
+        """Nobody waits for it: what was killed did not fail. It goes back with its lease."""
+        if job.future.cancelled():
+            return True
+        ended = self._left.is_set() and job.attempt.killed
+        return ended and (not job.future.done() or job.future.result().error is not None)
 
     def _claim(self) -> Sequence[Lease]:
         """Work of our threads that nobody has: a retry that came due, or another run's, which ours waits for."""
@@ -339,6 +349,15 @@ class Inline:
         self._mine.pop(token, None)
         if self.keeper is not None:
             self.keeper.drop(token)
+        elif isinstance(self.saver.moves, LogMoves):
+            self.saver.moves.unwatch(token)
+
+    def _watch(self, lease: Lease, gone: Callable[[], object]) -> None:
+        """Call it when the lease is taken away: from the keeper's thread, or that of who took it."""
+        if self.keeper is not None:
+            self.keeper.watch(lease.token, gone)
+        elif isinstance(self.saver.moves, LogMoves):
+            self.saver.moves.watch(lease.token, gone)
 
     # one attempt
 
@@ -356,8 +375,7 @@ class Inline:
             self._give_back(lease, error)
             return False
         self._unserved_at = 0.0
-        if attempt.child is not None and self.keeper is not None:
-            self.keeper.watch(lease.token, attempt.kill)  # somebody else may cancel the run
+        self._watch(lease, attempt.kill)  # somebody else may cancel the run
         self._jobs.append(_Job(attempt, self._future(attempt)))
         if self._left.is_set():  # while it was begun
             self._jobs[-1].end()
@@ -379,7 +397,11 @@ class Inline:
         if self._ready or self._jobs or attempt.pace.limited or attempt.voice is not None:
             return _in_thread(attempt)
         done: Future[Result] = Future()
+        self._here = attempt
+        if self._left.is_set():  # meanwhile: then nobody else ends it
+            attempt.kill()
         result = attempt.call()
+        self._here = None
         if isinstance(result.error, KeyboardInterrupt):
             raise result.error  # somebody pressed Ctrl-C: that is no failure of the node
         done.set_result(result)

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -110,9 +110,21 @@ class LogMoves:
         self._threads: dict[str, Thread] = {}
         self._handed: list[str] = []  # other threads with a task that a commit opened
         self._driving: set[str] = set()
+        self._watched: dict[str, Callable[[], object]] = {}
         self._kept: dict[str, str] = {}  # a log that an attempt keeps -> the last writing into it
         self._lock = threading.RLock()
         self.gates = Gates(self._standing)
+
+    def watch(self, token: str, gone: Callable[[], object]) -> None:
+        """Call `gone`, once and from the thread that does it, when a lease is taken away: its run was cancelled, or a
+        task beside it failed. It must not raise, wait, nor call these moves."""
+        with self._lock:
+            self._watched[token] = gone
+
+    def unwatch(self, token: str) -> None:
+        """It was settled, or given back."""
+        with self._lock:
+            self._watched.pop(token, None)
 
     def limit(self, graph: str, limits: Limits) -> None:
         with self._lock:
@@ -654,7 +666,10 @@ class LogMoves:
         for task in t.open.values():
             if task.place not in ("done", "failed", "asked"):
                 task.told = task.told or task.place == "child"
+                gone = self._watched.pop(task.token, None)
                 task.place, task.token = "stopped", ""
+                if gone is not None:
+                    gone()
         return called
 
     def _revoke(self, called: Sequence[str], actor: str = "") -> None:

@@ -16,7 +16,8 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from everstep_checkpoint.codec import Codec, Registry
@@ -44,7 +45,7 @@ class Driven(Protocol):
 
 
 class Calls:
-    """The calls of one attempt. `runs`: of graphs that it called, those that are under way."""
+    """The calls of one attempt, and the runs of graphs that it called."""
 
     def __init__(self, doing: Effects, registry: Registry, node: str, cache: CallCache | None = None) -> None:
         self._doing = doing
@@ -52,7 +53,8 @@ class Calls:
         self._node = node
         self._made = Counter[str]()
         self._graphs = Counter[str]()
-        self.runs = set[Driven]()
+        self._runs = set[Driven]()
+        self._over = False
         self._crews: dict[str, Crew] = {}
         self._pending: list[concurrent.futures.Future[Any] | asyncio.Future[Any]] = []
         self.cache = cache
@@ -62,6 +64,17 @@ class Calls:
     def on_loop(self) -> None:
         """The attempt runs on this event loop."""
         self._loop = asyncio.get_running_loop()
+
+    @contextmanager
+    def driving(self, run: Driven) -> Generator[None]:
+        """A run of a graph that was called is under way; it is left when the attempt is over, also before it begins."""
+        self._runs.add(run)
+        try:
+            if self._over:
+                run.leave()
+            yield
+        finally:
+            self._runs.discard(run)
 
     def nth_graph(self) -> tuple[str, int]:
         """A graph is called: at which place, and how many were called there before."""
@@ -188,7 +201,7 @@ class Calls:
         for future in self._pending:
             assert isinstance(future, concurrent.futures.Future)
             concurrent.futures.wait([future])
-        self._leave()
+        self.leave()
 
     async def aend(self, *, failed: bool) -> None:
         """The same on the loop; where the attempt failed, the calls that run are cancelled."""
@@ -198,7 +211,7 @@ class Calls:
         while seen < len(self._pending):  # those that run may make more
             batch, seen = self._pending[seen:], len(self._pending)
             await asyncio.gather(*filter(None, (_on_loop(each, failed) for each in batch)), return_exceptions=True)
-        self._leave()
+        self.leave()
 
     def cancel(self) -> None:
         """Cancel what runs on the loop, and what did not begin."""
@@ -210,11 +223,12 @@ class Calls:
         """What did not begin won't, and graphs that were called are driven no further."""
         for crew in tuple(self._crews.values()):
             crew.drop()
-        self._leave()
+        self.leave()
 
-    def _leave(self) -> None:
-        """Graphs whose caller is gone are driven no further."""
-        for run in tuple(self.runs):
+    def leave(self) -> None:
+        """Graphs whose caller is gone are driven no further. From any thread."""
+        self._over = True
+        for run in self._runs.copy():
             run.leave()
 
 

@@ -150,6 +150,7 @@ class Attempt:
     pace: Pace = field(init=False)
     child: Child | None = field(default=None, init=False)  # of an isolated node
     ahead: list[str] = field(default_factory=list[str], init=False)  # the parts that it has written
+    killed: bool = field(default=False, init=False)
     _calls: Calls | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -164,6 +165,8 @@ class Attempt:
         if self._calls is None:
             cache = CallCache(self.cache, self.spec.name) if self.cache is not None else None
             self._calls = Calls(self.doing, self.spec.registry, self.lease.node, cache)
+            if self.killed:  # meanwhile
+                self._calls.leave()
         return self._calls
 
     @property
@@ -265,9 +268,13 @@ class Attempt:
             return Result(None, error, self.elapsed_ms)
 
     def kill(self) -> None:
-        """End the process of an isolated node, now; nothing where none runs. From any thread."""
+        """The attempt is over: end the process of an isolated node, now, also in graphs that it called; they are
+        driven no further. From any thread."""
+        self.killed = True
         if self.child is not None:
             self.child.kill()
+        if self._calls is not None:
+            self._calls.leave()
 
     def ask(self, value: Any, response_schema: Any) -> Any:
         """The answer to the node's next question. Raises GraphInterrupt where there is none yet."""
@@ -319,7 +326,7 @@ class Attempt:
             try:
                 return await asyncio.to_thread(self.child.run, self)
             finally:
-                self.kill()
+                self.child.kill()
         answer = self._called(self.node, config, runtime)
         try:
             return await answer if self.node.is_async else answer
