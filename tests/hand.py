@@ -113,3 +113,4 @@ def _work(client: Any, made: Made, name: str, stop: threading.Event) -> None:
     while not stop.wait(0.005):
         while hand.held or hand.claim(8):
             hand.do()  # fenced, if somebody stopped the run meanwhile
+    hand.live.close()  # before the connections go: what waits for an answer then is said a second time
