@@ -197,11 +197,9 @@ class Hand(threading.Thread):
         done = Done(held, result)
         commit = work.settle(done)
         work.tempo.take_lead(self)
-        offer = work.refill(True, work.tempo.room(self))
-        reach("settled")
+        room = work.tempo.room(self)
         with self._wire:
-            at = self._line.post(work.moves.command(commit, offer))
-            self._posted.append(Posted(done, commit, offer, at))
+            self._posted.append(work.posted(self._line, done, commit, room))
 
     def _collected(self) -> list[Held]:
         """The leases that the answer to the oldest commit under way brought. One whose answer is lost is sent again."""

@@ -61,25 +61,28 @@ class Committer:
 
     def _turn(self) -> None:
         """Send what is ready while answers are on the way; none is awaited before there is nothing to send."""
-        try:
-            done = self._ready.get_nowait() if len(self._posted) < OFFER_MAX else None
-        except Empty:
-            done = None
-        else:
-            if done is None and len(self._posted) < OFFER_MAX:
-                self._ready.put(None)  # the end, which `_run` sees once all is answered
+        done = self._next()
         if done is not None:
             self._guarded(done, partial(self._post, done))
         else:
             self._work.spread(self._collected())
 
+    def _next(self) -> Done | None:
+        """An outcome that is ready, and may be sent now."""
+        if len(self._posted) == OFFER_MAX:
+            return None
+        try:
+            done = self._ready.get_nowait()
+        except Empty:
+            return None
+        if done is None:
+            self._ready.put(None)  # the end, which `_run` sees once all is answered
+        return done
+
     def _post(self, done: Done) -> None:
         work = self._work
-        commit = work.settle(done)
-        offer = work.refill(done.own, 1 if self._posted else work.tempo.room())
-        reach("settled")
-        at = self._line.post(work.moves.command(commit, offer))
-        self._posted.append(Posted(done, commit, offer, at))
+        room = 1 if self._posted else work.tempo.room()
+        self._posted.append(work.posted(self._line, done, work.settle(done), room))
 
     def _collected(self) -> list[Held]:
         """The leases that the answers brought: the oldest one's, and of those that are here already."""

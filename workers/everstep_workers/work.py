@@ -315,6 +315,16 @@ class Work:
 
     # commit
 
+    def posted(self, line: Line, done: Done, commit: Commit, room: int) -> Posted:
+        """Send a commit, with an offer for so many attempts more; its answer is for `came`."""
+        offer = self.refill(done.own, room)
+        try:
+            reach("settled")
+            return Posted(done, commit, offer, line.post(self.moves.command(commit, offer)))
+        except BaseException:
+            self._keeps(done, offer)
+            raise
+
     def came(self, done: Done, commit: Commit, offer: Offer, raw: object) -> list[Held]:
         """The reply to a commit that was posted. Returns what there is to run next. Where it settles nothing, or never
         came, the commit is sent again until it does; one that Redis refuses becomes a failure."""
