@@ -35,8 +35,8 @@ FULL = 0.9
 def examine(site: Site) -> list[Finding]:
     """All findings, in an order that puts causes before effects. Raises ServerUnavailable, InvalidInput for a URL that
     is none."""
+    _ = site.redis  # before any check, each of which would take a URL that is none for broken keys
     look = Look(site, {})
-    assert look.redis
     found: list[Finding] = []
     for about, check in CHECKS:
         try:
