@@ -200,7 +200,7 @@ class Story:
         if his.steps and his.steps[-1] == ("('updates', {}, [])",) and self._is_over():
             his = Seen(his.end, (*his.steps[:-1], ()))  # a breakpoint behind the last node
         if [turn.how for turn in self.turns[-2:]] == ["replay", "replay"]:
-            mine, his = _uncached(mine), _uncached(his)  # it seldom runs again what the first replay took as it was
+            mine, his = _uncached(mine), _uncached(his)  # of a replay's own checkpoint it runs again what is done
         return mine, his
 
     def _is_over(self) -> bool:
