@@ -57,7 +57,10 @@ class Committer:
         while (first := self._ready.get()) is not None:
             self._guarded(first, partial(self._post, first))
             while self._posted:
-                self._turn()
+                try:
+                    self._turn()
+                except Exception as error:  # noqa: BLE001 - the loop's door: what is posted still has to be answered
+                    log.error("everstep's own error while committing", exc_info=error)
 
     def _turn(self) -> None:
         """Send what is ready while answers are on the way; none is awaited before there is nothing to send."""
