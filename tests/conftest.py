@@ -18,7 +18,7 @@ from proxy import FaultProxy
 from servers import StartServer, chosen_server, described, plain_client, run_seed, server_binaries
 
 # Machines that run tests are busy: how long an example took says nothing.
-hypothesis.settings.register_profile("everstep", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("everstep", deadline=None, print_blob=True, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("everstep")
 
 

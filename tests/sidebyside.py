@@ -179,7 +179,7 @@ class Story:
     def _astray(self, mine: Seen, his: Seen) -> bool:
         """Is LangGraph's thread as ours can't be? KNOWN, each."""
         nested, failed = self.drawing.has(lambda node: node.inner), "done" not in (mine.end, his.end)
-        if nested and failed and mine.end != his.end:
+        if nested and failed and (mine.end != his.end or self._stumbled()):
             return True  # two failed at once: which error is raised is a matter of luck
         if nested and his.end == "GraphRecursionError" and mine != his:
             # it raises where a run ends in the very step of its limit: here that of a graph in the graph
@@ -190,6 +190,10 @@ class Story:
             ambiguous = self.turns[-1].how == "update"
             return mine.end == his.end or (mine.end == "done" and (ambiguous or not self._is_over()))
         return False
+
+    def _stumbled(self) -> bool:
+        """Has a graph in LangGraph's graph failed at its limit? It does where it ends in the very step of it."""
+        return any("GraphRecursionError" in repr(task.error) for task in self.theirs.get_state(self.config).tasks)
 
     def _likened(self, mine: Seen, his: Seen, theirs: Any = None) -> tuple[Seen, Seen]:
         """Without what is not to be the same. KNOWN, each."""

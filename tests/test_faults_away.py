@@ -16,8 +16,9 @@ from everstep.embedded import EmbeddedServer
 from everstep_checkpoint.errors import ServerUnavailable
 from everstep_checkpoint.log import new_id
 from everstep_scheduler.moves.connection import server_run_id
-from everstep_scheduler.moves.contract import Moves
+from everstep_scheduler.moves.contract import Moves, Offer, Renewed
 from everstep_scheduler.moves.keeper import LeaseKeeper
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_workers.worker import Worker
 from faults import KEYS, LONG_MS, Fleet, assert_at_rest
 from proxy import FaultProxy
@@ -123,7 +124,8 @@ def test_a_lease_that_comes_with_a_commit_held_up_for_long_is_no_orphan(
     thread = fleet.submit("chain")
     worker = Worker(proxy.url, [graphs_for_faults.chain], lease_ms=LONG_MS)
     work, keeper = worker.work, worker._keeper
-    keeper._renew()
+    for _ in range(2):
+        keeper._renew()
     offer = work.offer((new_id(),))  # what is to be refilled, as it was first sent
     if away:
         proxy.refuse()
@@ -132,28 +134,47 @@ def test_a_lease_that_comes_with_a_commit_held_up_for_long_is_no_orphan(
             keeper._renew()
     proxy.accept()
     (lease,) = work.moves.claim(offer).leases
-    keeper._renew()  # it does not know yet of what the late answer brings
-    assert fleet.redis.zscore(KEYS.leases, lease.token) is not None
+    for _ in range(2):
+        keeper._renew()  # it does not know yet of what the late answer brings
+        assert fleet.redis.zscore(KEYS.leases, lease.token) is not None
     assert lease.thread == thread and not fleet.lines()
-    keeper._renew()  # now it should: what it holds without knowing is an orphan
-    assert fleet.redis.zscore(KEYS.leases, lease.token) is None
+
+    def taken_back() -> bool:
+        keeper._renew()  # now it should: what it holds without knowing is an orphan, once it is a millisecond old
+        return fleet.redis.zscore(KEYS.leases, lease.token) is None
+
+    wait_for(taken_back, 10, "the orphan to be taken back")
     work.moves.release(offer.owner, None, "job")
     work.close()
+
+
+def test_a_renewal_that_comes_late_or_twice_makes_no_orphan_of_what_came_after_it(fleet: Fleet) -> None:
+    """It judges by what its owner knew when it sent it."""
+    fleet.submit("chain")
+    moves, offer = RedisMoves(Scripts(fleet.redis, KEYS)), Offer("me", (new_id(),), ("chain",), lease_ms=LONG_MS)
+    before = [moves.renew(Offer("me"), 0).at_ms for _ in range(3)]
+    (lease,) = moves.claim(offer).leases
+    for at_ms in (*before, *before):
+        moves.renew(Offer("me"), at_ms)
+    assert fleet.redis.zscore(KEYS.leases, lease.token) is not None
+    moves.release("me", None, "job")
 
 
 def test_an_inline_caller_counts_only_renewals_that_arrived() -> None:
     told: list[int] = []
 
-    class Away:
-        def renew(self, _: object, round: int, **__: object) -> list[str]:
-            told.append(round)
-            raise ServerUnavailable("Redis is away")
+    class SometimesAway:
+        def renew(self, _: object, before: int, **__: object) -> Renewed:
+            told.append(before)
+            if len(told) % 2:
+                raise ServerUnavailable("Redis is away")
+            return Renewed([], len(told))
 
-    keeper = LeaseKeeper(cast("Moves", Away()), "me", LONG_MS)
-    for _ in range(3):
-        with pytest.raises(ServerUnavailable):
+    keeper = LeaseKeeper(cast("Moves", SometimesAway()), "me", LONG_MS)
+    for i in range(8):
+        with pytest.raises(ServerUnavailable) if i % 2 == 0 else nullcontext():
             keeper.renew()
-    assert told == [2, 2, 2]
+    assert told == [0, 0, 0, 0, 2, 2, 4, 4]
 
 
 # --- full

@@ -43,7 +43,7 @@ from everstep_scheduler.inline.compiled import CompiledGraph
 from everstep_scheduler.inline.following import Follower
 from everstep_scheduler.inline.logmoves import LogMoves
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
-from everstep_scheduler.moves.contract import LEASE_MS, Lease, Offer
+from everstep_scheduler.moves.contract import LEASE_MS, Lease, Offer, Renewed
 from everstep_scheduler.moves.keeper import LeaseKeeper
 from everstep_scheduler.steps.perform import Performer
 from servers import wait_for
@@ -815,11 +815,11 @@ def test_the_keeper_outlives_an_unexpected_error() -> None:
     rounds: list[tuple[str, ...]] = []
 
     class Moves(LogMoves):
-        def renew(self, offer: Offer, round: int, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
+        def renew(self, offer: Offer, before: int, *, registry: bool = False, callers: Sequence[str] = ()) -> Renewed:
             rounds.append(offer.tokens)
             if len(rounds) == 1:
                 raise KeyError("unexpected")
-            return []
+            return Renewed([], 0)
 
     saver = InMemorySaver()
     keeper = LeaseKeeper(Moves(saver.log), "me", 30)

@@ -22,7 +22,7 @@ from everstep_checkpoint.log import MemoryLog
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.graph.limits import Limit, Limits
 from everstep_scheduler.moves import redismoves
-from everstep_scheduler.moves.contract import Answer, Answered, Commit, Lease, Offer, Start, Started
+from everstep_scheduler.moves.contract import Answer, Answered, Commit, Lease, Offer, Renewed, Start, Started
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from servers import plain_client, server_binaries, soaked
 from sim.model import Model, Record, Thread
@@ -34,6 +34,7 @@ GATED = ("slots:", "starts:", "line:")
 QUEUES = ("g", "h", "g.suspect", "h.suspect")
 OWNERS = ("w1", "w2")
 LEASE_MS = 3_600_000
+LONG_AGO = 10  # ms
 HOUR_MS = 3_600_000
 STORIES, PARTS = 1000, 10  # of the long test: each part is so much work, however long that takes
 KEYED = ("one", "two")
@@ -81,6 +82,12 @@ class Both:
         """A lease has run out; of several the one with the lower score did first."""
         self.model.leases[token] = score
         self.client.zadd(KEYS.stem + "leases", {token: score})
+
+    def is_old(self, token: str) -> None:
+        """It was made, and named last, before any renewal of today."""
+        owner = next(owner for owner, tokens in self.model.held.items() if token in tokens)
+        self.model.held[owner][token] = LONG_AGO - 1
+        self.client.hset(KEYS.stem + "held:" + owner, token, LONG_AGO - 1)
 
     def is_due(self, place: tuple[int, str, str], score: int) -> None:
         self.model.wakes[place] = score
@@ -131,8 +138,10 @@ class Both:
         lease = {token.decode(): _text(x.split(b" ", 1)) for token, x in self.client.hgetall(stem + "lease").items()}
         assert {token: [task, thread] for token, (thread, task) in model.lease.items()} == lease
         for owner in OWNERS:
-            held = {token.decode(): int(x) for token, x in self.client.hgetall(f"{stem}held:{owner}").items()}
-            assert model.held.get(owner, {}) == held
+            held = {
+                token.decode(): int(x) < LONG_AGO for token, x in self.client.hgetall(f"{stem}held:{owner}").items()
+            }
+            assert {token: x < LONG_AGO for token, x in model.held.get(owner, {}).items()} == held
         self._gates_agree()
         wakes = sorted([" ".join(map(str, place)) for place in model.wakes] + [f"line {x}" for x in model.gates.wakes])
         assert wakes == sorted(_text(self.client.zrange(stem + "wakes", 0, -1)))
@@ -226,6 +235,8 @@ def _untold(job: str) -> str:
 def _told(answer: Any) -> Any:
     if isinstance(answer, list):
         return [_told(each) for each in answer]
+    if isinstance(answer, Renewed):
+        return answer.gone
     if isinstance(answer, Answer | Started):
         return answer._replace(leases=_rows(answer)) if isinstance(answer, Answer) else (answer, _rows(answer))
     if isinstance(answer, dict):
@@ -248,7 +259,6 @@ class Story:
     sent: list[tuple[Commit, Offer]] = field(default_factory=list[tuple[Commit, Offer]])
     claimed: list[Offer] = field(default_factory=list[Offer])
     made: int = 0
-    round: int = 0
     limited: bool = False
 
     def begin(self) -> None:
@@ -432,12 +442,14 @@ class Story:
             self.both("part", lease, [self._fact(lease, "effect_done", effect="k", result=e.wrap(b"\x01"))])
 
     def renew(self) -> None:
-        """Some of what is held is named. What two rounds did not name is an orphan."""
-        self.round += 1
+        """Some of what is held is named. What is old and is not named is an orphan."""
+        held = sorted(token for tokens in self.both.model.held.values() for token in tokens)
+        for token in self.dice.sample(held, self.dice.randint(0, len(held))):
+            self.both.is_old(token)
         owner = self.dice.choice(OWNERS)
         known = [lease.token for lease in self.held + self.gone[-3:]]
         tokens = tuple(self.dice.sample(known, self.dice.randint(0, len(known))))
-        self.both("renew", Offer(owner, tokens, lease_ms=LEASE_MS), self.round)
+        self.both("renew", Offer(owner, tokens, lease_ms=LEASE_MS), self.dice.choice((0, LONG_AGO)))
 
     def release(self) -> None:
         owner, to = self.dice.choice(OWNERS), self.dice.choice(("job", "parked", "lost"))

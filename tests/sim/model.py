@@ -24,6 +24,7 @@ from everstep_scheduler.moves.contract import (
     Commit,
     Lease,
     Offer,
+    Renewed,
     Start,
     Started,
 )
@@ -122,7 +123,7 @@ class Model:
         self.jobs: dict[str, tuple[str, str]] = {}  # job id -> thread, task
         self.leases: dict[str, int] = {}  # token -> until when
         self.lease: dict[str, tuple[str, str]] = {}  # token -> thread, task
-        self.held: dict[str, dict[str, int]] = {}  # owner -> token -> round
+        self.held: dict[str, dict[str, int]] = {}  # owner -> token -> when it was made, or named last
         self.wakes: dict[Place, int] = {}
         self.parked: dict[str, list[Place]] = {}
         self.swept: tuple[int, str, int] | None = None  # when, by which server's id, nothing expires until
@@ -261,7 +262,7 @@ class Model:
         self._keep(t, task, rec)
         self.leases[token] = self.clock() + offer.lease_ms
         self.lease[token] = thread, task
-        self.held.setdefault(offer.owner, {})[token] = 0
+        self.held.setdefault(offer.owner, {})[token] = self.clock()
         call.leases.append(self._row(thread, t, task, rec))
 
     def _unlease(self, rec: Record) -> None:
@@ -589,22 +590,20 @@ class Model:
                 rec.effects = ids[-1]
         return ids
 
-    def renew(self, offer: Offer, round: int, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
+    def renew(self, offer: Offer, before: int, *, registry: bool = False, callers: Sequence[str] = ()) -> Renewed:
         gone = [token for token in offer.tokens if token not in self.leases]
         for token in offer.tokens:
             if token in self.leases:
                 self.leases[token] = self.clock() + offer.lease_ms
-                self.held.setdefault(offer.owner, {})[token] = round
+                self.held.setdefault(offer.owner, {})[token] = self.clock()
         held = self.held.get(offer.owner, {})
         if len(held) == len(offer.tokens):  # it named all
-            return gone
+            return Renewed(gone, self.clock())
         for token, named in list(held.items()):
-            if not named:
-                held[token] = round - 1
-            elif named < round - 1:
+            if named < before <= self.clock():
                 self._release_orphan(offer.owner, token)
         self.gates.serve()
-        return gone
+        return Renewed(gone, self.clock())
 
     def _release_orphan(self, owner: str, token: str) -> None:
         found = self._by_token(token)

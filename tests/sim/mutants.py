@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from everstep_scheduler.moves.contract import Answer, Commit, Lease, Offer
+from everstep_scheduler.moves.contract import Answer, Commit, Lease, Offer, Renewed
 from everstep_scheduler.steps import effects, settling
 from everstep_workers.work import Work
 
@@ -120,10 +120,17 @@ class SiblingOvertaken(Model):
 class RenewRevives(Model):
     """A renewal makes a lease of what holds nothing any more."""
 
-    def renew(self, offer: Offer, round: int, **more: Any) -> list[str]:
+    def renew(self, offer: Offer, before: int, **more: Any) -> Renewed:
         for token in offer.tokens:
             self.leases.setdefault(token, 0)
-        return super().renew(offer, round, **more)
+        return super().renew(offer, before, **more)
+
+
+class UnheardOfIsOrphan(Model):
+    """A renewal takes back what its owner could not have heard of when it was sent."""
+
+    def renew(self, offer: Offer, before: int, **more: Any) -> Renewed:
+        return super().renew(offer, self.clock(), **more)
 
 
 class StartTwice(Model):
@@ -237,7 +244,8 @@ def lost_reply_is_settled() -> Iterator[None]:
 
 MODELS: tuple[type[Model], ...] = (
     NoFence, TwiceOnResend, AttemptNotRaised, RefillDoubled, ClaimForgets, LostIsForgotten, LostKeepsToken,
-    WakeForgotten, NextInputForgotten, CancelLeavesLeases, SiblingOvertaken, RenewRevives, StartTwice, SlotOfTheDead,
+    WakeForgotten, NextInputForgotten, CancelLeavesLeases, SiblingOvertaken, RenewRevives, UnheardOfIsOrphan,
+    StartTwice, SlotOfTheDead,
     *map(with_gates, (NobodyLetsIn, OneTooMany, LinePassed, RateUncounted, TimeLetsNobodyIn)),
 )  # fmt: skip
 PATCHES = (as_they_came, sibling_lost, effects_unread, lost_reply_is_settled)

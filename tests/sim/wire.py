@@ -11,7 +11,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import ServerUnavailable
 from everstep_checkpoint.log import Head, MemoryLog
 from everstep_scheduler.graph.limits import Limits
-from everstep_scheduler.moves.contract import PATIENCE_S, Answer, Commit, Lease, Offer, Start, Started
+from everstep_scheduler.moves.contract import PATIENCE_S, Answer, Commit, Lease, Offer, Renewed, Start, Started
 from everstep_workers.line import LOST
 
 from .world import NEVER, Crashed, Process, World
@@ -117,6 +117,8 @@ class Wire:
 def says_nothing(answer: object) -> bool:
     if isinstance(answer, Answer):
         return not answer.leases
+    if isinstance(answer, Renewed):
+        return not answer.gone
     return not (answer["lost"] or answer["woken"]) if isinstance(answer, dict) else not answer
 
 
@@ -144,8 +146,8 @@ class FarMoves:
     def part(self, lease: Lease, pieces: Sequence[e.Fields]) -> list[str]:
         return self._wire.call("part", lambda: self._model.part(lease, pieces))
 
-    def renew(self, offer: Offer, round: int, *, registry: bool = False) -> list[str]:
-        return self._wire.call("renew", lambda: self._model.renew(offer, round))
+    def renew(self, offer: Offer, before: int, *, registry: bool = False) -> Renewed:
+        return self._wire.call("renew", lambda: self._model.renew(offer, before))
 
     def release(self, owner: str, tokens: Sequence[str] | None, to: Any, why: str = "", node: str = "") -> int:
         return self._wire.call(f"release {to}", lambda: self._model.release(owner, tokens, to, why, node))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -58,7 +59,7 @@ class Keeper(threading.Thread):
         self._client = work.client(answer_s=patience_s)
         self._moves = work.line(patience_s)
         self._ended = threading.Event()
-        self._round = 1  # 0 in Redis: no renewal has found that lease yet
+        self._renewed = deque([0, 0], maxlen=2)  # when, by the server's clock
         self._differed: frozenset[str] = frozenset()
         now, lease_s = time.monotonic(), work.setup.lease_ms / 1000
         self._registry_due = now + REGISTRY_EVERY_S
@@ -99,8 +100,8 @@ class Keeper(threading.Thread):
         work = self._work
         tokens = tuple(held.lease.token for held in list(work.held.values()))
         registry = time.monotonic() >= self._registry_due
-        gone = self._moves.renew(work.offer(tokens), self._round + 1, registry=registry)
-        self._round += 1
+        gone, at_ms = self._moves.renew(work.offer(tokens), self._renewed[0], registry=registry)
+        self._renewed.append(at_ms)
         reach("renewed")
         for token in gone:
             held = work.held.get(token)

@@ -32,6 +32,7 @@ from ..moves.contract import (
     Commit,
     Lease,
     Offer,
+    Renewed,
     Start,
     Started,
     Within,
@@ -596,10 +597,10 @@ class LogMoves:
                 self._kept[log.thread] = log.key
             return True
 
-    def renew(self, offer: Offer, round: int, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
+    def renew(self, offer: Offer, before: int, *, registry: bool = False, callers: Sequence[str] = ()) -> Renewed:
         with self._lock:
             held = {x.token for t in self._threads.values() for x in t.open.values() if x.place == "lease"}
-            return [token for token in offer.tokens if token not in held]
+            return Renewed([token for token in offer.tokens if token not in held], 0)
 
     def release(
         self,

@@ -286,6 +286,13 @@ class Commit(NamedTuple):
     ahead: tuple[str, ...] = ()
 
 
+class Renewed(NamedTuple):
+    """`gone`: named tokens that hold nothing any more. `at_ms`: when it was carried out, by the server's clock."""
+
+    gone: Sequence[str]
+    at_ms: int
+
+
 class Answer(NamedTuple):
     """ok; already and fenced settle a commit too; suspended. `run_status`: the run's, `rested` if another began.
     `children`: threads that open tasks of this one called, in the answer to a claim for one thread."""
@@ -352,10 +359,11 @@ class Moves(Protocol):
         """
         ...
 
-    def renew(self, offer: Offer, round: int, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
-        """Name the tokens that are held; the answer is those that hold nothing any more. `callers` give their word.
+    def renew(self, offer: Offer, before: int, *, registry: bool = False, callers: Sequence[str] = ()) -> Renewed:
+        """Name the tokens that are held. `callers` give their word.
 
-        `round`: the owner's renewals so far, this one included. A lease that two running did not name is an orphan.
+        `before`: `at_ms` of the last renewal but one that the owner has an answer to, 0 if there was none. A lease of
+        its that is older, and was not named since, is an orphan.
         """
         ...
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from everstep_checkpoint.errors import ServerError
@@ -37,7 +38,7 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._registry_at = time.monotonic() + REGISTRY_EVERY_S
-        self._round = 1  # 0 in Redis: no renewal has found that lease yet
+        self._renewed = deque([0, 0], maxlen=2)  # when, by the server's clock
 
     def hold(self, leases: Sequence[Lease]) -> None:
         """Begin to renew these."""
@@ -115,8 +116,8 @@ class LeaseKeeper:
         registry = time.monotonic() > self._registry_at
         tokens = tuple(lease.token for lease in self.held)
         offer = Offer(self._owner, tokens, lease_ms=self._lease_ms)
-        lost = self._moves.renew(offer, self._round + 1, registry=registry, callers=self.callers)
-        self._round += 1
+        lost, at_ms = self._moves.renew(offer, self._renewed[0], registry=registry, callers=self.callers)
+        self._renewed.append(at_ms)
         self._tell(lost)
         if registry:
             self._registry_at = time.monotonic() + REGISTRY_EVERY_S

@@ -39,6 +39,7 @@ from .contract import (
     Commit,
     Lease,
     Offer,
+    Renewed,
     Start,
     Started,
     Within,
@@ -497,19 +498,20 @@ class RedisMoves:
             )  # fmt: skip
         return bool(answer["status"] == "ok")
 
-    def renew(self, offer: Offer, round: int, *, registry: bool = False, callers: Sequence[str] = ()) -> list[str]:
+    def renew(self, offer: Offer, before: int, *, registry: bool = False, callers: Sequence[str] = ()) -> Renewed:
         most = MOVE_MAX if registry else RENEW_MAX
         chunks = [offer.tokens[i : i + most] for i in range(0, len(offer.tokens), most)] or [()]
         calls: list[tuple[str, Header, Sequence[Any]]] = []
         for i, tokens in enumerate(chunks):
             header: Header = {
-                "owner": offer.owner, "lease_ms": offer.lease_ms, "round": round, "tokens": tokens,
+                "owner": offer.owner, "lease_ms": offer.lease_ms, "before": before, "tokens": tokens,
                 "salt": salt(),
             }  # fmt: skip
             header |= {"wip": 1} if registry else {}
             header |= {"last": len(offer.tokens), "callers": list(callers)} if i == len(chunks) - 1 else {}
             calls.append(("renew", header, ()))
-        return [token for answer in self.scripts.run_all(calls) for token in answer.get("gone", ())]
+        answers = self.scripts.run_all(calls)
+        return Renewed([token for answer in answers for token in answer.get("gone", ())], answers[0].get("at", 0))
 
     def release(
         self,

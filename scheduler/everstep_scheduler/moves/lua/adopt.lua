@@ -8,7 +8,6 @@
 if call('GET', S .. 'recovery') ~= H.lock then return '{"status":"lost"}' end
 if H.fresh and call('EXISTS', S .. 'thread:' .. H.thread) == 1 then return '{"status":"known"}' end
 call('PEXPIRE', S .. 'recovery', H.lock_ms)
-H.unnamed = 9007199254740992 -- until its owner names it, no renewal takes an adopted lease for an orphan
 if H.first then
   call('UNLINK', S .. 'open:' .. H.thread, S .. 'thread:' .. H.thread, S .. 'unmade:' .. H.thread, S .. 'queued:' .. H.thread,
     S .. 'runs:' .. H.thread)

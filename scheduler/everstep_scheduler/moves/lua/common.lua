@@ -259,7 +259,7 @@ local function lease(thread, T, task, rec, token)
   keep(thread, task, rec)
   call('ZADD', S .. 'leases', NOW + rec.L, token)
   call('HSET', S .. 'lease', token, task .. ' ' .. thread)
-  call('HSET', S .. 'held:' .. H.owner, token, H.unnamed or 0) -- the last renewal that named it; 0: none saw it yet
+  call('HSET', S .. 'held:' .. H.owner, token, NOW) -- when it was made, or named last
   if not H.take then
     show('ZADD', R .. 'wip:' .. queue_of(rec), math.floor((NOW + rec.L) / 1000) + HOUR_S, rec.j .. ':' .. token)
     if not made then

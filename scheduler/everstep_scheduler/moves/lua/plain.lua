@@ -95,7 +95,7 @@ else
       call('HSET', S .. 'open:' .. it.thread, it.task, it.record)
       call('ZADD', S .. 'leases', till, it.token)
       call('HSET', S .. 'lease', it.token, it.task .. ' ' .. it.thread)
-      call('HSET', S .. 'held:' .. owner, it.token, 0)
+      call('HSET', S .. 'held:' .. owner, it.token, ms)
       show('ZADD', R .. 'wip:' .. it.queue, wip_till, it.job .. ':' .. it.token)
     end
     call('XADD', S .. 'log:' .. thread, head_n .. '-0', 'v', '1', 'kind', 'checkpoint', 'at', ms, unpack(ARGV, AT, AT + size - 1))

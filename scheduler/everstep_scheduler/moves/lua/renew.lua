@@ -1,10 +1,12 @@
 -- renew: an owner names the tokens it holds. Begins with a write that a full server allows.
--- H: owner lease_ms round tokens (at most 1,000 a call, 250 with wip) last(how many a round names, in its last call)
+-- H: owner lease_ms before(ms; 0: judge nobody) tokens (at most 1,000 a call, 250 with wip) last(how many a renewal names, in its last call)
 --    wip(1: RQ's registry too) salt
 --    callers = inline callers of this process that drive a run: each gives its word for another lease
--- A lease of this owner that two rounds running did not name is an orphan: released, uncounted. Rounds count from the first
--- that saw it: a commit may have waited for long, and what it brings is not known to its owner before the answer is there.
--- Answers JSON: status = ok | rebuild; gone = tokens that hold nothing
+-- `before` is when the last renewal but one was carried out that the owner has an answer to. A lease of its that is older, and
+-- was not named since, is an orphan: released, uncounted. It had two renewals' time to hear of it, from when it was made on: a
+-- commit may have waited long before it brought it. A renewal that comes late, or twice, judges by what was known when it was
+-- sent. Where the clock was set back, nobody is judged.
+-- Answers JSON: status = ok | rebuild; at = now; gone = tokens that hold nothing
 if not alive() then return '{"status":"rebuild"}' end
 call('DEL', S .. 'nothing')
 for _, caller in ipairs(H.callers or {}) do call('ZADD', S .. 'callers', NOW + H.lease_ms, caller) end
@@ -22,7 +24,7 @@ local longer, named = {}, {}
 for i, token in ipairs(H.tokens) do
   if stand[i] then
     longer[#longer + 1], longer[#longer + 2] = NOW + H.lease_ms, token
-    named[#named + 1], named[#named + 2] = token, H.round
+    named[#named + 1], named[#named + 2] = token, NOW
     if H.wip then in_registry(token) end
   else
     gone[#gone + 1] = token
@@ -32,13 +34,10 @@ if #longer > 0 then
   call('ZADD', S .. 'leases', 'XX', unpack(longer))
   call('HSET', held, unpack(named))
 end
-if H.last and call('HLEN', held) ~= H.last then
+if H.last and H.before <= NOW and call('HLEN', held) ~= H.last then
   local flat, released = call('HGETALL', held), 0
   for i = 1, #flat, 2 do
-    local named = tonumber(flat[i + 1]) or 0
-    if named == 0 then
-      call('HSET', held, flat[i], H.round - 1)
-    elseif named < H.round - 1 and released < MOVE_MAX then
+    if (tonumber(flat[i + 1]) or 0) < H.before and released < MOVE_MAX then
       local thread, T, task, rec = by_token(flat[i])
       if thread and T.status == 'running' then
         unlease(rec)
@@ -51,6 +50,6 @@ if H.last and call('HLEN', held) ~= H.last then
     end
   end
 end
-out.status = 'ok'
+out.status, out.at = 'ok', NOW
 if #gone > 0 then out.gone = gone end
 return finish()
