@@ -22,7 +22,7 @@ from sim.stories import SCHEDULED, STORIES, Producer
 from sim.world import BEGAN_S, World
 
 SCHEDULES, PARTS = 10_000, 16
-# The first: a claim that came twice leased a task that its process did not know of; it ran out before two renewals had missed it.
+# The first: a claim that came twice leased what its process did not know of; that ran out before renewals missed it.
 # The second: a renewal that came twice, late, was taken for the first to miss a lease that was claimed after it.
 FAILED_ONCE = (60_006_585, 85_574_782)
 MUTANT_MAX = 6000  # some defects show in one of several hundred schedules
