@@ -193,7 +193,8 @@ class Story:
 
     def _stumbled(self) -> bool:
         """Has a graph in LangGraph's graph failed at its limit? It does where it ends in the very step of it."""
-        return any("GraphRecursionError" in repr(task.error) for task in self.theirs.get_state(self.config).tasks)
+        kept = self.theirs.checkpointer.get_tuple(self.config)
+        return any("GraphRecursionError" in repr(value) for _, _, value in (kept.pending_writes if kept else ()))
 
     def _likened(self, mine: Seen, his: Seen, theirs: Any = None) -> tuple[Seen, Seen]:
         """Without what is not to be the same. KNOWN, each."""
