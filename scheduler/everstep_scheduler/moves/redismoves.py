@@ -48,6 +48,7 @@ from .contract import (
 from .sealing import Sealer
 
 PLAIN = "plain"  # the commit that nearly every step is
+NONE = ("", "", "", 0.0)  # of a run that is done no task is next
 STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
 _ODD = re.compile(r"\\udc[89a-f]|[\udc80-\udcff]")  # a byte that is no text, as it is decoded, and as `repr` shows that
@@ -186,13 +187,15 @@ def _flat(fields: Fields) -> list[Any]:
 def _plain(commit: Commit, offer: Offer, stem: str) -> tuple[Any, ...] | None:
     """The commit's part of what `plain.lua` takes; None where it has more to say than that."""
     lease = commit.lease
-    if commit.outcome != "next" or lease.width != 1 or len(commit.entries) != 1 or len(commit.next) != 1:
+    if commit.outcome != "next" or lease.width != 1 or len(commit.next) > 1:
+        return None
+    if len(commit.entries) > 2 or any(entry["kind"] != "checkpoint" for entry in commit.entries):
         return None
     if not offer.tokens or not offer.queues or offer.thread or commit.head is None or commit.stop:
         return None
     if commit.parts or commit.ahead:
         return None
-    (n, digest, step), row = commit.head, commit.next[0]
+    (n, digest, step), row = commit.head, commit.next[0] if commit.next else NONE
     if len(row) != 4 or not (lease.thread.isascii() and row[1].isascii() and row[2].isascii()):
         return None
     named = f'{{"keys":{_json(stem)},"n":{n},"task":"{row[0]}","thread":{_json(lease.thread)}}}'
@@ -222,7 +225,7 @@ def _plain_answer(commit: Commit, offer: Offer, raw: list[Any]) -> Answer:
             job.decode(), was.birth, was.rec, was.base, int(at_ms), 0, was.conf,
         )  # fmt: skip
         leases.insert(place - 1, own)
-    return Answer("ok", tuple(leases), tuple(more.get("refused", ())), "running", ())
+    return Answer("ok", tuple(leases), tuple(more.get("refused", ())), "running" if commit.next else "done", ())
 
 
 def _answered(raw: bytes | list[bytes]) -> Header:
@@ -436,8 +439,10 @@ class RedisMoves:
         commit = self.sealer.commit(commit) if self.sealer is not None else commit
         lease = commit.lease
         if (plain := _plain(commit, offer, self.scripts.keys.stem)) is not None:
-            flat = _flat(commit.entries[0])
-            return "commit", {"thread": lease.thread, PLAIN: (*plain, len(flat), *offer.tokens, *offer.queues)}, flat
+            flat = _flat(commit.entries[-1])
+            before = _flat(commit.entries[0]) if len(commit.entries) > 1 else []
+            said = (*plain, len(before), len(flat), *offer.tokens, *offer.queues)
+            return "commit", {"thread": lease.thread, PLAIN: said}, [*before, *flat] if before else flat
         heads, flat = _entries(commit.entries, lease.n)
         header: Header = {
             "thread": lease.thread, "n": lease.n, "digest": lease.digest, "task": lease.task, "token": lease.token,
