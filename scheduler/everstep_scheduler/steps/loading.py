@@ -23,6 +23,7 @@ from ..moves.record import RunRecord
 
 CACHE_BYTES = 64 * 2**20
 ENTRIES_KEPT = 4096
+RECORDS_KEPT = 16_384
 BEHIND_MAX = 64  # checkpoints; from further behind, a snapshot may be nearer
 FRESH_STEP = -2
 _FIRST = (START_TASK, UPDATE_TASK, JOIN_TASK)  # tasks a run may begin with
@@ -173,13 +174,14 @@ class Loader:
         """The record of the run that a lease belongs to, its context of the graph's types."""
         key = (lease.thread, lease.birth, lease.run, lease.conf)
         with self._lock:
-            if key in self._records:
-                return self._records[key]
+            if (found := self._records.get(key)) is not None:
+                self._records.move_to_end(key)  # a run that goes on keeps its place, however many come and go
+                return found
         entry = self.entry(lease, lease.conf)
         record = RunRecord.decode(entry.value("record") or b"\x80", codec)
         with self._lock:
             self._records[key] = record
-            while len(self._records) > ENTRIES_KEPT:
+            while len(self._records) > RECORDS_KEPT:
                 self._records.popitem(last=False)
         return record
 
