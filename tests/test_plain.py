@@ -295,4 +295,4 @@ def test_a_plain_commit_leaves_behind_what_a_general_one_does(
             print(f"seed {seed}, story {number}")
             raise
         plainly += story.sides[0].plainly
-    assert plainly > 100, "the stories must be about plain commits"
+    assert plainly > 80, "the stories must be about plain commits"
