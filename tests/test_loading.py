@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
+from everstep_checkpoint import entries as e
 from everstep_checkpoint.entries import Entry
 from everstep_checkpoint.errors import CorruptEntry
+from everstep_checkpoint.log import MemoryLog
 from everstep_checkpoint.replay import state_at, states
 from everstep_scheduler.moves.contract import LEASE_MS, Lease
 from everstep_scheduler.steps import loading
@@ -59,6 +63,29 @@ def test_it_reads_only_what_others_have_added() -> None:
     loader.stand(leases[-1])
     added = [x for x in log.entries if leases[-3].n <= x.n and (x.n, x.k) <= (leases[-1].n, 0)]
     assert log.count == len(added) < len(log.entries)
+
+
+def test_what_inputs_say_that_come_together_is_read_at_once_and_once() -> None:
+    class Together(MemoryLog):
+        asked = 0
+
+        def lookup(self, names: Sequence[tuple[str, str]]) -> list[Entry | None]:
+            self.asked += 1
+            return super().lookup(names)
+
+    log = Together()
+    leases = [NOBODY._replace(thread=f"t{i}", birth=f"birth {i}", run="r", rec="0-1") for i in range(3)]
+    for lease in leases[:2]:
+        log.append(lease.thread, [e.fact("run_started", "r", birth=lease.birth, record=e.wrap(b"\x80"))], None)
+    loader = Loader(log)
+    loader.ahead(leases)
+    for lease in leases[:2]:
+        log.delete(lease.thread)  # from here on there is only what was read
+    assert [loader.entry(lease, "0-1").text("birth") for lease in leases[:2]] == ["birth 0", "birth 1"]
+    with pytest.raises(CorruptEntry, match="the entry 0-1 is missing"):
+        loader.entry(leases[2], "0-1")
+    loader.ahead(leases)  # one alone is read when it is needed
+    assert log.asked == 1
 
 
 def test_a_thread_that_was_begun_anew_is_not_taken_for_the_old_one() -> None:

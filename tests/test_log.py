@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,23 @@ def test_reading_gives_ranges_pages_and_both_directions(log: Log) -> None:
     assert [x.id for x in log.read("t", "(2-0", "+", 2)] == ["3-0", "4-0"]
     assert [x.id for x in log.read("t", "-", "(3-0", 2, reverse=True)] == ["2-0", "1-0"]
     assert [x.id for x in log.pages("t", page=2)] == [x.id for x in log.read("t")]
+
+
+def test_single_entries_of_several_logs_are_looked_up_at_once(log: Log) -> None:
+    """What is not there, or can't be read, is told by who reads it alone: the others are to be had."""
+    chain(log, 2, "t")
+    chain(log, 1, "u")
+    names = [("t", "1-0"), ("u", "0-1"), ("t", "7-0"), ("nobody", "0-1")]
+    if isinstance(log, RedisLog):
+        client: Any = log.client
+        client.rpush(log.keys.log("odd"), "no stream")
+        client.xadd(log.keys.log("junk"), {"v": "1"}, "0-1")
+        names += [("odd", "0-1"), ("junk", "0-1")]
+    first, second, *none = log.lookup(names)
+    assert [first, second] == [*log.read("t", "1-0", "1-0"), *log.read("u", "0-1", "0-1")]
+    assert not any(none)
+    assert len(none) == len(names) - 2
+    assert log.lookup([]) == []
 
 
 def test_a_step_and_its_facts_are_one_range(log: Log) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from . import entries as e
-from .errors import Conflict, Trimmed, UnknownThread
+from .errors import Conflict, LogError, Trimmed, UnknownThread
 from .signing import Signer, checked, sealed
 
 PAGE = 256
@@ -77,6 +77,17 @@ class Log(ABC):
 
         Raises CorruptEntry, NewerVersion; Forged where there is a signer, and an entry is not signed as it should be.
         """
+
+    def lookup(self, names: Sequence[tuple[str, str]]) -> list[e.Entry | None]:
+        """Single entries of several logs, each by its thread and id. None for one that is not there, or that `read`
+        would raise about."""
+        found = list[e.Entry | None]()
+        for thread, id in names:
+            try:
+                found.append(next(iter(self.read(thread, id, id)), None))
+            except LogError:
+                found.append(None)
+        return found
 
     @abstractmethod
     def head(self, thread: str) -> Head | None:

@@ -87,6 +87,22 @@ class RedisLog(Log):
         found = self.client.xrevrange(key, end, start, count) if reverse else self.client.xrange(key, start, end, count)
         return found  # type: ignore[no-any-return]
 
+    def lookup(self, names: Sequence[tuple[str, str]]) -> list[e.Entry | None]:
+        """In one round trip."""
+        client: Any = self.client
+        with client.pipeline(transaction=False) as pipe:
+            for thread, id in names:
+                pipe.xrange(self.keys.log(thread), id, id)
+            answers: list[Any] = pipe.execute(raise_on_error=False)
+        found = list[e.Entry | None]()
+        for (thread, _), rows in zip(names, answers, strict=True):
+            try:
+                read = entries_of(rows, thread, self.signer) if not isinstance(rows, Exception) else []
+            except LogError:
+                read = []
+            found.append(read[0] if read else None)
+        return found
+
     def head(self, thread: str) -> Head | None:
         last = self.read(thread, count=1, reverse=True)
         if not last:

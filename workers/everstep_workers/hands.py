@@ -111,6 +111,8 @@ class Hand(threading.Thread):
 
     def run(self) -> None:
         while (held := self.inbox.get()) is not None:
+            if len(held) > 1:
+                self._work.read_ahead(held)
             self._backlog.extend(held)
             while self._backlog or self._posted:
                 self._turn()

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+import redis
+
 from everstep_checkpoint.errors import LogError, ServerError
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
@@ -231,6 +233,13 @@ class Work:
         self.held.pop(held.lease.token, None)
 
     # load
+
+    def read_ahead(self, held: Sequence[Held]) -> None:
+        """Read what inputs need that came together. Where that fails, each is asked for when it is loaded."""
+        try:
+            self.performer.loader.ahead([each.lease for each in held if self.is_input(each.lease)])
+        except (redis.RedisError, ServerError) as error:
+            log.debug("inputs are read one by one: %s", error)
 
     def load(self, held: Held) -> bool:
         """Load the attempt. False: there is nothing to run, and its slot is free again."""

@@ -164,11 +164,25 @@ class Loader:
         found = self.log.read(thread, ref, ref)
         if not found:
             raise CorruptEntry(f"the entry {ref} is missing", thread=thread, fix="fork from an earlier checkpoint")
+        self._remember(key, found[0])
+        return found[0]
+
+    def _remember(self, key: tuple[str, str, str, str], entry: e.Entry) -> None:
         with self._lock:
-            self._entries[key] = found[0]
+            self._entries[key] = entry
             while len(self._entries) > ENTRIES_KEPT:
                 self._entries.popitem(last=False)
-        return found[0]
+
+    def ahead(self, leases: Sequence[Lease]) -> None:
+        """Read what inputs say that are to begin, in one request. What is not found is told when it is asked for."""
+        named = {(x.thread, x.birth, x.run, x.rec): (x.thread, x.rec) for x in leases if x.rec}
+        with self._lock:
+            fresh = [(key, name) for key, name in named.items() if key not in self._entries]
+        if len(fresh) < 2:
+            return
+        for (key, _), entry in zip(fresh, self.log.lookup([name for _, name in fresh]), strict=True):
+            if entry is not None:
+                self._remember(key, entry)
 
     def record(self, lease: Lease, codec: Codec) -> RunRecord:
         """The record of the run that a lease belongs to, its context of the graph's types."""
