@@ -262,6 +262,12 @@ class Entry:
         is_one = len(named) == 3 and re.fullmatch(r"\d{1,20}", named[1], re.ASCII)
         return Address(named[0], int(named[1]), named[2]) if is_one else None
 
+    @property
+    def instead_of(self) -> tuple[int, str] | None:
+        """(n, digest) of the checkpoint whose place this one has taken, and is shown in: a replay at it, in place."""
+        n, _, digest = self.text("instead").partition(" ")
+        return (int(n), digest) if digest and re.fullmatch(r"\d{1,20}", n, re.ASCII) else None
+
     def corrupt(self, why: str) -> CorruptEntry:
         return CorruptEntry(
             f"entry {self.id} is not readable: {why}",

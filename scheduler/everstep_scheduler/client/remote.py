@@ -230,11 +230,12 @@ class RemoteGraph(StateFace):
         if going.how == "command":
             command: Any = input
             wish = commanding_at(
-                self._log, thread, run, command, said, self._lore(), going.at, self.spec, codec=self._reading().codec
-            )
+                self._log, thread, run, command, said, self._lore(), going.at, self.spec, codec=self._reading().codec,
+                again=going.again,
+            )  # fmt: skip
         else:
             start = forking(self._log, thread, going.at, said.record("fork"), run, *self._named(), codec)
-            wish = replaying(self._log, thread, start, going.at, self.spec)
+            wish = replaying(self._log, thread, start, going.at, self.spec, again=going.again)
         put = self.client.branched(wish)
         return Run(self.client, thread, run, put.started.entry, self._reading(), wish.start.durability)
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from everstep_checkpoint.errors import InvalidInput
 from everstep_checkpoint.keys import begun_thread_text, thread_id_text
 from everstep_checkpoint.log import Log, new_id
-from everstep_checkpoint.replay import State
 
 from ..graph.drawing.picture import Graph, graph_of
 from ..graph.durability import COMMIT
@@ -27,7 +26,7 @@ from ..moves.contract import START_NODE, Mode, RunKind, Start
 from ..moves.promises import warn
 from ..moves.record import Config, Form, Nodes, Writes, kind_of, start_of
 from ..reading.shapes import Chunk, check_modes, live_modes
-from ..steps.branching import Wish, branch, forking, on, replaying, travel
+from ..steps.branching import Travel, Wish, branch, forking, on, replaying, travel
 from ..steps.commanding import SpecLore, commanding_at
 from ..steps.loading import Loader
 from ..steps.stateface import Given, StateFace, StateUpdate
@@ -348,19 +347,19 @@ class CompiledGraph(StateFace):
         if going.how == "replay":
             record = said.record("fork")
             start = forking(self._log, thread, going.at, record, run, *self._named(), self.spec.codec)
-            wish = replaying(self._log, thread, start, going.at, self.spec)
+            wish = replaying(self._log, thread, start, going.at, self.spec, again=going.again)
             return "fork", lambda drive: drive.branch(wish)
         if going.how == "command":
-            changed = self._commanded(data, said, thread, run, going.at)
+            changed = self._commanded(data, said, thread, run, going)
             return "fork", lambda drive: drive.branch(changed)
         if going.how == "input":
             start = start_of(self.spec, thread, run, data, said, "input", on=on(going.at))
             return "input", lambda drive: drive.begin(start)
         return None, None
 
-    def _commanded(self, command: Any, said: Config, thread: str, run: str, at: State) -> Wish:
-        lore, codec = SpecLore(self.spec), self.spec.codec
-        return commanding_at(self._log, thread, run, command, said, lore, at, self.spec, codec=codec)
+    def _commanded(self, command: Any, said: Config, thread: str, run: str, going: Travel) -> Wish:
+        lore, codec, again = SpecLore(self.spec), self.spec.codec, going.again
+        return commanding_at(self._log, thread, run, command, said, lore, going.at, self.spec, codec=codec, again=again)
 
 
 def _check_called(said: Config) -> None:

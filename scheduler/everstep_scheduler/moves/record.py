@@ -100,6 +100,11 @@ class On(NamedTuple):
     digest: str
     step: int
 
+    @property
+    def said(self) -> tuple[str, bytes]:
+        """As what tells inputs apart has it, beside the input's own keys."""
+        return f" on {self.n}", self.digest.encode()
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -351,7 +356,7 @@ def start_with(
         )
     told = [
         *writes,
-        *([(f" on {on.n}", on.digest.encode())] if on else []),
+        *([on.said] if on else []),
         *((f" as {x}", str(n).encode()) for x, n in nodes),
     ]
     insum = insum or input_sum(graph, record.kind, told)

@@ -16,7 +16,7 @@ WALK_MAX = 1000
 
 
 def addressed(log: Log, thread: str, checkpoint_id: str) -> State:
-    """The state at a checkpoint of the thread, by its id.
+    """The state at a checkpoint of the thread, by its id; of one that was replayed in place, at what stands there now.
 
     Raises InvalidInput for what is no id, NotFound for one that this thread does not have, Trimmed, UnknownThread.
     """
@@ -29,7 +29,24 @@ def addressed(log: Log, thread: str, checkpoint_id: str) -> State:
     state = state_at(log, thread, number)
     if state.entry.checkpoint_id != checkpoint_id:
         raise another_checkpoint(thread, checkpoint_id, state.entry)
-    return state
+    now = standing_in(log, thread, number)
+    return state if now == number else state_at(log, thread, now)
+
+
+def standing_in(log: Log, thread: str, n: int) -> int:
+    """The number of what stands in the place of checkpoint n: itself, unless it was replayed in place."""
+    while (after := log.read(thread, f"{n + 1}-0", f"{n + 1}-0")) and after[0].instead_of is not None:
+        n += 1
+    return n
+
+
+def id_standing_in(log: Log, thread: str, checkpoint_id: str) -> str:
+    """The id of what stands in the place of a checkpoint; one that nobody knows as it is."""
+    n = checkpoint_number(checkpoint_id)
+    found = log.read(thread, f"{n}-0", f"{n}-0")
+    if not found or found[0].checkpoint_id != checkpoint_id or (now := standing_in(log, thread, n)) == n:
+        return checkpoint_id
+    return log.read(thread, f"{now}-0", f"{now}-0")[0].checkpoint_id
 
 
 def unknown_checkpoint(thread: str, named: object) -> NotFound:

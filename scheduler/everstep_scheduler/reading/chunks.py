@@ -173,7 +173,7 @@ class LogStream:
 
     def _checkpoint(self, entry: e.Entry, ours: bool, load: bool = False) -> Iterator[Told]:
         state = self._state(entry) if ours or load or self._fold is not None else None
-        task, source = entry.text("task"), entry.text("source")
+        task, source = entry.text("task"), entry.text("source") if entry.instead_of is None else "fork"
         self._over = []
         if ours and source not in ("input", "fork") and task not in ("", START_TASK, JOIN_TASK, UPDATE_TASK):
             writes = _writes(state, entry)

@@ -15,13 +15,17 @@ from everstep_checkpoint.replay import State, folder_of, snapshot_before, state_
 
 @dataclass
 class Frame:
-    """A checkpoint with all that the log says about its step: facts in order, and the checkpoint that closed it."""
+    """A checkpoint with all that the log says about its step: facts in order, and the checkpoint that closed it.
+
+    `replaced`: the one behind it stands in its place, so it is no more in the history.
+    """
 
     state: State
     parts: Sequence[e.Entry] = ()
     facts: list[e.Entry] = field(default_factory=list[e.Entry])
     closing: State | None = None
     parent: str = ""
+    replaced: bool = False
 
 
 def frame_at(log: Log, thread: str, n: int) -> Frame:
@@ -60,6 +64,7 @@ def frames(log: Log, thread: str, first: int, last: int) -> Iterator[Frame]:
         assert state is not None
         if frame is not None:
             frame.closing = state if follows(entry, frame.state.entry) else None
+            frame.replaced = entry.instead_of is not None
             yield frame
         parent = frame.state.entry.checkpoint_id if frame is not None else ""
         frame = Frame(state, parts.of(entry), parent=parent)

@@ -76,6 +76,9 @@ def _read(log: Log, thread: str, whole: bool) -> tuple[list[Step], Told, list[tu
     steps, facts, last = list[Step](), list(log.read(thread, "0-1", "0")), None
     for last in frames(log, thread, 1, head.n) if head is not None and head.n else ():
         entry = last.state.entry
+        if entry.instead_of is not None and steps:  # a replay in place: nothing else led here
+            steps[-1], facts = replace(steps[-1], n=entry.n), last.facts
+            continue
         named = entry.branch_of
         if named is not None and named.thread == thread:
             steps = [step for step in steps if step.n <= named.n]

@@ -33,7 +33,7 @@ from ..graph.subgraphs import child_thread
 from ..graph.untracked import without
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import RunRecord, checkpoint_number
-from .addressed import another_checkpoint, unknown_checkpoint
+from .addressed import another_checkpoint, id_standing_in, standing_in, unknown_checkpoint
 from .children import caller_of, graph_at
 from .derive import Task as Known
 from .derive import Told
@@ -121,13 +121,15 @@ def snapshots(
     if head is None or head.n == 0:
         return
     if only is not None:
+        only = id_standing_in(log, thread, only)
         limit = 1 if limit is None else min(limit, 1)
         before = min(checkpoint_number(only) + 1, before or head.n + 1)
     view = _View(log, thread, spec.codec if spec is not None else codec, spec, place)
     last = head.n if before is None else min(before - 1, head.n)
     first = 1 if limit is None or filter else max(last - limit, 1)
-    found = (frame for frame in frames(log, thread, first, last) if view.fits(frame, filter))
-    kept = deque(found, None if limit is None else max(limit, 0))
+    kept = view.last(first, last, limit, filter)
+    if limit is not None and len(kept) < limit and first > 1:  # some were replayed in place
+        kept = view.last(1, last, limit, filter)
     while kept:
         frame = kept.pop()
         if only is None or frame.state.entry.checkpoint_id == only:
@@ -164,12 +166,18 @@ class _View:
             frame = frame_at(self.log, self.thread, number)
             if isinstance(n, str) and frame.state.entry.checkpoint_id != n:
                 raise another_checkpoint(self.thread, n, frame.state.entry)
-            return self.of(frame)
+            now = standing_in(self.log, self.thread, number)
+            return self.of(frame if now == number else frame_at(self.log, self.thread, now))
         if head is None:
             return self.empty(())
         if head.n == 0:
             return self.unborn(self.log.read(self.thread, "0-1", "0"))
         return self.live(frame_at(self.log, self.thread, head.n))
+
+    def last(self, first: int, last: int, limit: int | None, filter: Mapping[str, Any] | None) -> deque[Frame]:
+        """The last `limit` checkpoints among these, oldest first."""
+        found = (x for x in frames(self.log, self.thread, first, last) if not x.replaced and self.fits(x, filter))
+        return deque(found, None if limit is None else max(limit, 0))
 
     def empty(self, following: tuple[str, ...]) -> StateSnapshot:
         return StateSnapshot({}, following, _config(self.place), None, None, None, (), ())
@@ -219,7 +227,7 @@ class _View:
         metadata = self._metadata(entry)
         if not entry.next and (unmet := unmet_joins(channels)):
             metadata[UNMET] = [each.document() for each in unmet]
-        created = datetime.fromtimestamp(entry.number("at") / 1000, UTC).isoformat()
+        created = datetime.fromtimestamp(self._first(entry).number("at") / 1000, UTC).isoformat()
         config = self._config(entry.checkpoint_id)
         questions = tuple(each for task in tasks for each in task.interrupts)
         return StateSnapshot(
@@ -228,7 +236,14 @@ class _View:
 
     def _metadata(self, entry: e.Entry) -> dict[str, Any]:
         said: dict[str, Any] = {"source": entry.text("source"), "step": entry.number("step")}
-        return {**said, "parents": self._parents(entry), **self._told_by_run(entry)}
+        first = self._first(entry)
+        return {**said, "parents": self._parents(first), **self._told_by_run(first)}
+
+    def _first(self, entry: e.Entry) -> e.Entry:
+        """The checkpoint that stood first where this one does: a replay in place changes nothing that is said of it."""
+        named = entry.instead_of
+        found = self.log.read(self.thread, f"{named[0]}-0", f"{named[0]}-0") if named is not None else []
+        return found[0] if found else entry
 
     def _parents(self, entry: e.Entry) -> dict[str, str]:
         """Checkpoints of those above whose tasks called this run: `checkpoint_ns` -> id."""

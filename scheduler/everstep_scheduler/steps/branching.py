@@ -23,10 +23,10 @@ from everstep_checkpoint.log import Head, Log, new_id
 from everstep_checkpoint.replay import State, commands_of, input_writes, state_at
 
 from ..moves.contract import START_NODE, START_TASK, Branch, Commanded, Moves, Offer, Start, Started
-from ..moves.record import On, RunRecord, commands, kind_of, start_with
+from ..moves.record import On, RunRecord, commands, input_sum, kind_of, start_with
 from ..reading.addressed import addressed
 from ..reading.overlay import overlaid_state
-from ..reading.questions import refused
+from ..reading.questions import open_step, refused
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
@@ -43,7 +43,8 @@ class Wish:
     `start`: the run, its record and input. `parent`: what it builds on, `at` by default. `input`: the run's own input
     is to be applied next, beside the tasks that are open at `at` (LangGraph: as_node="__input__"). `channels`: the
     state of a new thread, or that of `at` with what Commands updated. `rests`: the run ends here, and whoever continues
-    goes on. `added`: with the tasks that Commands added at `at`. `more`: with those that a Command adds now.
+    goes on. `added`: with the tasks that Commands added at `at`. `more`: with those that a Command adds now. `again`:
+    it takes the place of `at`, which is the head.
     """
 
     thread: str
@@ -56,6 +57,7 @@ class Wish:
     rests: bool = False
     added: bool = False
     more: Commanded | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,11 @@ class Branched:
 @dataclass(frozen=True)
 class Travel:
     """Where a run begins that names a checkpoint. `how`: replay it, as it is or as a Command changes it, apply an input
-    to it, or go on as usual (plain)."""
+    to it, or go on as usual (plain). `again`: a replay in place, without a checkpoint more to be seen."""
 
     how: Literal["replay", "command", "input", "plain"]
     at: State
+    again: bool = False
 
 
 def travel(log: Log, thread: str, checkpoint_id: str, data: object) -> Travel:
@@ -81,7 +84,8 @@ def travel(log: Log, thread: str, checkpoint_id: str, data: object) -> Travel:
 
     An input or an answer at the last checkpoint is one as any other; an answer elsewhere finds no question that waits.
     A replay, and a Command that answers nothing, always begin a branch, also at the last checkpoint, unless that one is
-    an update or a fork: then it goes on from there.
+    an update or a fork: then all its tasks run in place, again if they did before (LangGraph: `is_replaying` without
+    `forks`).
 
     Raises InvalidInput, NotFound, Trimmed, InvalidResume.
     """
@@ -99,18 +103,28 @@ def travel(log: Log, thread: str, checkpoint_id: str, data: object) -> Travel:
         )
     if kind != "continue" and not told:
         return Travel("plain" if last else "input", at)
-    if last and at.entry.text("source") in ("update", "fork"):
+    again = last and at.entry.text("source") in ("update", "fork")
+    if again and at.entry.checkpoint_id == checkpoint_id and not _was_begun(log, thread):
         return Travel("plain", at)
-    return Travel("command" if told else "replay", at)
+    return Travel("command" if told else "replay", at, again)
 
 
-def replaying(log: Log, thread: str, start: Start, at: State, spec: GraphSpec | None) -> Wish:
-    """The replay of a checkpoint, with what Commands said there: their tasks, and their updates of its state.
+def _was_begun(log: Log, thread: str) -> bool:
+    """Is there anything in the open step that a replay must forget? While a run is under way nothing is decided here:
+    it is refused, or taken up, as any run that goes on."""
+    told = open_step(log, thread)
+    return told is not None and not told.running and any(task.touched for task in told.tasks)
 
-    Raises InvalidInput where that takes reducers that are not at hand.
+
+def replaying(log: Log, thread: str, start: Start, at: State, spec: GraphSpec | None, *, again: bool = False) -> Wish:
+    """The replay of a checkpoint, with what Commands said there: their tasks, and their updates of its state. `again`:
+    in its place.
+
+    Raises InvalidInput where that takes reducers that are not at hand; Trimmed.
     """
     if spec is not None:
-        return Wish(thread, start, at, channels=overlaid_state(spec, log, thread, at), added=True)
+        wish = Wish(thread, start, at, channels=overlaid_state(spec, log, thread, at), added=True)
+        return _in_place(log, wish, at) if again else wish
     if commands_of(log, thread, at.n):
         raise InvalidInput(
             "a Command updated the state at this checkpoint, and only the graph's code can apply that",
@@ -118,12 +132,24 @@ def replaying(log: Log, thread: str, start: Start, at: State, spec: GraphSpec | 
             checkpoint=at.entry.checkpoint_id,
             fix="replay it where the graph's code is: client.graph(name, compiled)",
         )
-    return Wish(thread, start, at, added=True)
+    wish = Wish(thread, start, at, added=True)
+    return _in_place(log, wish, at) if again else wish
+
+
+def _in_place(log: Log, wish: Wish, at: State) -> Wish:
+    """The replay of the head without a fork: what stands in its place builds on what it builds on. Its tasks are new
+    ones, so nothing that the log says of those before is theirs."""
+    return replace(wish, source=at.entry.text("source"), parent=copy_of(log, wish.thread, at), again=True)
 
 
 def on(state: State) -> On:
     """A checkpoint as a run's fact names what the run builds on."""
     return On(state.n, state.digest, state.entry.number("step"))
+
+
+def first_of(state: State) -> On:
+    """The same; of one that was replayed in place the first, so that the same call sent again is known as the same."""
+    return On(*(state.entry.instead_of or (state.n, state.digest)), state.entry.number("step"))
 
 
 def forking(
@@ -144,8 +170,11 @@ def forking(
     known = RunRecord.decode(e.unwrap(stored, "the run's record")) if stored else RunRecord()
     mine = known if record is None else replace(record, form=known.form)
     writes = input_writes(e.Entry(0, 1, {"kind": b"run_started", **said}))
+    given = _filled(writes)
+    if at.entry.instead_of is not None and not insum:
+        insum = input_sum(graph, "fork", [*given, first_of(at).said])
     return start_with(
-        replace(mine, kind="fork"), _filled(writes), thread=thread, run=run, graph=graph, queue=queue, codec=codec,
+        replace(mine, kind="fork"), given, thread=thread, run=run, graph=graph, queue=queue, codec=codec,
         on=on(at), insum=insum,
     )  # fmt: skip
 
@@ -224,13 +253,14 @@ def _made(log: Log, wish: Wish, head: Head | None) -> Branch | None:
         return None
     rows = _rows(wish, tasks, refs[: len(tasks.parts)])
     parent = wish.parent or (e.Address(wish.thread, at.n, at.digest) if at is not None else None)
-    step = (at.entry.number("step") if at is not None else FRESH_STEP) + 1
+    step = (at.entry.number("step") if at is not None else FRESH_STEP) + (not wish.again)
     said: e.Fields = {
         "source": wish.source, "step": step, "graph": _graph(wish), "run": run, "next": json.dumps(rows),
         "birth": birth, "record": wish.start.fields["record"], "floor": f"{n}-1", **whole,
     }  # fmt: skip
     said |= {"parent": str(parent)} if parent is not None else {}
     said |= {"parts": json.dumps(refs[len(tasks.parts) :])} if pieces else {}
+    said |= _place_of(at) if at is not None and wish.again else {}
     sums = [str(part["sum"]) for part in (*tasks.parts, *pieces)]
     made = e.checkpoint(parent.digest if parent is not None else birth, n + 1, sums, **said)
     start = _start(wish, at, birth if head is None else "")
@@ -247,6 +277,12 @@ def _with(tasks: Copied, more: Commanded | None) -> Copied:
     pulls = [*(row[1:] for row in tasks.pulls), *(each for each in more.tasks if each[0] not in there)]
     named = ((f"p{i}", *row) for i, row in enumerate(sorted(pulls, key=lambda row: str(row[0]))))
     return Copied(tuple(named), (*tasks.parts, *(fields for fields, _ in more.parts)))
+
+
+def _place_of(at: State) -> e.Fields:
+    """What says whose place a checkpoint takes; an update as END says which it is by its node."""
+    node, first = at.entry.text("node"), first_of(at)
+    return {"instead": f"{first.n} {first.digest}", **({"node": node} if node else {})}
 
 
 def _birth(log: Log, thread: str, head: Head | None, fresh: str) -> str:

@@ -29,7 +29,7 @@ from ..moves.record import Config, Writes, input_sum, start_with
 from ..reading.derive import Told
 from ..reading.overlay import overlaid_state
 from ..reading.questions import answers_of, open_step
-from .branching import Wish, forking, replaying
+from .branching import Wish, first_of, forking, replaying
 from .sending import Place, named
 
 if TYPE_CHECKING:
@@ -154,9 +154,11 @@ def commanding_at(
     spec: GraphSpec | None,
     *,
     codec: Codec,
+    again: bool = False,
 ) -> Wish:
     """The branch that a Command without an answer begins at a checkpoint: its state with the update, its tasks and
-    those that the Command adds, all of them from the beginning. `spec` None: the graph's code is not at hand.
+    those that the Command adds, all of them from the beginning. `spec` None: the graph's code is not at hand. `again`:
+    in the place of that checkpoint, which is the head.
 
     Raises InvalidUpdateError, InvalidResume, InvalidInput, UnknownType, TooLarge, LogError.
     """
@@ -170,7 +172,8 @@ def commanding_at(
         )
     insum = _sum(lore, command, writes, goes, codec, at)
     start = forking(log, thread, at, config.record("fork"), run, lore.name, lore.queue, codec, insum)
-    wish = replace(replaying(log, thread, start, at, spec), more=_commanded(lore, None, run, writes, goes))
+    wish = replaying(log, thread, start, at, spec, again=again)
+    wish = replace(wish, more=_commanded(lore, None, run, writes, goes))
     return replace(wish, channels=_updated(wish, at, spec, writes)) if writes else wish
 
 
@@ -269,5 +272,5 @@ def _sum(lore: Lore, command: Command[Any], writes: Writes, goes: _Goes, codec: 
     said += [(f" update {i} {key}", value) for i, (key, value) in enumerate(writes)]
     said += [(f" goto {name}", b"") for name in goes.names]
     said += [(f" send {i} {send.node} {send.timeout_s or 0}", arg) for i, (send, arg) in enumerate(goes.sends)]
-    said += [(f" on {at.n}", at.digest.encode())] if at is not None else []
+    said += [first_of(at).said] if at is not None else []
     return input_sum(lore.name, "resume", said)
