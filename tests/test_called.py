@@ -509,7 +509,6 @@ def test_nobody_but_its_node_moves_what_is_kept_there(redis_url: str) -> None:
     graph = paying(saver)
     publish(saver.client, saver.keys, [graph.spec])
     graph.invoke(IN, on("t"))
-    place = graph.get_state(on("t")).tasks[0].state
     (kept,) = children(saver.log, "t")
     assert is_within(kept)
     before = saver.log.head(kept)
@@ -518,7 +517,7 @@ def test_nobody_but_its_node_moves_what_is_kept_there(redis_url: str) -> None:
         assert [x.next for x in client.history(kept)] == [("q",), ("pay",), ("__start__",)]
         assert {x.text("caller").split()[0] for x in client.log(kept) if x.kind == "run_started"} == {"2"}
         moves: list[Callable[[], Any]] = [
-            lambda: graph.update_state(place, {"log": ["no"]}), lambda: graph.invoke(IN, on(kept)),
+            lambda: graph.update_state(on(kept), IN, "node"), lambda: graph.invoke(IN, on(kept)),
             lambda: client.submit("g", IN, thread_id=kept), lambda: client.delete(kept),
             lambda: client.resume(kept, "no"), lambda: client.graph("g", graph).update_state(on(kept), IN, "node"),
         ]  # fmt: skip

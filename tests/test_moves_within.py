@@ -139,6 +139,58 @@ def test_a_full_server_refuses_the_whole_writing(client: Any) -> None:
     assert stage.moves.within(lease, [begins()])
 
 
+# --- edited, while the thread is at rest
+
+
+def rested(stage: Stage) -> Lease:
+    """A run that rests with a failure, and has kept a log."""
+    lease = leased(stage)
+    stage.moves.within(lease, [begins()])
+    stage.fail(lease)
+    return lease
+
+
+def test_a_log_that_is_kept_is_edited_while_its_thread_is_at_rest(stage: Stage) -> None:
+    rested(stage)
+    edit = more("1-0", "1-1", "1-2")
+    assert [stage.moves.edit("t", edit) for _ in range(2)] == ["ok", "ok"], "a resend is written once"
+    assert told(stage) == [*BEGUN, ("1-1", "effect_done"), ("1-2", "effect_done")]
+    stage.start("r2", kind="continue")
+    lease = stage.take("p0")
+    assert stage.moves.within(lease, [more("1-2", "1-3")])
+
+
+def test_a_log_that_is_kept_is_not_edited_while_a_run_is_under_way(stage: Stage) -> None:
+    lease = leased(stage)
+    stage.moves.within(lease, [begins()])
+    assert stage.moves.edit("t", more("1-0", "1-1")) == "busy"
+    stage.moves.release(stage.owner, [lease.token], "job")
+    assert stage.moves.edit("t", more("1-0", "1-1")) == "busy", "anybody may take it at any time"
+    assert stage.moves.edit("nobody", more("1-0", "1-1")) == "unknown"
+    assert told(stage) == BEGUN
+
+
+def test_an_edit_of_what_has_moved_meanwhile_is_refused(stage: Stage) -> None:
+    rested(stage)
+    assert stage.moves.edit("t", more("0-1", "1-1")) == "moved"
+    assert stage.moves.edit("t", more("1-0", "1-1")) == "ok"
+    assert stage.moves.edit("t", begins(OTHER)) == "ok"
+    assert told(stage) == [*BEGUN, ("1-1", "effect_done")]
+
+
+def test_a_full_server_refuses_the_whole_edit(client: Any) -> None:
+    stage = on_redis(client)
+    rested(stage)
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(ServerFull):
+            stage.moves.edit("t", more("1-0", "1-1"))
+    finally:
+        client.config_set("maxmemory", 0)
+    assert told(stage) == BEGUN
+    assert stage.moves.edit("t", more("1-0", "1-1")) == "ok"
+
+
 # --- the moves over such a log
 
 

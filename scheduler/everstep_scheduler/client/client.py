@@ -42,7 +42,7 @@ from ..moves.record import Config, On, check_run_id, check_text, commands, start
 from ..moves.redismoves import RedisMoves, Scripts
 from ..moves.translatedlog import for_user
 from ..reading.carried import Errors
-from ..reading.questions import refused, resume_of
+from ..reading.questions import looking_of, refused, resume_of
 from ..reading.shapes import Reading, check_modes, live_modes
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from ..recovery.rebuild import STATUSES
@@ -425,8 +425,10 @@ class Client(Travelling, Deleting):
     ) -> Run:
         """A run that continues what is open on a thread at rest."""
         run = _run_id(run_id, said)
-        start = start_with(said.record("continue"), (), thread=thread, run=run, graph=graph, queue=queue)
-        return self.started(start, reading or self.reading(graph))
+        with translated(self.url):
+            looking = looking_of(self.log_store, thread, run, said, graph=graph, queue=queue)
+        plain = start_with(said.record("continue"), (), thread=thread, run=run, graph=graph, queue=queue)
+        return self.started(looking or plain, reading or self.reading(graph))
 
     def cancel(self, thread_id: object, run_id: str | None = None, *, actor: str = "") -> bool:
         """Revoke a run, by default the one under way; nothing of it is committed after this. False: it was at rest.

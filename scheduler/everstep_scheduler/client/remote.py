@@ -32,7 +32,7 @@ from ..reading.standing import standing
 from ..steps.branching import Wish, forking, on, replaying, travel
 from ..steps.caches import RedisCache
 from ..steps.commanding import Lore, SpecLore, commanding_at
-from ..steps.stateface import StateFace
+from ..steps.stateface import StateFace, StateUpdate
 from .intake import ManifestLore, node_of, take, take_update
 from .manifest import Manifest
 from .runhandle import Run
@@ -307,6 +307,18 @@ class RemoteGraph(StateFace):
     def _branch(self, wish: Wish) -> tuple[int, str]:
         put = self.client.branched(wish)
         return put.n, put.digest
+
+    def _edited(
+        self, spec: GraphSpec, thread: str, config: Mapping[str, Any], supersteps: Sequence[Sequence[StateUpdate]]
+    ) -> dict[str, Any]:
+        from ..inline.calledgraph import spec_within  # only who edits in here needs the engine
+        from ..inline.compiled import CompiledGraph
+        from ..inline.editing import edited
+
+        client, inner = self.client, spec if self.spec is None else spec_within(spec, self.spec)
+        made = edited(self._log, client.moves, thread, lambda draft: CompiledGraph(inner, draft), config, supersteps)
+        client.confirm(Config.of(config).promised(self._durability).durability, thread, "an update")
+        return made
 
 
 def _check_thread(config: Given) -> None:

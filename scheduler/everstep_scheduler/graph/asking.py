@@ -174,7 +174,7 @@ class Answers:
     """An attempt's answers, given out in order. `key`: the task's idempotency key.
 
     `answers`: (the id of the question answered, the value). One without an id came before its question, and is for the
-    first that has no other.
+    first that has no other. One without a value answers nothing: what the node called is to look again.
     """
 
     def __init__(self, key: str, answers: Sequence[tuple[str, bytes]], codec: Codec) -> None:
@@ -215,16 +215,27 @@ class Answers:
             return [(question, self._answers[i][1]) for question, i in at.items()]
 
     @property
+    def left(self) -> list[str]:
+        """The questions whose answers were not passed on."""
+        return [question for question, i in self._at.items() if i not in self._passed]
+
+    def free(self, questions: Sequence[str]) -> None:
+        """Nobody will ask these again: their answers are for what is asked next, as if they had come before it."""
+        with self._lock:
+            freed = [self._at.pop(question) for question in questions if question in self._at]
+            self._early += [i for i in freed if self._answers[i][1]]
+
+    @property
     def kept(self) -> list[int]:
         """The answers that hold good, by their places: those that were not passed on."""
-        return [i for i in range(len(self._answers)) if i not in self._passed]
+        return [i for i, (_, value) in enumerate(self._answers) if value and i not in self._passed]
 
     def _next(self, place: str) -> tuple[str, int | None]:
         """The question that is asked now, and where its answer is, if there is one."""
         with self._lock:
             index, self._asked[place] = self._asked[place], self._asked[place] + 1
             question = question_id(self._key, index, place)
-            if question in self._at:
+            if question in self._at and self._answers[self._at[question]][1]:
                 return question, self._at[question]
             return question, self._early.pop(0) if self._early else None
 

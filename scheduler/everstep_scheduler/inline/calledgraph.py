@@ -31,7 +31,7 @@ from ..reading.children import Caller, called_by
 from ..reading.derive import Told
 from ..reading.ending import Ending
 from ..reading.nested import Nested
-from ..reading.questions import interrupts, open_step, waits_with
+from ..reading.questions import dropped, interrupts, open_step, waits_with
 from ..reading.shapes import Chunk
 from ..steps.calling import command_of_child, stopped_after
 from ..steps.effects import Fenced
@@ -218,11 +218,14 @@ class CalledRun(_Run):
         """It goes on with those answers of the attempt that are for its questions; None if there are none."""
         told = self._told()
         waiting = waits_with(told) if told is not None else {}
-        given = self.attempt.answers.passed(list(waiting))
+        answers = self.attempt.answers
+        if any(question not in waiting for question in answers.left):
+            answers.free(self._insist(lambda: dropped(self.saver.log, self.thread)))
+        given = answers.passed(list(waiting))
         if told is None or not given:
             return None
-        answers = [Answered(waiting[question].task, question, e.wrap(value)) for question, value in given]
-        return self._begun_here(self._new("resume", new_id(), (), answers, (told.n, told.digest)))
+        said = [Answered(waiting[question].task, question, e.wrap(value)) for question, value in given]
+        return self._begun_here(self._new("resume", new_id(), (), said, (told.n, told.digest)))
 
     def _drive(self, started: Started) -> Iterator[Nested]:
         """To its rest; and on, where what it asks was answered before it was asked."""

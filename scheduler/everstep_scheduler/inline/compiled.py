@@ -32,6 +32,7 @@ from ..steps.loading import Loader
 from ..steps.stateface import Given, StateFace, StateUpdate
 from .calledgraph import Wanted, called, calling, spec_within
 from .driver import Inline, Opening
+from .editing import edited
 from .savers import InMemorySaver, Saver, log_for_user
 
 
@@ -233,6 +234,16 @@ class CompiledGraph(StateFace):
         if wish.start.durability != COMMIT:
             warn(saver.promises.kept((wish.start.durability,)), f"thread {wish.thread!r}: checkpoint {put.n}")
         return put.n, put.digest
+
+    def _edited(
+        self, spec: GraphSpec, thread: str, config: Given, supersteps: Sequence[Sequence[StateUpdate]]
+    ) -> dict[str, Any]:
+        saver, inner = self._saver(), spec_within(spec, self.spec)
+        made = edited(self._log, saver.moves, thread, lambda draft: CompiledGraph(inner, draft), config, supersteps)
+        durability = Config.of(config).promised(self._durability).durability
+        if durability != COMMIT:
+            warn(saver.promises.kept((durability,)), f"thread {thread!r}")
+        return made
 
     # cache
 

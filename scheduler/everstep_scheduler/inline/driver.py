@@ -43,7 +43,7 @@ from ..moves.record import Config, commands, start_of
 from ..reading.carried import Errors
 from ..reading.ending import Ending, ending
 from ..reading.nested import Nested
-from ..reading.questions import interrupts, open_step, refused, resume_of
+from ..reading.questions import interrupts, looking_of, open_step, refused, resume_of
 from ..reading.shapes import Chunk, beside
 from ..reading.snapshot import snapshot
 from ..steps.branching import Wish, branch
@@ -247,6 +247,8 @@ class Inline:
         return self._insist(action, START_PATIENCE_S)
 
     def _begun(self, *, again: bool = False) -> Start:
+        if self.kind == "continue" and (looking := self._looking()) is not None:
+            return looking
         if self.kind != "resume":
             return start_of(self.spec, self.thread, self.run, self.data, self.config, self.kind, self.node)
         command: Any = self.data
@@ -258,6 +260,12 @@ class Inline:
             log, self.thread, self.run, command.resume, self.config, graph=self.spec.name,
             queue=self.spec.default_queue, codec=self.spec.codec, again=again,
         )  # fmt: skip
+
+    def _looking(self) -> Start | None:
+        spec, log = self.spec, log_for_user(self.saver)
+        return looking_of(
+            log, self.thread, self.run, self.config, graph=spec.name, queue=spec.default_queue, codec=spec.codec
+        )
 
     def _nothing(self) -> None:
         """`invoke(None)` on a thread that has nothing to continue: its values as they are."""

@@ -587,15 +587,29 @@ class LogMoves:
             task = t.open.get(lease.task) if t else None
             if t is None or task is None or not self._holds(t, task, lease):
                 return False
-            fresh = [log for log in logs if self._kept.get(log.thread) != log.key]
-            heads = [self.log.head(log.thread) for log in fresh]
-            for log, head in zip(fresh, heads, strict=True):
-                if (head.last if head else "") != log.last:
-                    raise conflict(log.thread, head and (head.n, head.digest), None)
-            for log, head in zip(fresh, heads, strict=True):
-                self._append(log.thread, [x for _, x in log.entries], (head.n, head.digest) if head else None)
-                self._kept[log.thread] = log.key
+            if moved := self._keep(logs):
+                head = self.log.head(moved)
+                raise conflict(moved, head and (head.n, head.digest), None)
             return True
+
+    def edit(self, thread: str, log: Within) -> str:
+        with self._lock:
+            t = self._load(thread)
+            if t is None or t.status == "running":
+                return "unknown" if t is None else "busy"
+            return "moved" if self._keep([log]) else "ok"
+
+    def _keep(self, logs: Sequence[Within]) -> str:
+        """Write all of it, or nothing: then the answer is the log that ends elsewhere."""
+        fresh = [log for log in logs if self._kept.get(log.thread) != log.key]
+        heads = [self.log.head(log.thread) for log in fresh]
+        for log, head in zip(fresh, heads, strict=True):
+            if (head.last if head else "") != log.last:
+                return log.thread
+        for log, head in zip(fresh, heads, strict=True):
+            self._append(log.thread, [x for _, x in log.entries], (head.n, head.digest) if head else None)
+            self._kept[log.thread] = log.key
+        return ""
 
     def renew(self, offer: Offer, before: int, *, registry: bool = False, callers: Sequence[str] = ()) -> Renewed:
         with self._lock:

@@ -310,7 +310,7 @@ def check_thread(thread: str) -> None:
         raise InvalidInput(
             "the thread is kept by the node that called its graph: it can be read, and moves with that node only",
             thread=thread,
-            fix="answer, retry or update the thread whose node called it",
+            fix="answer or retry the thread whose node called it; update it by its config, get_state().tasks[i].state",
         )
 
 
@@ -357,6 +357,11 @@ class Moves(Protocol):
 
         Raises Conflict where one of them ends elsewhere, ServerError (then nothing was written, or all of it).
         """
+        ...
+
+    def edit(self, thread: str, log: Within) -> str:
+        """Write into a log that attempts at tasks of this thread keep, while it is at rest: ok, busy, unknown, or moved
+        where that log ends elsewhere. A resend is written once. Raises ServerError."""
         ...
 
     def renew(self, offer: Offer, before: int, *, registry: bool = False, callers: Sequence[str] = ()) -> Renewed:

@@ -482,15 +482,7 @@ class RedisMoves:
         return [str(x["ids"][0]) for x in answers] if all(x["status"] == "ok" for x in answers) else []
 
     def within(self, lease: Lease, logs: Sequence[Within]) -> bool:
-        keys, flat = self.scripts.keys, list[Any]()
-        said: list[list[Any]] = []
-        for log in logs:
-            heads: list[list[Any]] = []
-            for entry, fields in log.entries:
-                args = _flat(fields)
-                heads.append([entry, str(fields["kind"]), len(args)])
-                flat += args
-            said.append([keys.log(log.thread).removeprefix(keys.stem), log.last, heads])
+        said, flat = self._kept(logs)
         header: Header = {
             "thread": lease.thread, "n": lease.n, "digest": lease.digest, "task": lease.task, "token": lease.token,
             "logs": said,
@@ -502,6 +494,23 @@ class RedisMoves:
                 thread=lease.thread, node=lease.node, fix="let one task at a time call a graph that keeps its state",
             )  # fmt: skip
         return bool(answer["status"] == "ok")
+
+    def edit(self, thread: str, log: Within) -> str:
+        said, flat = self._kept([log])
+        return str(_standing(self.scripts.run("within", {"thread": thread, "logs": said, "rests": 1}, flat))["status"])
+
+    def _kept(self, logs: Sequence[Within]) -> tuple[list[list[Any]], list[Any]]:
+        """Entries of logs that attempts keep, as the script takes them."""
+        keys, flat = self.scripts.keys, list[Any]()
+        said: list[list[Any]] = []
+        for log in logs:
+            heads: list[list[Any]] = []
+            for entry, fields in log.entries:
+                args = _flat(fields)
+                heads.append([entry, str(fields["kind"]), len(args)])
+                flat += args
+            said.append([keys.log(log.thread).removeprefix(keys.stem), log.last, heads])
+        return said, flat
 
     def renew(self, offer: Offer, before: int, *, registry: bool = False, callers: Sequence[str] = ()) -> Renewed:
         most = MOVE_MAX if registry else RENEW_MAX

@@ -10,13 +10,16 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.log import Log
+from everstep_checkpoint.errors import CorruptEntry
+from everstep_checkpoint.keys import is_within
+from everstep_checkpoint.log import Log, unknown_thread
 from everstep_checkpoint.replay import RUN_FACTS
 
 from .derive import Task, Told
 from .ending import Ending, ending
 
 PAGE = 10
+DEPTH_MAX = 50
 CALLING = ("task_called", "effect_done")  # a graph that is a node, and one that a function called
 
 
@@ -66,6 +69,26 @@ def caller_of(log: Log, thread: str, entry: e.Entry) -> Caller | None:
                 return caller
         end = f"({found[-1].id}"
     return None
+
+
+def kept_for(log: Log, thread: str) -> str:
+    """The thread whose task's attempts keep this one, however deep it is called; itself where none does.
+
+    Raises UnknownThread, CorruptEntry.
+    """
+    for _ in range(DEPTH_MAX):
+        if not is_within(thread):
+            return thread
+        last = log.read(thread, count=1, reverse=True)
+        if not last:
+            raise unknown_thread(thread)
+        caller = caller_of(log, thread, last[0])
+        if caller is None:
+            raise CorruptEntry("the log does not say who keeps it", thread=thread, fix="`everstep log` shows it")
+        thread = caller.thread
+    raise CorruptEntry(
+        f"over {DEPTH_MAX} graphs are said to have called each other", thread=thread, fix="`everstep log`"
+    )
 
 
 def graph_at(log: Log, thread: str) -> str:

@@ -9,7 +9,7 @@ An answer is matched and checked here, before anything is written: by its questi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from pydantic_core import to_jsonable_python
@@ -22,13 +22,15 @@ from everstep_checkpoint.sound import sound
 
 from ..graph.asking import Interrupt
 from ..graph.schema import as_dict
-from ..moves.contract import Answered, Start
+from ..moves.contract import MOVE_MAX, Answered, Start
 from ..moves.record import Config, input_sum, start_with
+from .children import DEPTH_MAX
 from .derive import Reader, Task, Told
 from .frames import Frame, frame_at
 
 _ID = re.compile(r"[0-9a-f]{32}")
 SHOWN_MAX = 5
+VOID = e.wrap(b"")  # an answer that says nothing
 
 
 def step_told(log: Log, thread: str, frame: Frame | None, facts: Iterable[e.Entry]) -> Told:
@@ -84,6 +86,51 @@ def questions(fact: e.Entry, codec: Codec = PLAIN) -> list[Interrupt]:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]
+
+
+def looking_of(
+    log: Log, thread: str, run: str, config: Config, *, graph: str, queue: str, codec: Codec = PLAIN
+) -> Start | None:
+    """The run that continues where tasks wait with questions that what they called asks no more, for its state was
+    edited since: they are to look again. None if there are none; then nothing but a plain continue is to be done.
+
+    As the same run id is known: it is a `continue` to whoever sends it again.
+    """
+    told = open_step(log, thread)
+    waiting = (task for task in told.tasks if task.place == "asked") if told is not None and not told.running else ()
+    stale = ((task.task, next(_gone(log, task), "")) for task in waiting)
+    answers = [Answered(task, question, VOID) for task, question in stale if question][:MOVE_MAX]
+    if told is None or not answers:
+        return None
+    return start_with(
+        config.record("resume"), (), thread=thread, run=run, graph=graph, queue=queue, codec=codec, answers=answers,
+        at=(told.n, told.digest), insum=input_sum(graph, "continue", ()),
+    )  # fmt: skip
+
+
+def _gone(log: Log, task: Task, depth: int = DEPTH_MAX) -> Iterator[str]:
+    """The questions of a task that are asked no more where they came from."""
+    called = task.asks.text("called").partition(" ")[2] if task.asks is not None else ""
+    told = open_step(log, called) if called and depth else None
+    waiting = waits_with(told) if told is not None else {}
+    for question in task.question.split() if told is not None else ():
+        if question not in waiting or question in _gone(log, waiting[question], depth - 1):
+            yield question
+
+
+def dropped(log: Log, thread: str) -> list[str]:
+    """Questions that an edit of the thread's state took away before anybody answered them, in order; none once an
+    answer came after that edit: it may have been theirs."""
+    asked, gone = dict[str, None](), dict[str, None]()
+    for entry in log.pages(thread):
+        if entry.is_checkpoint:
+            gone, asked = gone | asked, {}
+        elif entry.kind == "task_paused":
+            asked |= dict.fromkeys(entry.text("question").split())
+        elif entry.kind == "task_answered":
+            asked.pop(entry.text("question"), None)
+            gone.clear()
+    return list(gone)
 
 
 def waits_with(told: Told) -> dict[str, Task]:

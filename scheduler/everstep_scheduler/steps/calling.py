@@ -185,10 +185,9 @@ class _Look:
     # answers
 
     def _given(self) -> list[tuple[str, str, bytes]]:
-        """(entry, question, value) of the answers that the task has."""
+        """(entry, question, value) of the answers that the task has; no value where it is only to look again."""
         lease, loader = self.attempt.lease, self.attempt.loader
-        facts = [(ref, loader.entry(lease, ref)) for ref in lease.answers.split()]
-        return [(ref, fact.text("question"), fact.value("answer") or b"\xc0") for ref, fact in facts]
+        return [(ref, *said) for ref, said in zip(lease.answers.split(), loader.answers(lease), strict=True)]
 
     def _answers(self, told: Told) -> tuple[list[Answered], list[str]]:
         """What is passed on to the child, and the entries that it is from. One that came before its question goes to
@@ -199,6 +198,8 @@ class _Look:
         found: list[Answered] = []
         used: list[str] = []
         for ref, question, value in self._given():
+            if not value and question not in waiting:
+                continue
             asked = question if waiting else ""
             asked = asked or (next(iter(waiting)) if len(waiting) == 1 else "")
             task = waiting.get(asked, "" if waiting else first)

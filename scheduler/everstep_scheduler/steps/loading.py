@@ -209,7 +209,8 @@ class Loader:
     def answers(self, lease: Lease) -> list[tuple[str, bytes]]:
         """The questions that a lease's task had answered, by their ids, and the encoded answers, in order."""
         facts = [self.entry(lease, ref) for ref in lease.answers.split()]
-        return [(fact.text("question"), fact.value("answer") or b"\xc0") for fact in facts]
+        found = ((fact.text("question"), fact.value("answer")) for fact in facts)
+        return [(question, b"\xc0" if answer is None else answer) for question, answer in found]
 
     def send(self, lease: Lease, stand: Stand) -> bytes:
         """The encoded argument of a Send's task, `s<k>_<i>`: the i-th packet of the part whose id ends in `-k`."""

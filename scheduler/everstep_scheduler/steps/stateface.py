@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from everstep_checkpoint.codec import PLAIN, Codec
 from everstep_checkpoint.entries import checkpoint_id
 from everstep_checkpoint.errors import InvalidInput, InvalidUpdateError
-from everstep_checkpoint.keys import begun_thread_text
+from everstep_checkpoint.keys import begun_thread_text, is_within
 from everstep_checkpoint.log import Log, new_id
 from everstep_checkpoint.replay import State, state_at
 
@@ -103,6 +103,12 @@ class StateFace(ABC):
     @abstractmethod
     def _branch(self, wish: Wish) -> tuple[int, str]:
         """Put a checkpoint at the head; its (n, digest)."""
+
+    @abstractmethod
+    def _edited(
+        self, spec: GraphSpec, thread: str, config: Given, supersteps: Sequence[Sequence[StateUpdate]]
+    ) -> dict[str, Any]:
+        """Updates of what a node's function called, on the thread that is kept for it; applied here."""
 
     # reading
 
@@ -240,9 +246,12 @@ class StateFace(ABC):
                 fix="take the config from get_state().tasks[i].state; a client needs the graph: graph(name, compiled)",
             )
         own = {**config.get("configurable", {}), "thread_id": at.thread, "checkpoint_ns": ""}
-        done = self._inner(at.spec).bulk_update_state({**config, "configurable": own}, supersteps, timeout=timeout)
-        there = {**done["configurable"], "thread_id": at.place.root, "checkpoint_ns": at.place.ns}
-        return {"configurable": there}
+        there = {**config, "configurable": own}
+        if is_within(at.thread):
+            done = self._edited(at.spec, at.thread, there, [[StateUpdate(*x) for x in each] for each in supersteps])
+        else:
+            done = self._inner(at.spec).bulk_update_state(there, supersteps, timeout=timeout)
+        return {"configurable": {**done["configurable"], "thread_id": at.place.root, "checkpoint_ns": at.place.ns}}
 
     async def aupdate_state(
         self, config: Given, values: Any, as_node: str | None = None, **more: Any

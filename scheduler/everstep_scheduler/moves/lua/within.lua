@@ -1,13 +1,20 @@
 -- within: entries of logs that an attempt keeps itself: of graphs that its node called. All of them, or none.
--- Only for whoever holds the task: once its lease is gone, nothing of that attempt comes into these logs any more.
--- H: thread n digest task token
+-- Only for whoever holds the task: once its lease is gone, nothing of that attempt comes into these logs any more. Or, to edit
+-- one of them, for anybody while the thread is at rest, for then nobody can be at work there.
+-- H: thread n digest task token, or thread rests=1
 --    logs = { {suffix of the key, last, { {id, kind, number of arguments}, ... }}, ... }: the entries behind ARGV[1] belong
 --      behind `last`, the id at the end of that log; '' for one that is not there yet. They carry ids of their own.
 -- Entries that stand there already, just as they are given, are a resend: it is told ok, and written once.
--- Answers JSON: status = ok | fenced | moved (a log ends elsewhere: its key, and where) | rebuild
+-- Answers JSON: status = ok | fenced | moved (a log ends elsewhere: its key, and where) | busy, unknown (rests) | rebuild
 if not alive() then return '{"status":"rebuild"}' end
-local _, _, holds = attempt()
-if not holds then return '{"status":"fenced"}' end
+if H.rests then
+  local T = load(H.thread)
+  if not T then return '{"status":"unknown"}' end
+  if T.status == 'running' or (T.cleaning or '') ~= '' then return '{"status":"busy"}' end
+else
+  local _, _, holds = attempt()
+  if not holds then return '{"status":"fenced"}' end
+end
 
 -- Do these entries stand at the end of the log, as they are given?
 local function stands(found, heads, at)
