@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 
+from everstep.entries import shown as shown_entry
+from everstep.history import lines
 from everstep_checkpoint.errors import Conflict, InvalidInput, InvalidUpdateError, ThreadBusy, UnknownNode
 from everstep_checkpoint.replay import verify
 from everstep_checkpoint.signing import KEY
@@ -204,6 +206,21 @@ def test_the_same_go_on_again_begins_nothing(saver: Saver) -> None:
     entries = len(saver.log.read("t"))
     assert graph.invoke(None, on("t"), run_id="again") == done
     assert len(saver.log.read("t")) == entries
+
+
+def test_people_see_that_a_task_looks_again(saver: Saver) -> None:
+    graph = asking(OURS).compile(checkpointer=saver)
+    graph.invoke(IN, on("t"))
+    graph.update_state(deepest(graph, on("t")), U, as_node="q")
+    graph.invoke(None, on("t"))
+    assert [x.what for line in lines(saver.log, "t", 20) for x in line.troubles] == [
+        "asks",
+        "interrupted",
+        "looks again",
+    ]
+    (answer,) = [x for x in saver.log.read("t") if x.kind == "task_answered"]
+    raw = {name.encode(): value for name, value in answer.raw.items()}
+    assert "look again at what was called" in str(shown_entry(answer.id.encode(), raw, values=True))
 
 
 def test_a_thread_that_is_kept_is_not_edited_by_its_own_name(saver: Saver) -> None:

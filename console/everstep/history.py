@@ -188,7 +188,9 @@ def _trouble(fact: e.Entry) -> Trouble:
         what = "handled"
     error = error_of(fact)
     said = error.words
-    if fact.kind in SAID:
+    if fact.kind == "task_answered" and fact.value("answer") == b"":
+        what = "looks again"
+    elif fact.kind in SAID:
         said = show.value(PLAIN.decode(fact.value(SAID[fact.kind]) or b"\xc0", fact.kind), SAID_MAX)
     if fact.kind == "run_rested":
         said = f"the run rests: {what}" + (f" ({said})" if said else "")

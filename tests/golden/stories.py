@@ -558,6 +558,24 @@ def within() -> tuple[Log, str]:
     return saver.log, next(children(saver.log, THREAD))
 
 
+def in_place() -> tuple[Log, str]:
+    """A replay, and one in place at its fork; then the graph that a node called is edited so that it asks no more, and
+    an answer that says nothing has the node look again."""
+    saver, inner = InMemorySaver(), StateGraph(Work)
+    inner.add_node("look", _node("look")).add_node("ask", lambda s: {"seen": [interrupt("which?")]})
+    callee = inner.add_edge(START, "look").add_edge("look", "ask").compile(name="callee")
+    built = StateGraph(Work).add_node("caller", lambda s: {"seen": callee.invoke({"seen": ["called"]})["seen"]})
+    built.add_node("beside", _node("beside")).add_edge(START, "caller").add_edge(START, "beside")
+    graph = built.compile(checkpointer=saver, name="caller")
+    graph.invoke({"seen": []}, CONFIG)
+    for _ in range(2):
+        graph.invoke(None, graph.get_state(CONFIG).config)
+    below = next(x.state for x in graph.get_state(CONFIG).tasks if x.state)
+    graph.update_state(below, {"seen": ["told"]}, as_node="ask")
+    graph.invoke(None, CONFIG)
+    return saver.log, THREAD
+
+
 @task
 def _double(n: int) -> int:
     return n * 2
@@ -585,5 +603,5 @@ def effects() -> tuple[Log, str]:
 
 STORIES: tuple[Story, ...] = (
     chain, payload, wide, sends, fork, branch, snapshot, trimmed, types, faults, queue_cancel, unplanned, update,
-    questions, options, calls, called, within, commands, effects, migrated,
+    questions, options, calls, called, within, in_place, commands, effects, migrated,
 )  # fmt: skip
