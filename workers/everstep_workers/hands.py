@@ -26,7 +26,7 @@ from everstep_scheduler.steps.perform import Attempt, Result
 
 from .line import Line
 from .slots import Done, Held
-from .tempo import MOMENT_S
+from .tempo import STUCK_S
 from .work import Posted, Work, log
 
 UNDER_WAY_MAX = 3
@@ -107,7 +107,7 @@ class Hand(threading.Thread):
     @property
     def stuck(self) -> bool:
         began = self._began
-        return began > 0 and time.monotonic() - began > MOMENT_S
+        return began > 0 and time.monotonic() - began > STUCK_S
 
     def run(self) -> None:
         while (held := self.inbox.get()) is not None:

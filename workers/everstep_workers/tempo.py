@@ -15,6 +15,7 @@ from typing import Protocol
 from .slots import OFFER_MAX, Held
 
 MOMENT_S = 0.002
+STUCK_S = 0.01  # on a busy machine a thread is often put aside for a few milliseconds: that makes it no slow one
 WAITS_S = 0.0005
 KEEN = 4
 SMOOTH = 0.1
@@ -30,7 +31,7 @@ class Leader(Protocol):
 
     @property
     def stuck(self) -> bool:
-        """Does its attempt take longer than a moment?"""
+        """Does its attempt take so long that others should go on?"""
         ...
 
 
