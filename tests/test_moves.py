@@ -1051,6 +1051,21 @@ def test_an_effect_counts_at_once_and_the_next_attempt_is_told_of_it(stage: Stag
     ]  # fmt: skip
 
 
+def test_what_tells_of_calls_is_in_the_log_and_counts_for_nothing(stage: Stage) -> None:
+    stage.start()
+    stage.close(stage.take("start"), "a")
+    first = stage.take("p0")
+    said: e.Fields = {"task": "p0", "token": first.token, "node": first.node, "effect": "task:0:add"}
+    begun = [e.fact("call_begun", first.run, **said, args=e.wrap(b"\x92\x90\x80")) for _ in range(2)]
+    assert len(stage.moves.part(first, begun)) == 2
+    assert len(stage.moves.part(first, [e.fact("call_failed", first.run, **said, error="no")])) == 1
+    stage.moves.release(stage.owner, [first.token], "lost")
+    stage.claim()
+    assert stage.take("p0").effects == "", "there is nothing that the next attempt has to know"
+    assert stage.moves.part(first, begun) == [], "and it is fenced as an effect is"
+    assert [x.kind for x in stage.log.read(THREAD, f"({first.n}-0")][:3] == ["call_begun", "call_begun", "call_failed"]
+
+
 def test_an_effect_of_a_fenced_attempt_is_refused_and_leaves_no_trace(stage: Stage) -> None:
     stage.start()
     stage.close(stage.take("start"), "a")

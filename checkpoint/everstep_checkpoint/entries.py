@@ -35,11 +35,11 @@ FACTS = frozenset(
     {
         "run_started", "run_queued", "run_rested", "run_cancel_asked", "part", "task_added", "task_called",
         "task_done", "task_failed", "task_paused", "task_lost", "task_parked", "task_answered", "task_moved",
-        "effect_done", "note",
+        "effect_done", "call_begun", "call_failed", "note",
     }
 )  # fmt: skip
 VALUES = frozenset(
-    {"delta", "state", "writes", "meta", "sends", "input", "record", "asks", "answer", "command", "result"}
+    {"delta", "state", "writes", "meta", "sends", "input", "record", "asks", "answer", "command", "result", "args"}
 )
 PLAIN = b"\x00"
 _ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)

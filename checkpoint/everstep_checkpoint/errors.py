@@ -76,7 +76,7 @@ class EverstepError(Exception):
         return (_rebuild, (type(self), self.what, dict(self.__dict__)))
 
 
-def type_name(cls: type[BaseException]) -> str:
+def type_name(cls: type) -> str:
     """The name under which the log has a class: `module.Name`, or `Name` for a builtin."""
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 

@@ -601,7 +601,31 @@ def effects() -> tuple[Log, str]:
     return saver.log, THREAD
 
 
+def announced() -> tuple[Log, str]:
+    """An entrypoint whose calls somebody follows: one that fails, one that asks and begins again, one whose argument no
+    log can have."""
+    saver = InMemorySaver()
+
+    @task
+    def tried(n: int) -> int:
+        raise ValueError(f"no {n}")
+
+    @task
+    def asks(what: Any) -> Any:
+        return interrupt("go on?")
+
+    @entrypoint(saver, name="flow")
+    def flow(n: int) -> list[Any]:
+        with contextlib.suppress(ValueError):
+            tried(n).result()
+        return [_double(n).result(), asks(object()).result()]
+
+    flow.invoke(1, CONFIG, stream_mode="tasks")
+    flow.invoke(Command(resume="yes"), CONFIG, stream_mode="tasks")
+    return saver.log, THREAD
+
+
 STORIES: tuple[Story, ...] = (
     chain, payload, wide, sends, fork, branch, snapshot, trimmed, types, faults, queue_cancel, unplanned, update,
-    questions, options, calls, called, within, in_place, commands, effects, migrated,
+    questions, options, calls, called, within, in_place, commands, effects, announced, migrated,
 )  # fmt: skip

@@ -43,7 +43,7 @@ from ..moves.redismoves import RedisMoves, Scripts
 from ..moves.translatedlog import for_user
 from ..reading.carried import Errors
 from ..reading.questions import looking_of, refused, resume_of
-from ..reading.shapes import Reading, check_modes, live_modes
+from ..reading.shapes import Reading, asked_modes, check_modes
 from ..reading.snapshot import StateSnapshot, snapshot, snapshots
 from ..recovery.rebuild import STATUSES
 from ..recovery.recovery import Recovery
@@ -181,7 +181,8 @@ class Client(Travelling, Deleting):
         "reject" (ThreadBusy), "interrupt" (the run under way is stopped, what it finished stays, and this one begins),
         "rollback" (the same, but the thread is set back to where it was before that run). `stream_mode`: "custom" and
         "messages", if somebody is to hear what nodes say while they run, and with `subgraphs` also the nodes of graphs
-        that are nodes; all other modes need no asking. `durability`: what each step is promised, and this call for the
+        that are nodes; "tasks" or "debug", if they are to tell of calls of `@task`. All else that modes tell needs no
+        asking. `durability`: what each step is promised, and this call for the
         run's beginning: "commit", "fsync" (it is on disk; needs `appendfsync always`) or "replicas=N" (N replicas have
         it); by default what the graph says. What is written and not kept so is told by a DurabilityWarning.
         `fairness_key`: whose turns the run's tasks take where many wait in a queue: each key has one in turn, however
@@ -192,7 +193,7 @@ class Client(Travelling, Deleting):
         """
         said = Config.of(
             config, context=context, metadata=metadata, tags=tags, actor=actor, multitask_strategy=multitask_strategy,
-            live=live_modes(check_modes(stream_mode)), subgraphs=subgraphs, durability=durability,
+            live=asked_modes(check_modes(stream_mode)), subgraphs=subgraphs, durability=durability,
             fairness_key=fairness_key,
         )  # fmt: skip
         return self.begin(graph, input, said, thread_id=thread_id, run_id=run_id)
@@ -338,7 +339,7 @@ class Client(Travelling, Deleting):
                 raise Superseded(what, thread=thread, fix="submit its input again, or retry without a run id")
             if status == "done":
                 raise EmptyInputError("nothing to retry: the last run is done", thread=thread, fix="submit an input")
-            live = live_modes(check_modes(stream_mode))
+            live = asked_modes(check_modes(stream_mode))
             heard = Config.of(None, live=live, subgraphs=subgraphs, durability=durability)
             return self.proceed(thread, graph, queue, heard.promised(self._durability(graph)))
 
@@ -373,7 +374,7 @@ class Client(Travelling, Deleting):
         thread = thread_id_text(thread_id)
         with translated(self.url):
             graph, queue = self._thread(thread, "graph", "queue")
-            live = live_modes(check_modes(stream_mode))
+            live = asked_modes(check_modes(stream_mode))
             said = Config.of(
                 config, context=context, actor=actor, live=live, subgraphs=subgraphs, durability=durability
             ).promised(self._durability(graph))

@@ -27,7 +27,7 @@ from ..moves.translatedlog import for_user
 from ..reading.branches import nesting
 from ..reading.chunks import LogStream
 from ..reading.nested import shaped
-from ..reading.shapes import Chunk, Reading, check_modes, live_modes
+from ..reading.shapes import Chunk, Reading, asked_modes, check_modes
 from ..reading.standing import standing
 from ..steps.branching import Wish, forking, on, replaying, travel
 from ..steps.caches import RedisCache
@@ -103,7 +103,7 @@ class RemoteGraph(StateFace):
         modes = check_modes(stream_mode)
         said = Config.of(
             config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after,
-            live=live_modes(modes), subgraphs=subgraphs, multitask_strategy=multitask_strategy, durability=durability,
+            live=asked_modes(modes), subgraphs=subgraphs, multitask_strategy=multitask_strategy, durability=durability,
         )  # fmt: skip
         if stream_mode != "values":
             outputs = self._reading().outputs
@@ -138,7 +138,7 @@ class RemoteGraph(StateFace):
         """
         said = Config.of(
             config, context=context, interrupt_before=interrupt_before, interrupt_after=interrupt_after,
-            live=live_modes(check_modes(stream_mode)), subgraphs=subgraphs, multitask_strategy=multitask_strategy,
+            live=asked_modes(check_modes(stream_mode)), subgraphs=subgraphs, multitask_strategy=multitask_strategy,
             durability=durability,
         )  # fmt: skip
         yield from self._chunks(input, config, said, stream_mode, run_id, timeout, None, subgraphs)

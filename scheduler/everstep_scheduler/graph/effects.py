@@ -83,6 +83,16 @@ def called(key: str) -> str:
     return key.rpartition("/")[2].rpartition(":")[2] if key.startswith(CALL) else ""
 
 
+def place_of_call(key: str) -> str:
+    """The place of the `@task` call that an effect's key belongs to."""
+    return key.removeprefix(CALL)
+
+
+def raised_key(token: str, key: str) -> str:
+    """By what the error of a call is known beside those of attempts, which have their tokens."""
+    return f"{token} {key}"
+
+
 def _doing(who: str) -> Doing:
     asking = CURRENT.get()
     if asking is None:

@@ -92,12 +92,17 @@ def spot_of(thread: str, node: str, key: str, call: str, index: int, keeps: bool
     key = _hashed(key) if " " in key else key
     levels = [(node, "" if keeps else key)]
     if call:
-        levels.append((call.rpartition(":")[2], "" if keeps else _hashed(f"{key} {call}")))
+        levels.append((call.rpartition(":")[2], "" if keeps else call_id(key, call)))
     found, way = within_thread(thread), list[str]()
     for name, task_id in levels:
         found = child_thread(found, name, task_id, keeps)
         way.append(f"{name}:{task_id}" if task_id else name)
     return Spot(nth_thread(found, index), "|".join([*way, *([str(index)] if index else [])]))
+
+
+def call_id(key: str, call: str) -> str:
+    """The id of a `@task` call, by its place, within the task with this idempotency key."""
+    return _hashed(f"{key} {call}")
 
 
 def _hashed(text: str) -> str:

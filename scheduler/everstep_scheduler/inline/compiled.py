@@ -25,7 +25,7 @@ from ..graph.untracked import on as on_shelf
 from ..moves.contract import START_NODE, Mode, RunKind, Start
 from ..moves.promises import warn
 from ..moves.record import Config, Form, Nodes, Writes, kind_of, start_of
-from ..reading.shapes import Chunk, check_modes, live_modes
+from ..reading.shapes import Chunk, asked_modes, check_modes
 from ..steps.branching import Travel, Wish, branch, forking, on, replaying, travel
 from ..steps.commanding import SpecLore, commanding_at
 from ..steps.loading import Loader
@@ -320,7 +320,7 @@ class CompiledGraph(StateFace):
         *,
         subgraphs: bool = False,
     ) -> Inline:
-        live = live_modes(check_modes(mode))
+        live = asked_modes(check_modes(mode))
         said = Config.of(
             config, context=context, interrupt_before=told.before, interrupt_after=told.after, live=live,
             subgraphs=subgraphs, multitask_strategy=told.strategy, durability=told.durability,

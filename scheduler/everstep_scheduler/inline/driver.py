@@ -285,7 +285,7 @@ class Inline:
             served = self._launch_ready()
             if self._jobs:
                 over = self._finished()
-                yield from self.telling.said()
+                yield from self.telling.meanwhile(self._insist)
                 for job in over:
                     if not self._is_void(job):
                         yield from self._settle(job)
@@ -383,6 +383,7 @@ class Inline:
             self._give_back(lease, error)
             return False
         self._unserved_at = 0.0
+        attempt.doing.heeding = self.telling
         self._watch(lease, attempt.kill)  # somebody else may cancel the run
         self._jobs.append(_Job(attempt, self._future(attempt)))
         if self._left.is_set():  # while it was begun
@@ -402,7 +403,8 @@ class Inline:
         """Alone and without a timeout it runs right here; else beside others."""
         if attempt.is_async:
             return asyncio.run_coroutine_threadsafe(attempt.acall(), self._event_loop())
-        if self._ready or self._jobs or attempt.pace.limited or attempt.voice is not None:
+        beside = attempt.voice is not None or (attempt.node is not None and self.telling.waits_beside)
+        if self._ready or self._jobs or attempt.pace.limited or beside:
             return _in_thread(attempt)
         done: Future[Result] = Future()
         self._here = attempt

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from ..graph.spec import GraphSpec
+from ..moves.record import CALLS
 from ..reading.branches import Branch, Insist
 from ..reading.chunks import LogStream
 from ..reading.nested import Nested, shaped
-from ..reading.shapes import Chunk, Reading, check_modes, live_modes
+from ..reading.shapes import LOG_MODES, Chunk, Reading, asked_modes, check_modes, live_modes
 from .hearing import Audience, Ear
 from .savers import Saver
 
@@ -33,15 +35,27 @@ class Telling:
         checkpoints: bool = True,
         nested: bool = False,
     ) -> None:
+        self._spec, self._log, self._thread, self._run = spec, saver.log, thread, run
+        self._keys, self._checkpoints = keys, checkpoints
         self._modes, self._tagged = check_modes(mode), not isinstance(mode, str)
         live = live_modes(self._modes)
         self.nested = nested and bool(self._modes)
         self._ear = Ear(run, spec.codec, live) if live else None
         self.audience = Audience(self._ear, saver.live)
-        self._spec, self._log, self._thread, self._run = spec, saver.log, thread, run
-        self._keys, self._checkpoints = keys, checkpoints
         self._errors: dict[str, BaseException] | None = None
         self._branch: Branch | None = None
+        self._watches = self.nested or (bool(set(self._modes) & set(LOG_MODES)) and self._calls_news())
+        self._news: Future[None] = Future()
+        self._lock = threading.Lock()
+
+    def _calls_news(self) -> bool:
+        """Does the log tell something while a node runs? An entrypoint's calls, and those that somebody asked for."""
+        return self._spec.direct or CALLS in asked_modes(self._modes)
+
+    @property
+    def waits_beside(self) -> bool:
+        """Is there anything to tell while a node runs? Then not in its thread."""
+        return self._watches
 
     def of(self, run: str) -> None:
         """It is another run that is told of: one that its caller takes up."""
@@ -64,10 +78,16 @@ class Telling:
         if self._ear is not None:
             self._ear.runs.add(run)
 
-    def failed(self, token: str, error: BaseException) -> None:
-        """An attempt raised: the chunk that tells it has the error itself."""
+    def failed(self, key: str, error: BaseException) -> None:
+        """An attempt, or a call of a `@task`, raised: the chunk that tells it has the error itself."""
         if self._errors is not None:
-            self._errors[token] = error
+            self._errors[key] = error
+
+    def rang(self) -> None:
+        """An attempt wrote something that may be told at once."""
+        with self._lock:
+            if self._watches and not self._news.done():
+                self._news.set_result(None)
 
     def shaped(self, told: Iterable[Nested]) -> Iterator[Chunk]:
         """As the caller gets it."""
@@ -88,9 +108,18 @@ class Telling:
 
     @property
     def bells(self) -> list[Future[Any]]:
-        """What rings when a node says something; empty where nobody listens."""
-        return [self._ear.bell] if self._ear is not None else []
+        """What rings when a node says or writes something; empty where nobody listens."""
+        heard = [self._ear.bell] if self._ear is not None else []
+        return [*heard, self._news] if self._watches else [*heard]
 
     def said(self) -> Iterator[Nested]:
         """What nodes said since the last look."""
         yield from self._ear.heard() if self._ear is not None else ()
+
+    def meanwhile(self, insist: Insist) -> Iterator[Nested]:
+        """What there is to tell while nodes run."""
+        with self._lock:
+            news, self._news = self._news, Future() if self._news.done() else self._news
+        yield from self.said()
+        if news.done():
+            yield from self.logged(insist)

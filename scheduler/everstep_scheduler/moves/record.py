@@ -43,6 +43,7 @@ _SECRETS = frozenset(
 _SECRET_KEYS = frozenset({"api", "private", "access", "signing", "encryption"})
 
 ALL = "*"
+CALLS = "tasks"  # among `live`: the calls of `@task` are told as they begin (`steps/announcing.py`)
 _NAMES = frozenset({"tags", "interrupt_before", "interrupt_after", "parent", "live"})
 
 Writes = Sequence[tuple[str, bytes]]
@@ -113,8 +114,8 @@ class RunRecord:
     `parent`: of a run that a task called, the root's thread and the way from there (`graph.placing.Place`).
     `interrupt_before`, `interrupt_after`: the nodes at which it is to stop, `*` for all; None: the graph's own.
     `durability`: what each of its steps is promised (`graph.durability`).
-    `live`: the stream modes, `custom` and `messages`, that its nodes are listened to in; with `subgraphs` also those of
-    the graphs that its tasks call.
+    `live`: the stream modes, `custom` and `messages`, that its nodes are listened to in, and `tasks` if calls of
+    `@task` are told as they begin; with `subgraphs` also those of the graphs that its tasks call.
     """
 
     kind: RunKind = "input"

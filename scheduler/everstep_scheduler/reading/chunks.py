@@ -38,11 +38,11 @@ from everstep_checkpoint.replay import (
 )
 
 from ..graph.channels import apply
-from ..graph.effects import called
-from ..graph.placing import Place
+from ..graph.effects import called, place_of_call, raised_key
+from ..graph.placing import Place, call_id
 from ..graph.untracked import taken
 from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
-from ..moves.record import RunRecord
+from ..moves.record import CALLS, RunRecord
 from .ending import error_of
 from .frames import frame_at, until_new_input
 from .nested import OUTCOMES, Nested, Where, outermost
@@ -50,6 +50,7 @@ from .overlay import overlaid
 from .questions import questions, step_told
 from .shapes import INTERRUPT, LOG_MODES, PUSH, Reading, Told, Writes, beside, result_of, update_of
 
+RETURN = "__return__"  # what a `@task` returned, in `tasks`
 CACHED = {"__metadata__": {"cached": True}}  # beside the update of a task that did not run now
 
 
@@ -162,7 +163,7 @@ class LogStream:
                     yield from self._failure(entry)
             case "task_paused":
                 yield from self._asked(entry)
-            case "effect_done":
+            case "effect_done" | "call_begun" | "call_failed":
                 yield from self._called(entry)
             case "run_rested":
                 yield from self._rests(entry)
@@ -368,11 +369,28 @@ class LogStream:
             yield from self._emit("tasks", entry, {**self._came(entry, None, {}), "interrupts": said})
 
     def _called(self, entry: e.Entry) -> Iterator[Told]:
-        """What a `@task` came to. Effects of other kinds are no news."""
+        """A call of a `@task` begins, or came to something. Effects of other kinds are no news."""
         name = called(entry.text("effect"))
-        if name and "updates" in self._telling:
+        if not name:
+            return
+        if entry.kind == "effect_done" and "updates" in self._telling:
             update = {name: self.reading.result(entry.value("result") or b"\xc0")}
             yield "updates", {**update, **CACHED} if "cached" in entry.raw else update
+        if "tasks" in self._telling and CALLS in self.record.live and "cached" not in entry.raw:
+            yield from self._emit("tasks", entry, self._call(entry, name))
+
+    def _call(self, entry: e.Entry, name: str) -> dict[str, Any]:
+        """What `tasks` tells of a call."""
+        effect = entry.text("effect")
+        shown = {"id": call_id(self._opened.id_of(entry.text("task")), place_of_call(effect)), "name": name}
+        if entry.kind == "call_begun":
+            given = self.reading.result(entry.value("args") or b"\xc0")
+            return {**shown, "input": given, "triggers": (PUSH,), **self._labelled(entry.text("node"))}
+        if entry.kind == "call_failed":
+            error = self.errors.pop(raised_key(entry.text("token"), effect), None) or _said(entry)
+            return {**shown, "error": error, "result": {}, "interrupts": []}
+        came = {RETURN: self.reading.result(entry.value("result") or b"\xc0")}
+        return {**shown, "error": None, "result": came, "interrupts": []}
 
     def _emit(self, mode: str, entry: e.Entry, payload: dict[str, Any]) -> Iterator[Told]:
         """A chunk of `checkpoints` or `tasks`, and the same in `debug`."""
@@ -425,9 +443,13 @@ class LogStream:
                 else taken(self.reading.codec.decode(arg, "the Send's argument")),
                 "triggers": (PUSH,) if ref.part else self.reading.triggers(ref.node),
             }
-            told = {**self.record.metadata, **self.reading.metadata(ref.node)}
-            told |= {"tags": list(self.record.tags)} if self.record.tags else {}
-            yield from self._emit("tasks", state.entry, {**payload, "metadata": told} if told else payload)
+            yield from self._emit("tasks", state.entry, {**payload, **self._labelled(ref.node)})
+
+    def _labelled(self, node: str) -> dict[str, Any]:
+        """The metadata of a task that begins, where there is any."""
+        told = {**self.record.metadata, **self.reading.metadata(node)}
+        told |= {"tags": list(self.record.tags)} if self.record.tags else {}
+        return {"metadata": told} if told else {}
 
     def _shown(self, state: State, refs: Sequence[TaskRef], parent: str, step: _Step | None = None) -> dict[str, Any]:
         """A checkpoint as LangGraph's mode `checkpoints` shows it, with what its tasks came to before."""

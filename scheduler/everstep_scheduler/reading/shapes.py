@@ -24,7 +24,7 @@ from ..graph.schema import as_dict
 from ..graph.untracked import taken, taken_pairs
 from ..moves.contract import Lease
 from ..moves.live import LIVE_MODES
-from ..moves.record import RunRecord
+from ..moves.record import CALLS, RunRecord
 
 if TYPE_CHECKING:
     from ..graph.spec import GraphSpec
@@ -50,6 +50,12 @@ def check_modes(mode: str | Sequence[str] | None) -> tuple[str, ...]:
 def live_modes(modes: Iterable[str]) -> tuple[str, ...]:
     """Those of the modes that nodes tell while they run."""
     return tuple(mode for mode in LIVE_MODES if mode in set(modes))
+
+
+def asked_modes(modes: Iterable[str]) -> tuple[str, ...]:
+    """Of modes that somebody asks for when a run begins, what its record says: what is written only then."""
+    modes = set(modes)
+    return (*live_modes(modes), *((CALLS,) if modes & {CALLS, "debug"} else ()))
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,10 @@ class Reading:
     def input(self, node: str, channels: Channels) -> Any:
         """What a node gets as its state."""
         try:
-            return self.spec.node_input(node, channels) if self.spec is not None else self.values(channels)
+            if self.spec is None:
+                given = channels.get(START) if self.direct else None
+                return self.values(channels) if given is None else self.codec.decode(given, "the input")
+            return self.spec.node_input(node, channels)
         except UnknownNode:  # an older version of the graph had it
             return self.values(channels)
 

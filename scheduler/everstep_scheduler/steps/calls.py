@@ -28,6 +28,7 @@ from ..graph.effects import CALL
 from ..graph.functional import TaskFunction, TaskFuture
 from ..graph.retry import next_delay
 from ..graph.spec import registry_of
+from .announcing import Announcer
 from .caching import CallCache
 from .effects import Effects
 
@@ -47,8 +48,16 @@ class Driven(Protocol):
 class Calls:
     """The calls of one attempt, and the runs of graphs that it called."""
 
-    def __init__(self, doing: Effects, registry: Registry, node: str, cache: CallCache | None = None) -> None:
+    def __init__(
+        self,
+        doing: Effects,
+        registry: Registry,
+        node: str,
+        cache: CallCache | None = None,
+        announcer: Announcer | None = None,
+    ) -> None:
         self._doing = doing
+        self._announcer = announcer  # where somebody asked to hear of calls as they begin
         self._registry = registry
         self._node = node
         self._made = Counter[str]()
@@ -95,6 +104,8 @@ class Calls:
         context = contextvars.copy_context()
         context.run(PLACE.set, place)
         one = _Call(task, args, kwargs, CALL + place, self._codec(task))
+        if self._announcer is not None:
+            self._announcer.begun(one.key, args, kwargs, one.codec)
         if self._is_on_loop():
             assert self._loop is not None
             made: Any = self._loop.create_task(self._arun(one, crew), name=task.name, context=context)
@@ -134,12 +145,20 @@ class Calls:
             return known[0]
         try:
             return self._end(one, one.repeatedly(time.sleep))
-        except BaseException:
-            self._doing.undone(one.key)
+        except BaseException as error:
+            self._undone(one, error)
             raise
+
+    def _undone(self, one: _Call, error: BaseException) -> None:
+        """It raised: so it runs again in the next attempt."""
+        self._doing.undone(one.key)
+        if self._announcer is not None and isinstance(error, Exception) and not isinstance(error, GraphBubbleUp):
+            self._announcer.failed(one.key, error)
 
     def _begin(self, one: _Call) -> tuple[Any] | None:
         """What an earlier attempt, or a cache, knows of a call."""
+        if self._announcer is not None:
+            self._announcer.flush()
         known = self._doing.begin(one.key, one.codec)
         if known is not None or self.cache is None or not (kept := one.kept_under(self.cache)):
             return known
@@ -162,6 +181,9 @@ class Calls:
         try:
             value = await self._value(one, crew)
             return await asyncio.to_thread(self._end, one, value)
+        except Exception as error:
+            await asyncio.to_thread(self._undone, one, error)
+            raise
         except BaseException:
             self._doing.undone(one.key)
             raise

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import InvalidEffect, ServerError, UnknownType
 from everstep_checkpoint.log import Log
 
+from ..graph.effects import raised_key
 from ..moves.connection import is_hopeless, patiently, translated
 from ..moves.contract import Lease, Moves
 from .failpoints import reach
@@ -50,12 +51,25 @@ def insist(action: Callable[[], T], patience_s: float, stopped: Callable[[], boo
     return patiently(tried, lambda: stopped() or time.monotonic() - began > (REFUSED_S if refused else patience_s))
 
 
+class Heeding(Protocol):
+    """Who follows in this process what attempts write while they run. Both from any thread, and neither waits."""
+
+    def rang(self) -> None:
+        """Something was written."""
+        ...
+
+    def failed(self, key: str, error: BaseException) -> None:
+        """The error itself, of what the log tells under this key only as text."""
+        ...
+
+
 class Effects:
     """The effects of one attempt, that of `lease`. Safe to use from several threads. `fenced`: the attempt has lost its
-    task."""
+    task. `heeding`: who follows it here; None: nobody."""
 
     def __init__(self, moves: Moves, log: Log, lease: Lease, codec: Codec, by: str) -> None:
         self.fenced = False
+        self.heeding: Heeding | None = None
         self.moves = moves
         self.log = log
         self.lease = lease
@@ -96,19 +110,41 @@ class Effects:
 
         Raises Fenced, UnknownType, TooLarge, ServerError.
         """
-        codec, lease = codec or self._codec, self.lease
+        codec = codec or self._codec
         result = self._encoded(key, value, codec)
         reach("effected")
-        fact = e.fact(
-            "effect_done", lease.run, by=self.by, task=lease.task, attempt=lease.attempt, token=lease.token,
-            node=lease.node, effect=key, result=e.wrap(result), cached=1 if cached else None,
-            called=called or None, ns=ns or None,
+        fact = self.fact(
+            "effect_done", key, result=e.wrap(result), cached=1 if cached else None, called=called or None,
+            ns=ns or None,
         )  # fmt: skip
-        if not self._insist(lambda: self.moves.part(lease, [fact])):
-            self.fenced = True
-            raise Fenced
+        self.tell([fact])
         reach("recorded")
         return codec.decode(result, f"the effect {key!r}")
+
+    def fact(self, kind: str, key: str, **fields: e.Field | None) -> e.Fields:
+        """A fact about the effect, or call, with this key."""
+        lease = self.lease
+        return e.fact(
+            kind, lease.run, by=self.by, task=lease.task, attempt=lease.attempt, token=lease.token, node=lease.node,
+            effect=key, **fields,
+        )  # fmt: skip
+
+    def tell(self, facts: Sequence[e.Fields]) -> None:
+        """Write facts under the lease. Raises Fenced, ServerError."""
+        if not self._insist(lambda: self.moves.part(self.lease, facts)):
+            self.fenced = True
+            raise Fenced
+        self.rang()
+
+    def rang(self) -> None:
+        """Something was written, in the log of the task or in one that its attempt keeps."""
+        if self.heeding is not None:
+            self.heeding.rang()
+
+    def raises(self, key: str, error: BaseException) -> None:
+        """What is told as failed under this key raised this."""
+        if self.heeding is not None:
+            self.heeding.failed(raised_key(self.lease.token, key), error)
 
     def _encoded(self, key: str, value: Any, codec: Codec) -> bytes:
         try:

@@ -40,6 +40,7 @@ from ..reading.ending import error_of
 from ..reading.overlay import overlaid
 from ..reading.shapes import message_metadata
 from .admitting import gate_of
+from .announcing import announcer
 from .caching import CallCache, key_of, recall, remember
 from .calling import look
 from .calls import Calls
@@ -164,7 +165,8 @@ class Attempt:
         """The `@task` calls that it makes; most make none."""
         if self._calls is None:
             cache = CallCache(self.cache, self.spec.name) if self.cache is not None else None
-            self._calls = Calls(self.doing, self.spec.registry, self.lease.node, cache)
+            tells = announcer(self.doing, self.record.live)
+            self._calls = Calls(self.doing, self.spec.registry, self.lease.node, cache, tells)
             if self.killed:  # meanwhile
                 self._calls.leave()
         return self._calls

@@ -27,7 +27,7 @@ from everstep_checkpoint.errors import TooLarge
 
 from ..graph.runtime import Command
 from ..moves.contract import Lease
-from ..moves.live import SAID_MAX, LiveWriter, Said
+from ..moves.live import LIVE_MODES, SAID_MAX, LiveWriter, Said
 from ..moves.record import RunRecord
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ def through(writer: LiveWriter) -> Listening:
     """Those who listen through Redis: in the modes that the run's record names."""
 
     def listening(lease: Lease, record: RunRecord) -> Listener | None:
-        return Listener(record.live, partial(writer.tell, lease.thread, lease.run)) if record.live else None
+        modes = [mode for mode in record.live if mode in LIVE_MODES]
+        return Listener(modes, partial(writer.tell, lease.thread, lease.run)) if modes else None
 
     return listening
 
