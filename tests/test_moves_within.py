@@ -196,7 +196,7 @@ def test_a_full_server_refuses_the_whole_edit(client: Any) -> None:
 
 def test_moves_over_a_kept_log_are_fenced_by_the_lease_above(stage: Stage) -> None:
     lease, lost = leased(stage), list[bool]()
-    kept = KeptMoves(FencedLog(stage.log, stage.moves, lease, lambda: lost.append(True)))
+    kept = KeptMoves(FencedLog(stage.log, stage.moves, lease, lambda: lost.append(True), lambda: None))
     inner = Stage(kept, stage.log)
     inner_offer = inner.start(thread=KEPT)
     assert inner_offer.status == "started"

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from everstep_checkpoint.errors import ThreadBusy
-from everstep_checkpoint.keys import Keys, thread_id_text
+from everstep_checkpoint.keys import Keys, is_within, thread_id_text
 from everstep_checkpoint.log import unknown_thread
+from everstep_checkpoint.replay import RUN_FACTS
 
 from ..moves.connection import translated
 from ..moves.contract import MOVE_MAX, check_thread
@@ -69,22 +70,29 @@ class Deleting:
                 if child not in seen:  # a log that others wrote may say that it called itself
                     seen.add(child)
                     self._put_aside(child, cancel=True, of=thread)
+                    if is_within(child):  # nobody lists its runs
+                        runs = {fields.get(b"run", b"") for kind, fields in self._facts(child) if kind in RUN_FACTS}
+                        self._forget_said(child, [run.decode("utf-8", "surrogatepass") for run in runs])
                     order.append(child)
         with translated(self.url):
             for thread in reversed(order):  # one by one, for the one that is last knows where to go on
                 self.redis.unlink(self.keys.dying(thread))
 
     def _called_in(self, thread: str) -> Iterator[str]:
-        """The threads that the tasks of one called whose log stands aside. Read as it is: also one that is broken."""
+        """The threads that the tasks of one called whose log stands aside."""
+        for kind, fields in self._facts(thread):
+            child = fields.get(b"called", b"").partition(b" ")[2].decode("utf-8", "replace") if kind in CALLING else ""
+            if child:
+                yield child
+
+    def _facts(self, thread: str) -> Iterator[tuple[str, dict[bytes, bytes]]]:
+        """The entries of a log that stands aside, with their kinds. Read as it is: also one that is broken."""
         begin = "-"
         while True:
             with translated(self.url):
                 page = self.redis.xrange(self.keys.dying(thread), begin, "+", count=PAGE)
             for _, fields in page:
-                if fields.get(b"kind", b"").decode("utf-8", "replace") in CALLING:
-                    child = fields.get(b"called", b"").partition(b" ")[2].decode("utf-8", "replace")
-                    if child:
-                        yield child
+                yield fields.get(b"kind", b"").decode("utf-8", "replace"), fields
             if len(page) < PAGE:
                 return
             begin = f"({page[-1][0].decode()}"

@@ -24,11 +24,11 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import InvalidInput, UnknownRun
 from everstep_checkpoint.redislog import entries_of
 
-from ..reading.branches import below, nesting
+from ..reading.branches import calls_in, nesting, stands, still_over, under
 from ..reading.chunks import LogStream
 from ..reading.ending import Ending
 from ..reading.ledger import GAP, SUPERSEDED
-from ..reading.nested import Namespace, named_call, spoken_for
+from ..reading.nested import Namespace, goes_on, key_of, named_call, spoken_for
 from ..reading.shapes import MODES, live_modes
 from .reader import START, Heard, Position, Reader, before, mark_of
 from .tail import BLOCK_MS, PAGE, Row, Tail
@@ -188,12 +188,18 @@ class EventStream:
     def _feed(self, reader: Reader, entry: e.Entry) -> Iterator[Event]:
         """One entry: what is left of what stands before it, in this log and in those of tasks it is about; then it."""
         yield from self._events(reader.before(entry))
-        for key in spoken_for(entry, reader.run, reader.called):
-            yield from self._finish(reader.called[key])
-            reader.called.pop(key).leave()
+        for key in spoken_for(entry, reader.stream.run, reader.called):
+            if not stands(reader.called[key].stream, entry, key):
+                yield from self._finish(reader.called[key])
+            if not goes_on(entry, key):
+                reader.called.pop(key).leave()
         yield from self._events(reader.take(entry))
-        if self.nested and entry.kind == "task_called" and entry.text("run") == reader.run:
-            yield from self._call(reader, entry)
+        for key, each in tuple(reader.called.items()):
+            if each.follows and each.ended is not None:  # a cursor behind this entry knows of it by its lack
+                reader.called.pop(key).leave()
+        reader.opened = still_over(reader.opened, entry)
+        for call in calls_in(reader.stream, entry) if self.nested else ():
+            yield from self._call(reader, call)
 
     def _events(self, heard: Iterable[Heard]) -> Iterator[Event]:
         for ns, mode, chunk, task, attempt in heard:
@@ -219,14 +225,15 @@ class EventStream:
 
     def _call(self, reader: Reader, call: e.Entry) -> Iterator[Event]:
         """A task called a run: it is read, too, from where the cursor says if that knows it."""
-        key, via = (call.n, call.text("task")), f"{reader.via}.{call.id}".lstrip(".")
+        key, via = key_of(call), f"{reader.via}.{call.id}".lstrip(".")
         named, before = named_call(call), reader.called.get(key)
-        if before is not None and named is not None and before.run == named[0]:
-            return  # it is waited for once more
+        if key in reader.opened or (before is not None and named is not None and before.run == named[0]):
+            return  # it is waited for once more, or was recorded twice
+        reader.opened |= {key} if key[2] else set()
         position = self._back.called.get(via)
         if reader.silent and position is None and NESTED in self._back.modes:
             return  # it was told to its end
-        stream = below(reader.stream, call)
+        stream = under(reader.stream, call)
         if stream is None:
             return
         found = reader.called[key] = self._reader(stream, via)
@@ -262,7 +269,7 @@ class EventStream:
         """One run's share of that. `same`: was it read in these modes?"""
         begun = self._log.read(reader.thread, reader.entry, reader.entry)
         if not position.mark:
-            if not begun or begun[0].text("run") != reader.run:
+            if not reader.follows and (not begun or begun[0].text("run") != reader.run):
                 yield from self._lost(reader, reader.entry)
             return
         found = self._log.read(reader.thread, position.entry, position.entry)
@@ -280,7 +287,8 @@ class EventStream:
         """The entry from which on the log must be read to know what there is to know at `entry`."""
         base = entry.n - 1 if entry.is_checkpoint else entry.n
         found = self._log.read(reader.thread, f"{base}-0", f"{base}-0")
-        if base <= e.entry_id(reader.entry)[0] or not found or found[0].text("source") == "input":
+        there = found and found[0].text("source") != "input"
+        if base <= e.entry_id(reader.entry)[0] or not there or reader.follows:
             return reader.entry
         reader.stream.enter(base)
         return f"({base}-0"
@@ -291,7 +299,8 @@ class EventStream:
         """Is the log still the one that was read? Asked whenever something came of it, and while nothing does."""
         if reader.at is None:
             found = self._log.read(reader.thread, reader.entry, reader.entry)
-            if not reader.trimmed and (not found or found[0].text("run") != reader.run):
+            begins = reader.trimmed or reader.follows  # what a function called is recorded before it begins
+            if not begins and (not found or found[0].text("run") != reader.run):
                 yield from self._lost(reader, reader.entry)
             return
         found = self._log.read(reader.thread, reader.at.id, reader.at.id)
@@ -308,11 +317,11 @@ class EventStream:
             anew.trimmed, anew.next = True, f"{at[0]}-{at[1]}" if at[0] else before(first[0].id)
             yield Event(self._cursor(), TRIMMED, {"below": first[0].id}, ns=anew.ns)
             return
-        there = bool(begun) and begun[0].text("run") == reader.run
+        there = bool(begun) and (reader.follows or begun[0].text("run") == reader.run)
         yield Event(self._cursor(), REWOUND, {"to": reader.entry if there else ""}, ns=anew.ns)
         if not there and anew is self._root:
             raise self.run.unknown()
-        if not there:
+        if not there and not anew.follows:
             anew.ended = Ending("cancelled", 0, "")  # it was deleted: its task will say what comes of that
 
     def _anew(self, reader: Reader) -> Reader:
@@ -323,11 +332,7 @@ class EventStream:
             return self._root
         above = next(each for each in self._root.family if any(x is reader for x in each.called.values()))
         key = next(key for key, each in above.called.items() if each is reader)
-        old = reader.stream
-        fresh = LogStream(
-            old.log, old.thread, old.run, old.since, old.reading, self.modes, keys=old.reading.outputs, where=old.where
-        )
-        above.called[key] = self._reader(fresh, reader.via)
+        above.called[key] = self._reader(reader.stream.anew(), reader.via)
         return above.called[key]
 
     def _is_over(self) -> bool:

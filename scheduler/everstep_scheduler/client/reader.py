@@ -21,6 +21,7 @@ from everstep_checkpoint.codec import pack
 from everstep_checkpoint.keys import Keys
 
 from ..moves.live import Said
+from ..reading.calledstream import NOBODY, CalledStream
 from ..reading.chunks import LogStream
 from ..reading.ending import Ending, EndingFinder
 from ..reading.ledger import Ledger, Notice
@@ -78,8 +79,10 @@ class Reader:
         self.stream, self.via = stream, via
         self.thread, self.run, self.entry = stream.thread, stream.run, stream.since
         self.ns = stream.where.ns
+        self._hears, self._live_key = self.run, keys.live
         self.log_key, self.live_key = keys.log(self.thread), keys.live(self.thread, self.run)
         self.called: dict[Key, Reader] = {}
+        self.opened: set[Key] = set()  # calls of graphs by functions, that are not opened again
         self.ended: Ending | None = None
         self.at: e.Entry | None = None
         self.mark = ""  # of that entry
@@ -122,7 +125,7 @@ class Reader:
     def places(self) -> dict[str, str]:
         """What is to be read next: a key, and the id behind which."""
         found = {self.log_key: self.next}
-        if self._listens and len(self._ahead) < AHEAD_MAX:
+        if self._listens and len(self._ahead) < AHEAD_MAX and self.stream.run != NOBODY:
             found[self.live_key] = self._live_read
         return found
 
@@ -140,7 +143,29 @@ class Reader:
             yield from self._noticed(self._ledger.close(entry))
         self.at, self.mark, self.next, self._chunks = entry, mark_of(entry), entry.id, 0
         yield from self._tell(self.stream.feed(entry))
-        self.ended = self._finder.feed(entry) or self.ended
+        if self.follows:
+            self._follow()
+        else:
+            self.ended = self._finder.feed(entry) or self.ended
+
+    @property
+    def follows(self) -> bool:
+        """Is it what a function called? Then its log may go on in another run."""
+        return isinstance(self.stream, CalledStream)
+
+    def _follow(self) -> None:
+        """Listen to the run that is told now. A graph that a function called has ended once it is done: what failed, or
+        asks, may go on."""
+        assert isinstance(self.stream, CalledStream), "of others one run is told"
+        self.ended = self.stream.ended
+        if self.stream.run == self._hears:
+            return
+        self._hears = self.stream.run
+        self._ledger, self.live_key = Ledger(self._hears), self._live_key(self.thread, self._hears)
+        self._live_read = self._live_told = "0-0"
+        self._ahead.clear()
+        if self._back is not None:
+            self._listen_again(self._back)
 
     def rest(self) -> Iterator[Heard]:
         """What else there is to tell where no entry stands behind (yet)."""
@@ -208,6 +233,10 @@ class Reader:
     def come_back(self, position: Position, begun: bool) -> None:
         """Read silently on to a position. `begun`: is the run's first entry still there?"""
         self._back, self.trimmed = position, not begun
+        self._listen_again(position)
+
+    def _listen_again(self, position: Position) -> None:
+        """Hear, and tell nothing of, what had been told at a position."""
         while self._listens and e.entry_id(self._live_read) < e.entry_id(position.live):
             rows: Any = self._redis.xrange(self.live_key, f"({self._live_read}", position.live, PAGE)
             for row_id, fields in rows:

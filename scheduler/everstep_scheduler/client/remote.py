@@ -131,8 +131,8 @@ class RemoteGraph(StateFace):
         "values": the state after each step. "updates": {node: its update}. "checkpoints": each as `get_state` shows it.
         "tasks": what begins, what came of it. "debug": both, with step and time. "custom": what nodes write with
         `runtime.stream_writer`. "messages": (message or token, metadata). With `subgraphs` also what
-        happens in graphs that are nodes, each chunk with its namespace first: () is this graph, ("child:<task id>",)
-        that in its node "child".
+        happens in graphs that are nodes or that functions call, each chunk with its namespace first: () is this graph,
+        ("child:<task id>",) that in its node "child".
 
         Raises as `Run.chunks` does.
         """

@@ -26,7 +26,7 @@ from ..graph.effects import GRAPH
 from ..graph.placing import spot_of
 from ..graph.runtime import Command
 from ..moves.contract import START_NODE, START_TASK, UPDATE_TASK, Answered, RunKind, Start, Started
-from ..moves.record import Config, Form, RunRecord, start_with
+from ..moves.record import CALLS, Config, Form, RunRecord, start_with
 from ..reading.children import Caller, called_by
 from ..reading.derive import Told
 from ..reading.ending import Ending
@@ -143,14 +143,16 @@ class CalledRun(_Run):
     """A run in a log of its own, which the attempts of the task share."""
 
     def __init__(self, graph: CompiledGraph, attempt: Attempt, wanted: Wanted) -> None:
-        lease, doing = attempt.lease, attempt.doing
+        lease = attempt.lease
         call, index = attempt.calls.nth_graph()
         self.spot = spot_of(lease.thread, lease.node, _key(attempt), call, index, graph.keeps)
         self.effect = GRAPH + f"{call}/{index}:{graph.name}".lstrip("/")
         self.keeps = graph.keeps
-        saver = KeptSaver(doing.log, doing.moves, lease, doing.by, self._lost)
+        saver = KeptSaver(attempt.doing, self._lost)
         spec = graph.within(attempt.spec)
         super().__init__(graph, attempt, spec, saver, self.spot.thread, wanted, lambda _: self._open())
+        self.telling.above = attempt.doing.heeding
+        self.telling.audience.above = attempt.listening if attempt.record.subgraphs else None
         self.kept = saver.moves
         self.place = attempt.place.at(self.spot.way)
 
@@ -167,6 +169,7 @@ class CalledRun(_Run):
             doing.record(self.effect, run, called=f"{run} {self.thread}", ns=self.spot.way)
         else:
             run = str(known[0])
+        self._heed(run)
         t = self._insist(lambda: self.kept.standing(self.thread))
         if t is None or run not in t.runs:
             return self._begin_call(t, run)
@@ -176,6 +179,12 @@ class CalledRun(_Run):
         if t.status in ("running", "done"):
             return self._attached(t, last)
         return self._goes_on(t, last)
+
+    def _heed(self, run: str) -> None:
+        """Who follows the attempt here may tell of this run, too; as in LangGraph not of what routers of START call."""
+        heeding, lease = self.attempt.doing.heeding, self.attempt.lease
+        if heeding is not None and lease.task not in (START_TASK, UPDATE_TASK):
+            heeding.called(run, self.spec, lease.run)
 
     def _attached(self, t: Thread, run: str) -> Started:
         """It is under way, or has ended: it is driven from where its log stands, and heard from its beginning."""
@@ -255,7 +264,10 @@ class CalledRun(_Run):
         at: tuple[int, str] | None = None,
     ) -> Start:
         lease, form = self.attempt.lease, _TYPED
-        record = replace(self.config.record(kind, form), parent=self.place)
+        above, own = self.attempt.record, self.config.record(kind, form)
+        live = (*(above.live if above.subgraphs else ()), *((CALLS,) if CALLS in own.live else ()))
+        record = replace(own, parent=self.place, live=tuple(dict.fromkeys(live)), subgraphs=above.subgraphs)
+        self._heed(run)
         start = start_with(
             record, writes, thread=self.thread, run=run, graph=self.spec.name, queue=self.spec.default_queue,
             codec=self.spec.codec, answers=answers, at=at,

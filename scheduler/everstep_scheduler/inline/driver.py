@@ -177,6 +177,7 @@ class Inline:
                 return
             self._ready.extend(started.leases)
             yield from self.telling.shaped(self._drive(started))
+            yield from self.telling.shaped(self.telling.rest())
         finally:
             rings.remove(self._news.set)
             self._close()
@@ -434,7 +435,7 @@ class Inline:
         result = job.result()
         commit = self._insist(lambda: self.performer.settle(job.attempt, result))
         lease = job.attempt.lease
-        told = lease.run == self.run or self.telling.nested
+        told = lease.run == self.run or self.telling.nested or self.telling.above is not None
         self._note(commit, result.error)
         if told and result.error is not None:
             known = self.raised if lease.run == self.run else self._failures.get(lease.run)
@@ -451,6 +452,8 @@ class Inline:
         """What a run that fails is remembered by: the error itself, also where it came from what a task called."""
         if commit.call is not None:
             self._family[commit.call.thread] = None
+            nested = self.performer.graphs.get(f"{commit.lease.graph}.{commit.lease.node}")
+            self.telling.calls(commit.call.run, nested, commit.lease.run)
         if commit.outcome not in ("failed", "unplanned"):
             return
         found = error or _unplanned(commit)

@@ -33,7 +33,7 @@ from ..moves.contract import (
 from ..moves.keeper import LeaseKeeper
 from ..moves.live import LiveWriter
 from ..moves.promises import Keeper, NoPromises
-from ..steps.effects import Fenced, insist
+from ..steps.effects import Effects, Fenced, insist
 from ..steps.failpoints import reach
 from .logmoves import LogMoves, Thread
 
@@ -44,11 +44,14 @@ class FencedLog(Log):
     """The logs below one attempt. Entries wait until `flush`, which writes them all at once under the lease.
 
     They get their ids here: nobody else writes into these logs while the lease stands, and the move says so if somebody
-    did. `lost` is called when the lease is gone.
+    did. `lost` is called when the lease is gone, `rang` when something was written.
     """
 
-    def __init__(self, base: Log, moves: Moves, lease: Lease, lost: Callable[[], None]) -> None:
+    def __init__(
+        self, base: Log, moves: Moves, lease: Lease, lost: Callable[[], None], rang: Callable[[], None]
+    ) -> None:
         self._base, self.signer = base, base.signer
+        self._rang = rang
         self._moves = moves
         self._lease = lease
         self._lost = lost
@@ -94,6 +97,7 @@ class FencedLog(Log):
         if not insist(lambda: self._moves.within(self._lease, logs), self._moves.patience_s):
             self._lost()
             raise Fenced
+        self._rang()
 
     def read(
         self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False
@@ -179,7 +183,7 @@ class KeptSaver:
     live: LiveWriter | None = None
     promises: Keeper = NoPromises()  # the commit of the attempt covers it
 
-    def __init__(self, base: Log, moves: Moves, lease: Lease, owner: str, lost: Callable[[], None]) -> None:
-        self.owner = owner
-        self.log = FencedLog(base, moves, lease, lost)
+    def __init__(self, doing: Effects, lost: Callable[[], None]) -> None:
+        self.owner = doing.by
+        self.log = FencedLog(doing.log, doing.moves, doing.lease, lost, doing.rang)
         self.moves = KeptMoves(self.log)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import InvalidUpdateError, Trimmed
@@ -45,10 +45,13 @@ from ..moves.contract import JOIN_TASK, START_NODE, START_TASK, UPDATE_TASK
 from ..moves.record import CALLS, RunRecord
 from .ending import error_of
 from .frames import frame_at, until_new_input
-from .nested import OUTCOMES, Nested, Where, outermost
+from .nested import OUTCOMES, Key, Nested, Where, is_call, key_of, outermost
 from .overlay import overlaid
 from .questions import questions, step_told
 from .shapes import INTERRUPT, LOG_MODES, PUSH, Reading, Told, Writes, beside, result_of, update_of
+
+if TYPE_CHECKING:
+    from ..graph.spec import GraphSpec
 
 RETURN = "__return__"  # what a `@task` returned, in `tasks`
 CACHED = {"__metadata__": {"cached": True}}  # beside the update of a task that did not run now
@@ -85,7 +88,9 @@ class LogStream:
         self.modes = frozenset(modes) & set(LOG_MODES)
         self.errors: dict[str, BaseException] = {}
         self.standing: Callable[[e.Entry], Iterator[Nested]] | None = None
-        self._waiting: dict[str, e.Entry] = {}  # tasks whose runs elsewhere wait since before this run
+        self.still: list[e.Entry] = []  # calls of graphs by functions that may go on since this run goes on
+        self.specs: dict[str, GraphSpec] = {}  # of graphs that functions called, by their runs, where they are known
+        self._waiting: list[e.Entry] = []  # what tasks called before this run, and nothing was told of since
         self._telling = {*self.modes, *(("checkpoints", "tasks") if "debug" in self.modes else ())}
         if not checkpoints:
             self._telling.discard("checkpoints")
@@ -99,6 +104,13 @@ class LogStream:
         self._over: list[e.Entry] = []  # what Commands updated since the last checkpoint
         self._ground: State | None = None
 
+    def anew(self) -> LogStream:
+        """The same from its beginning; it tells the keys of the output, as what tasks call does."""
+        return LogStream(
+            self.log, self.thread, self.run, self.since, self.reading, tuple(self.modes), keys=self.reading.outputs,
+            checkpoints=self.checkpoints, where=self.where,
+        )  # fmt: skip
+
     # feeding
 
     def before(self, entry: e.Entry) -> Iterator[Nested]:
@@ -110,17 +122,22 @@ class LogStream:
     def feed(self, entry: e.Entry) -> Iterator[Nested]:
         """The chunks that an entry brings; to be taken whole before the next one. Raises CorruptEntry."""
         if entry.kind == "task_called":
-            self._waiting.pop(entry.text("task"), None)
+            self._waiting = [x for x in self._waiting if is_call(x) or x.text("task") != entry.text("task")]
         if self.standing is not None and self._waiting:
-            for task in self._come_to(entry):
-                yield from self.standing(self._waiting.pop(task))
+            for fact in self._come_to(entry):
+                self._waiting.remove(fact)
+                yield from self.standing(fact)
         yield from outermost(self._feed(entry), self.where.ns)
 
-    def _come_to(self, entry: e.Entry) -> list[str]:
-        """Of the tasks that wait since before this run, those that an entry tells the outcome of."""
+    def heard(self, call: e.Entry) -> None:
+        """What this call says goes on in this run, and is told."""
+        self._waiting = [fact for fact in self._waiting if fact.id != call.id]
+
+    def _come_to(self, entry: e.Entry) -> list[e.Entry]:
+        """Of what waits since before this run, that of the tasks that an entry tells the outcome of."""
         if entry.is_checkpoint or (entry.kind == "run_rested" and entry.text("run") == self.run):
             return list(self._waiting)
-        return [task for task in self._waiting if entry.kind in OUTCOMES and entry.text("task") == task]
+        return [x for x in self._waiting if entry.kind in OUTCOMES and entry.text("task") == x.text("task")]
 
     def _feed(self, entry: e.Entry) -> Iterator[Told]:
         ours = entry.text("run") == self.run
@@ -264,8 +281,9 @@ class LogStream:
             return
         yield from outermost(self._resumed(step), ns)
         for fact in step.waiting:
-            if self.standing is not None and fact.text("called"):
-                yield from self.standing(fact)
+            if self.standing is not None:
+                for each in step.behind(fact):
+                    yield from self.standing(each)
             yield from outermost(self._asked(fact), ns)
         yield from outermost(self._beside(step), ns)
 
@@ -275,8 +293,10 @@ class LogStream:
             step = self._step(entry.n, e.entry_id(entry.id))
             yield from self._stands(step)
             self._begins = self._resumed(step)
-            open_still = {task: fact for task, fact in step.paused.items() if task not in step.done}
-            self._waiting = {task: fact for task, fact in open_still.items() if fact.text("called")}
+            self.still = step.calls()
+            open_still = [fact for task, fact in step.paused.items() if task not in step.done]
+            nodes = [fact for fact in open_still if fact.text("called") and not step.calls(fact.text("task"))]
+            self._waiting = [*nodes, *self.still]
 
     def _rests(self, entry: e.Entry) -> Iterator[Told]:
         """The run rests: at a breakpoint, or with questions; those that wait from earlier runs are told again."""
@@ -498,6 +518,19 @@ class _Step:
     done: Mapping[str, e.Entry]
     failed: Mapping[str, e.Entry]
     paused: Mapping[str, e.Entry]
+
+    def calls(self, task: str = "") -> list[e.Entry]:
+        """The graphs that functions called, of this task or of all that are not done; the first record of each."""
+        found: dict[Key, e.Entry] = {}
+        for fact in self.facts:
+            of = fact.text("task")
+            if is_call(fact) and (of == task if task else of not in (*self.done, START_TASK, UPDATE_TASK)):
+                found.setdefault(key_of(fact), fact)
+        return list(found.values())
+
+    def behind(self, asks: e.Entry) -> list[e.Entry]:
+        """What the task of a question called: its node's graph, or those that its function called."""
+        return self.calls(asks.text("task")) or ([asks] if asks.text("called") else [])
 
 
 @dataclass(frozen=True)

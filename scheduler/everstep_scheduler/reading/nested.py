@@ -22,10 +22,11 @@ from ..moves.record import RunRecord
 from .shapes import Chunk, Reading, Told
 
 PAGE = 100
+CALLS = ("effect_done", "call_begun", "call_failed")
 OUTCOMES = ("task_done", "task_failed", "task_paused")
 Namespace = tuple[str, ...]
 Nested = tuple[Namespace, str, Chunk]
-Key = tuple[int, str]  # a task, by its checkpoint's number and its name
+Key = tuple[int, str, str]  # a task, by its checkpoint's number and its name; and what it called, by its effect if any
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,19 @@ class Where:
 
     def state(self, reading: Reading, node: str, key: str) -> dict[str, Any] | None:
         """The config of the state of a task that is a graph; None for any other."""
-        if reading.below(node) is None:
+        if reading.below(node) is None and not reading.calls(node):
             return None
         return {"configurable": {"thread_id": self.place.root, "checkpoint_ns": self.place.below(node, key).ns}}
+
+
+def key_of(call: e.Entry) -> Key:
+    """By what a call is known among those of its run."""
+    return call.n, call.text("task"), call.text("effect")
+
+
+def is_call(fact: e.Entry) -> bool:
+    """Does it say that a function called a graph?"""
+    return fact.kind == "effect_done" and "called" in fact.raw
 
 
 def named_call(entry: e.Entry) -> tuple[str, str] | None:
@@ -95,8 +106,16 @@ def spoken_for(entry: e.Entry, run: str, called: Iterable[Key]) -> list[Key]:
         return list(called)
     if entry.is_checkpoint:
         return [key for key in called if key[0] < entry.n]
-    key = entry.n, entry.text("task")
-    return [each for each in called if each == key] if entry.kind in OUTCOMES else []
+    here = [key for key in called if key[:2] == (entry.n, entry.text("task"))]
+    if entry.kind in CALLS:  # what functions called before is told before what they do next
+        return [key for key in here if key[2]]
+    return here if entry.kind in OUTCOMES else []
+
+
+def goes_on(entry: e.Entry, key: Key) -> bool:
+    """Of a call that an entry speaks for: may it still go on in this run? What a function called does in the task's
+    next attempt."""
+    return bool(key[2]) and (entry.kind in CALLS or "retry_at" in entry.raw)
 
 
 def outermost(told: Iterable[Told], ns: Namespace = ()) -> Iterator[Nested]:

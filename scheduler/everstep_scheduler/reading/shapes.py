@@ -21,6 +21,7 @@ from ..graph.kinds import restored
 from ..graph.placing import Place
 from ..graph.runtime import END, START
 from ..graph.schema import as_dict
+from ..graph.subgraphs import graphs_seen_by
 from ..graph.untracked import taken, taken_pairs
 from ..moves.contract import Lease
 from ..moves.live import LIVE_MODES
@@ -144,6 +145,11 @@ class Reading:
             return self.graphs.get(node)
         calls = node in self.spec.nodes and self.spec.node(node).calls
         return Reading(self.spec.nested[node]) if calls else None
+
+    def calls(self, node: str) -> bool:
+        """Is it a function that can see a graph and call it, where the graph's code is at hand?"""
+        found = self.spec.nodes.get(node) if self.spec is not None else None
+        return found is not None and bool(graphs_seen_by(found.fn, 0))
 
     def triggers(self, node: str) -> tuple[str, ...]:
         """LangGraph's names for what begins a task of a node."""

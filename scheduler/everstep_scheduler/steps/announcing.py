@@ -66,7 +66,7 @@ def announcer(doing: Effects, live: Sequence[str]) -> Announcer | None:
 def told_args(args: Sequence[Any], kwargs: Mapping[str, Any], codec: Codec) -> bytes:
     """A call's arguments, encoded as ((args), {kwargs}). What can't be stored, or is too long, is named by its type:
     arguments are told here, not used, so they fail nothing."""
-    told = [*args, *kwargs.values()]
+    told: list[object] = [*args, *kwargs.values()]
     sizes, room = [_size(each, codec) for each in told], ARGS_MAX
     for i in sorted(range(len(told)), key=lambda i: sizes[i]):
         room -= max(sizes[i], 0)

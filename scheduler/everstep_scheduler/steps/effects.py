@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
@@ -25,6 +25,9 @@ from .failpoints import reach
 EFFECTS_MAX = 10_000
 REFUSED_S = 60.0
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from ..graph.spec import GraphSpec
 
 
 class Fenced(BaseException):
@@ -52,14 +55,18 @@ def insist(action: Callable[[], T], patience_s: float, stopped: Callable[[], boo
 
 
 class Heeding(Protocol):
-    """Who follows in this process what attempts write while they run. Both from any thread, and neither waits."""
+    """Who follows in this process what attempts write while they run. From any thread; none of it waits."""
+
+    def called(self, run: str, spec: GraphSpec, by: str) -> None:
+        """A function called a graph, in the run `by`: in this run of its own, or on with it."""
+        ...
 
     def rang(self) -> None:
         """Something was written."""
         ...
 
-    def failed(self, key: str, error: BaseException) -> None:
-        """The error itself, of what the log tells under this key only as text."""
+    def failed(self, key: str, error: BaseException, *, below: bool = False) -> None:
+        """The error itself, of what the log tells under this key only as text. `below`: in what a function called."""
         ...
 
 

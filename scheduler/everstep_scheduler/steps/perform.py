@@ -131,6 +131,7 @@ NOTHING_GIVEN = Given()
 class Attempt:
     """One try at a task, with all that the node needs. `broken`: it could not be loaded, and will fail saying so.
     `known`: what it came to before, from a cache; its node is not called. `slotted`: it holds a worker's slot.
+    `listening` says who listens to attempts here, also to those of graphs that it calls.
     """
 
     lease: Lease
@@ -148,6 +149,7 @@ class Attempt:
     slotted: bool = False
     cache: Cache | None = None
     shelf: Shelf | None = None
+    listening: Listening | None = None
     pace: Pace = field(init=False)
     child: Child | None = field(default=None, init=False)  # of an isolated node
     ahead: list[str] = field(default_factory=list[str], init=False)  # the parts that it has written
@@ -388,6 +390,7 @@ class Attempt:
 
     def listened(self, listening: Listening | None) -> None:
         """Give it a voice if somebody listens."""
+        self.listening = listening
         listener = listening(self.lease, self.record) if listening is not None and self.node is not None else None
         if listener is not None:
             own = message_metadata(self.spec, self.lease, self.stand.step + 1, self.record)
