@@ -67,6 +67,33 @@ def test_a_killed_worker_s_words_from_within_a_subgraph_are_superseded_and_its_h
     assert [(len(x.ns), x.chunk["name"]) for x in heard if x.mode == "superseded"] == [(1, "y")]
 
 
+def test_a_killed_worker_s_words_from_within_a_called_graph_are_superseded_and_its_heir_goes_on_there(
+    fleet: Fleet,
+) -> None:
+    """The graph's log goes on with the next attempt of the task that called it; what it had done is told once."""
+    with fleet.sweeping(), connect(fleet.url) as client:
+        worker = fleet.worker("calling", lease_ms=SHORT_MS)
+        thread = fleet.submit("calling", live=["custom"], gated="y/1")
+        modes = ["updates", "custom"]
+        events = client.run(thread).events(modes, timeout=60, subgraphs=True)
+        heard: list[Event] = []
+        while not heard or heard[-1].chunk != "y 1 in":
+            heard.append(next(events))
+        worker.kill()
+        fleet.open_gate()
+        with fleet.heir("calling"):
+            heard += client.run(thread).events(modes, after=heard[-1].cursor, timeout=60, subgraphs=True)
+        late = list(client.run(thread).events(modes, timeout=10, subgraphs=True))
+    for inside in (False, True):  # how two logs mix is anybody's, when one comes late
+        assert words([x for x in heard if bool(x.ns) is inside]) == words([x for x in late if bool(x.ns) is inside])
+    assert words([x for x in heard if x.ns]) == [
+        "x 1 in", "x 1 out", "y 1 in", "superseded y 1", "y 1 in", "y 1 out",
+    ]  # fmt: skip
+    told = [(len(x.ns), next(iter(x.chunk))) for x in heard if x.mode == "updates"]
+    assert told == [(0, "a"), (1, "x"), (1, "y"), (0, "call"), (0, "z")]
+    assert [(len(x.ns), x.chunk["name"]) for x in heard if x.mode == "superseded"] == [(0, "call"), (1, "y")]
+
+
 def test_what_the_children_of_a_pool_say_is_heard_whole(fleet: Fleet) -> None:
     with connect(fleet.url) as client:
         fleet.pool("wide", processes=2, concurrency=4)
