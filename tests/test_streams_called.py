@@ -28,12 +28,14 @@ from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver
 from everstep_scheduler.reading.children import children
 from servers import run_seed
 from test_called import STORIES, family
+from test_called_edited import STORIES as EDITED
+from test_called_edited import Edit
 from test_interrupts import IN, Answer, on, says, waiting, working
 from test_streams import OURS, THEIRS
 from test_streams_nested import MODES, by_graph, compared, joined, plain, told
 from test_subgraphs import chain
 
-LOG = ["values", "updates", "checkpoints", "tasks", "debug"]
+EDIT_MODES = ["values", "updates", "tasks"]
 
 
 def theirs(story: str, modes: Any = MODES) -> list[list[Any]]:
@@ -60,6 +62,30 @@ def test_what_runs_in_graphs_that_functions_call_is_told_the_same_on_workers(red
                 remote, thread = client.graph(graph.name, compiled), f"{story}, {'typed' if compiled else 'plain'}"
                 modes = MODES if compiled is not None else ["updates"]
                 compared(told(OURS, remote, STORIES[story][1], modes, thread, timeout=20), theirs(story, modes), thread)
+
+
+@pytest.mark.parametrize("story", EDITED)
+def test_what_was_edited_meanwhile_is_told_as_in_langgraph(story: str) -> None:
+    """Where an answer comes behind an edit the graph goes on twice within one run of its caller, and is told once."""
+    build, steps = EDITED[story]
+    ours = build(OURS).compile(checkpointer=InMemorySaver(), name="g")
+    his = build(THEIRS).compile(checkpointer=OracleSaver())
+    for i, step in enumerate(steps):
+        if isinstance(step, Edit):
+            assert step(ours) == step(his)
+            continue
+        (got,) = told(OURS, ours, [step], EDIT_MODES)
+        (wanted,) = told(THEIRS, his, [step], EDIT_MODES, durability="sync")
+        assert by_graph(got) == by_graph(wanted), f"step {i}"
+
+
+def test_an_answer_that_came_before_its_question_is_no_question_to_who_listens() -> None:
+    steps, stops = [IN, Answer("early"), Answer("late")], {"interrupt_before": ["node"]}
+    build = STORIES["questions in it"][0]
+    ours = build(OURS).compile(checkpointer=InMemorySaver(), name="g", **stops)
+    his = build(THEIRS).compile(checkpointer=OracleSaver(), **stops)
+    modes = ["values", "updates", "tasks"]
+    compared(told(OURS, ours, steps, modes), told(THEIRS, his, steps, modes, durability="sync"))
 
 
 def test_random_graphs_that_call_graphs_are_told_as_in_langgraph() -> None:

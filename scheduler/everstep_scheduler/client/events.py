@@ -192,6 +192,7 @@ class EventStream:
             if not stands(reader.called[key].stream, entry, key):
                 yield from self._finish(reader.called[key])
             if not goes_on(entry, key):
+                yield from self._events(reader.called[key].closing())
                 reader.called.pop(key).leave()
         yield from self._events(reader.take(entry))
         for key, each in tuple(reader.called.items()):

@@ -148,6 +148,10 @@ class Reader:
         else:
             self.ended = self._finder.feed(entry) or self.ended
 
+    def closing(self) -> Iterator[Heard]:
+        """What is left when the task that called it has come to something."""
+        yield from self._tell(self.stream.closing())
+
     @property
     def follows(self) -> bool:
         """Is it what a function called? Then its log may go on in another run."""

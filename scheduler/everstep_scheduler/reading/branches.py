@@ -121,6 +121,8 @@ class Branch:
                 branch = self._called[key]
                 if not stands(branch.stream, entry, key):
                     yield from branch.look(insist)
+                if not goes_on(entry, key):
+                    yield from branch.stream.closing()
                 if not goes_on(entry, key) or is_done(branch.stream):
                     del self._called[key]
             yield from stream.feed(entry)

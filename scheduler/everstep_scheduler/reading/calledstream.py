@@ -35,6 +35,7 @@ class CalledStream(LogStream):
         self.above, self.call, self.by = above, call, above.run
         self.ended: Ending | None = None
         self._finder = EndingFinder(NOBODY)
+        self._held: list[Nested] = []  # questions, until it is clear that the attempt has no answers for them
         self._others = False  # another call's runs stand in this log
         super().__init__(
             above.log, thread, NOBODY, self._since(thread), Reading(), tuple(above.modes),
@@ -62,12 +63,26 @@ class CalledStream(LogStream):
         return CalledStream(self.above, self.call)
 
     def feed(self, entry: e.Entry) -> Iterator[Nested]:
+        before = self.run
         if entry.kind in RUN_FACTS and not self._others:
             self._run(entry)
-        yield from super().feed(entry)
+        told = super().feed(entry)
+        if entry.kind in ("task_paused", "run_rested") and entry.text("run") == self.run:
+            self._held.extend(told)
+        elif before not in (NOBODY, self.run) and entry.text("kind_of_run") == "resume":
+            self._held = []  # the attempt had the answers: to who listens nothing was asked, and all goes on
+            for _ in told:
+                pass
+            self._begins = iter(())
+        else:
+            yield from told
         ended = self._finder.feed(entry)
         if ended is not None and ended.status == "done":
             self.ended = ended
+
+    def closing(self) -> Iterator[Nested]:
+        held, self._held = self._held, []
+        yield from held
 
     def _run(self, fact: e.Entry) -> None:
         """A run begins in the log. Is it of the call, and by the run that is told?"""

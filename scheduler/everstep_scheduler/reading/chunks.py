@@ -156,6 +156,10 @@ class LogStream:
         begins, self._begins = self._begins, iter(())
         yield from outermost(begins, self.where.ns)
 
+    def closing(self) -> Iterator[Nested]:
+        """What is left to tell when the task that called it has come to something."""
+        yield from ()
+
     def enter(self, n: int) -> None:
         """Begin in the middle: behind checkpoint n, whose facts are to be fed next and their chunks passed over."""
         found = self._one(f"{n}-0")
