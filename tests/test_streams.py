@@ -249,6 +249,7 @@ class Case:
 
 
 # LangGraph gives up siblings of a node that failed; here they always end. One after the other they do in both.
+ASKED = 3
 ONE_BY_ONE = {"max_concurrency": 1}
 CASES = {
     "counting, twice": Case(counting, ({"count": 0}, {"count": 2})),
@@ -349,11 +350,18 @@ def oracle(case: Case, modes: Any) -> list[Any]:
     return streamed(THEIRS, graph, case, modes, durability="sync")
 
 
+def assert_langgraphs(ours: list[Any], case: Case, modes: Any) -> None:
+    """On a busy machine it may be that LangGraph tells what a task did before its sibling failed, or not: asked again,
+    it must tell what we do."""
+    if not any(ours == oracle(case, modes) for _ in range(ASKED)):
+        assert ours == oracle(case, modes)
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kind", ["memory", "redis", "workers"])
 def test_all_modes_at_once_are_langgraphs(name: str, kind: str, request: pytest.FixtureRequest) -> None:
     case = CASES[name]
-    assert streamed_on(kind, case, ALL_MODES, request) == oracle(case, ALL_MODES)
+    assert_langgraphs(streamed_on(kind, case, ALL_MODES, request), case, ALL_MODES)
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
@@ -362,9 +370,8 @@ def test_all_modes_at_once_are_langgraphs(name: str, kind: str, request: pytest.
 )
 def test_each_mode_alone_is_langgraphs(name: str, mode: str, request: pytest.FixtureRequest) -> None:
     case = CASES[name]
-    wanted = oracle(case, mode)
-    assert streamed_on("memory", case, mode, request) == wanted
-    assert streamed_on("workers", case, mode, request) == wanted
+    assert_langgraphs(streamed_on("memory", case, mode, request), case, mode)
+    assert_langgraphs(streamed_on("workers", case, mode, request), case, mode)
 
 
 def streamed_on(kind: str, case: Case, modes: Any, request: pytest.FixtureRequest) -> list[Any]:
