@@ -123,6 +123,17 @@ def test_no_more_than_the_limit_are_leased_and_who_ends_lets_the_next_in(fleet: 
     assert fleet.claim("d")
 
 
+def test_a_place_in_line_is_kept_to_the_microsecond(client: redis.Redis) -> None:
+    """Who is given back stands where it came first; those of one script came microseconds apart."""
+    fleet = Fleet(on(client))
+    limited(fleet, Limit(1))
+    fleet.open("a", *["api"] * 3, tokens=3)
+    plain: Any = client
+    for task in ("p1", "p2"):
+        stored = json.loads(plain.hget(KEYS.open("a"), task))
+        assert int(stored["z"]) == plain.zscore(KEYS.line("api"), f"1 {task} a")
+
+
 def test_a_graph_without_limits_is_not_counted(fleet: Fleet) -> None:
     fleet.stage.moves.limit("other", {"api": Limit(1)})
     assert fleet.open("a") and fleet.open("b")

@@ -47,8 +47,8 @@ local function stand(thread, T, task, rec, gate)
   if not rec.j then make_job(thread, T, task, rec) end
   standing = standing + 1
   rec.p, rec.g, rec.t, rec.o, rec.r = 'line', gate, nil, nil, nil
-  rec.z = rec.z or clock[1] * 1000000 + clock[2] + standing
-  call('ZADD', S .. 'line:' .. gate, string.format('%.0f', rec.z), place_of(thread, T, task))
+  rec.z = rec.z or string.format('%.0f', clock[1] * 1000000 + clock[2] + standing) -- as text: JSON keeps 14 digits of a number
+  call('ZADD', S .. 'line:' .. gate, rec.z, place_of(thread, T, task))
   call('SADD', S .. 'lines', gate)
   call('HSET', R .. 'job:' .. rec.j, 'status', 'deferred')
   show('ZADD', R .. 'deferred:' .. queue_of(rec), math.floor(NOW / 1000), rec.j)
