@@ -131,7 +131,7 @@ def test_a_place_in_line_is_kept_to_the_microsecond(client: redis.Redis) -> None
     plain: Any = client
     for task in ("p1", "p2"):
         stored = json.loads(plain.hget(KEYS.open("a"), task))
-        assert int(stored["z"]) == plain.zscore(KEYS.line("api"), f"1 {task} a")
+        assert int(stored["z"]) == plain.zscore(KEYS.line("g:api"), f"1 {task} a")
 
 
 def test_a_graph_without_limits_is_not_counted(fleet: Fleet) -> None:
