@@ -51,13 +51,17 @@ take; nothing else may be gone. A part that was not measured again is of the day
 
 """
 FOOT = """
-A **recovery** lasts from the kill of a process until a task that it was running runs again, by the journal that the
-nodes keep. It is as long as the machine is busy: this one has {cpus} cores, shared by clients, workers, Redis and other
-programs; the load average is that of the last five minutes of a run, `nice` its priority. The bars: 0.5 s at p99 for
-a process of a pool, with any lease; lease and 2 s for a whole pool. Where several kinds of faults strike, a recovery
-may meet the next one before it is over: after a Redis that was away, or another that took over, nothing expires for a
-lease and two seconds, and a step that a failover took back is recovered when it is done again. These have no bar.
+A **recovery** lasts from the kill of a process until a task that it held runs again, by the journal that the nodes keep
+and by the logs: a task whose attempt had ended before, or that asked and waits for an answer, or that nobody serves,
+waits for something else. It is as long as the machine is busy: this one has {cpus} cores, shared by clients, workers,
+Redis and other programs; the load average is that of the last five minutes of a run, `nice` its priority. The bars:
+0.5 s at p99 for a process of a pool, with any lease; lease and 2 s for a whole pool. Where several kinds of faults
+strike, a recovery may meet the next one before it is over: after a Redis that was away, or another that took over,
+nothing expires for a lease and two seconds, and an attempt that a failover took back counts from that failover. These
+have no bar, but each that is longer than two leases and two seconds is told above with what held it up, or as
+unexplained. Sweeps that are more than half a lease apart are such a gap, too, as may be on a busy machine.
 """
+LONG_HEAD = "\nRecoveries that took longer than two leases and two seconds:\n\n"
 
 
 def record(what: str, document: Found) -> Path | None:
@@ -112,6 +116,16 @@ def load_row(found: Found) -> list[str]:
     return [found["server"], *(f"{found[a]:g} ms, {found[b]:g} ms" for a, b in pairs), f"{found['sweeps_s']:g} s"]
 
 
+def long_line(what: str, found: Found, each: Found) -> str:
+    """A recovery that took long: whose, how long, and what it waited for."""
+    where = f"`{each['thread']}`, step {each['step']}, {each['node']}, key `{each['key'][:8]}`"
+    told = f"; its log: {', '.join(each['log'])}" if each["log"] else ""
+    others = f", and {each['tasks'] - 1} more" if each["tasks"] > 1 else ""
+    why = each["why"] or f"**unexplained**; what struck: {', '.join(each['struck']) or 'nothing'}"
+    after = f"{span(each['took_s'])} after {each['fault']}"
+    return f"- {found['server']}, {TITLES[what]}: {after} ({where}{others}): {why}{told}\n"
+
+
 def span(seconds: float | None) -> str:
     """A time for people."""
     return "-" if seconds is None else f"{seconds:.2f} s"
@@ -128,12 +142,14 @@ def page(found: Sequence[tuple[str, Found]]) -> str:
         for what, each in found
         for said in each["violations"]
     )
+    longest = "".join(long_line(what, each, one) for what, each in found for one in each.get("recovery_long", ()))
     kinds = Counter[str]()
     for _, each in found:
         kinds.update(each["faults_by_kind"])
     counted = ", ".join(f"{kind} {times:,}" for kind, times in sorted(kinds.items()))
     cpus = max((int(each["cpus"]) for _, each in found), default=0)
-    faults = f"\n{broken}All faults by kind: {counted or 'none'}.\n{FOOT.format(cpus=cpus)}"
+    slow = f"{LONG_HEAD}{longest}" if longest else ""
+    faults = f"\n{broken}All faults by kind: {counted or 'none'}.\n{slow}{FOOT.format(cpus=cpus)}"
     return f"{HEAD}{table}{faults}{LOAD_HEAD + loads if loads else ''}"
 
 

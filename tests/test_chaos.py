@@ -20,20 +20,20 @@ sys.path.append(str(Path(__file__).parent.parent))  # bench/ is a package of the
 from bench.reliability import PAGE, RESULTS_ENV, page, record, results
 
 from everstep import cli
-from everstep.chaos import drive
+from everstep.chaos import drive, takeovers
 from everstep.chaos.checking.checker import Verdict
-from everstep.chaos.checking.evidence import Ran, Struck
+from everstep.chaos.checking.evidence import Struck
 from everstep.chaos.checking.laws import Violation
 from everstep.chaos.cutter import Cutter, can_cut
 from everstep.chaos.drive import Order, Outcome, run
 from everstep.chaos.plan import KINDS, plan
-from everstep.chaos.takeovers import percentile, recoveries
+from everstep.chaos.takeovers import Recovery
 from everstep.embedded import EmbeddedServer
 from servers import chosen_server, run_seed, server_binaries, soaked, wait_for
 
 ROOT = Path(__file__).parent.parent
 SEED = int("".join(filter(str.isdigit, run_seed())) or 0) % 10**9
-PROMISED = {"runs", "steps", "faults", "lost", "duplicated", "recovery_p50_s", "recovery_p99_s"}
+PROMISED = {"runs", "steps", "faults", "lost", "duplicated", "recovery_p50_s", "recovery_p99_s", "recovery_long"}
 # how long each chaos of a soak is, in seconds
 MIXED_S, FAILOVER_S, KILL_S, POOL_S = 90.0, 45.0, 135.0, 80.0
 KILLS = 250  # on each server: 500
@@ -93,13 +93,16 @@ def test_a_broken_law_is_told_and_is_the_exit_code(
 ) -> None:
     def broken(order: Order, told: Any = None) -> Outcome:
         verdict = Verdict((Violation("I3", "t1", "step 4: p0 is done 2 times"),))
-        return Outcome(order, "redis 7.0", verdict, (Struck(1.0, 1000, "kill", (7,)),), {"kill": [0.25]}, tmp_path)
+        known = Recovery("kill", 1.0, 0.25, "k", "t1", 4, "work")
+        recovered = (known, known._replace(kind="pool", took_s=52.0))
+        return Outcome(order, "redis 7.0", verdict, (Struck(1.0, 1000, "kill", (7,)),), recovered, tmp_path)
 
     monkeypatch.setattr(drive, "run", broken)
     assert cli.main(["chaos", "--seed", "5"]) == cli.INTEGRITY
     shown = capsys.readouterr()
     assert "I3   t1: step 4: p0 is done 2 times" in shown.out
     assert "kill" in shown.out and "250 ms" in shown.out and str(tmp_path) in shown.out
+    assert "52.0 s after pool: t1, step 4, work: unexplained" in shown.out
     assert "seed 5" in shown.err
 
 
@@ -139,28 +142,6 @@ def test_a_seed_repeats_its_plan() -> None:
 def test_only_a_server_of_its_own_is_killed() -> None:
     assert "server" in {fault.kind for fault in Order(1, 600).faults}
     assert "server" not in {fault.kind for fault in Order(1, 600, "redis://somewhere").faults}
-
-
-# --- how long
-
-
-def ran(key: str, pid: int, phase: str, at: float) -> Ran:
-    return Ran("t", "r", 3, key, "work", 1, pid, phase, at, "", 0)
-
-
-def test_a_recovery_lasts_from_the_kill_until_the_task_begins_again() -> None:
-    lines = [
-        ran("a", 7, "in", 1.0), ran("b", 7, "in", 1.0), ran("b", 7, "out", 1.5), ran("c", 8, "in", 1.0),
-        ran("a", 8, "in", 2.25), ran("a", 8, "out", 2.5), ran("d", 7, "in", 1.75),
-    ]  # fmt: skip
-    struck = [Struck(2.0, 0, "kill", (7,)), Struck(3.0, 0, "cut")]
-    assert recoveries(lines, struck) == {"kill": [0.25]}, "b had ended, c was another's, d never began again"
-
-
-def test_percentiles_are_of_what_was_measured() -> None:
-    times = [each / 100 for each in range(1, 101)]
-    assert (percentile(times, 50), percentile(times, 99), percentile(times, 100)) == (0.5, 0.99, 1.0)
-    assert percentile([3.0], 99) == 3.0 and percentile([], 50) is None
 
 
 # --- the way that can be cut
@@ -267,7 +248,7 @@ def test_recoveries_are_measured_over_many_kills(
     record(kind, outcome.document)
     record_property("shown", f"{kind}: {outcome.document}")
     assert outcome.verdict.sound, said(outcome)
-    assert outcome.recovered.get(kind), "something was recovered"
+    assert takeovers.times(outcome.recovered).get(kind), "something was recovered"
     assert outcome.faults[kind] >= soaked(times), "as often as was promised"
 
 
@@ -286,6 +267,17 @@ def test_the_page_on_reliability_says_what_the_last_soak_measured() -> None:
     assert PAGE.read_text() == page(found), "run `python -m bench.reliability`"
     assert {each["server"].partition(" ")[0] for _, each in found} == {"redis", "valkey"}
     assert {what for what, _ in found} >= {"mixed", "kill", "pool", "load"}
+
+
+def test_the_page_on_reliability_tells_each_long_recovery_and_which_are_unexplained() -> None:
+    said = {
+        "fault": "pool", "took_s": 52.216, "tasks": 3, "why": "", "thread": "c1-2", "step": 9, "node": "work",
+        "key": "0123456789", "log": ["task_lost +52.0 s"], "struck": ["cut +1.0 s"], "passed": 0,
+    }  # fmt: skip
+    what, known = next(each for each in results() if each[0] == "mixed")
+    shown = page([(what, {**known, "recovery_long": [said, {**said, "why": "held up by server +3.0 s"}]})])
+    assert "52.22 s after pool (`c1-2`, step 9, work, key `01234567`, and 2 more): **unexplained**" in shown
+    assert "what struck: cut +1.0 s; its log: task_lost +52.0 s" in shown and "held up by server +3.0 s" in shown
 
 
 def test_the_page_on_reliability_is_made_of_what_there_is() -> None:

@@ -424,6 +424,19 @@ def test_a_rebuild_whose_process_died_is_anybody_s_at_once(redis_url: str, clien
     pool._hang_up()  # pyright: ignore[reportPrivateUsage]
 
 
+def test_who_died_while_it_rebuilt_holds_nobody_up_though_another_dead_one_waits_for_the_rebuild(
+    redis_url: str, client: redis.Redis
+) -> None:
+    client.flushall()  # pyright: ignore[reportUnknownMemberType]
+    client.set(KEYS.recovery, f"dead2 {new_id()}", px=60_000)
+    pool = Pool(redis_url, ["shop:killing"])
+    debts = pool._debts = [Debt("dead", "lost", ()), Debt("dead2", "lost", ())]  # pyright: ignore[reportPrivateUsage]
+    pool._settle_debts()  # pyright: ignore[reportPrivateUsage]
+    assert len(debts) == 2, "neither can be released before the rebuild"
+    assert not client.exists(KEYS.recovery)
+    pool._hang_up()  # pyright: ignore[reportPrivateUsage]
+
+
 def test_a_debt_that_redis_can_t_take_before_a_rebuild_is_kept(redis_url: str, client: redis.Redis) -> None:
     client.flushall()  # pyright: ignore[reportUnknownMemberType]
     pool = Pool(redis_url, ["shop:killing"])

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, TypedDict
 
 import pytest
+import redis
 
+from everstep_checkpoint.errors import ServerError
 from everstep_checkpoint.keys import WITHIN
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at, verify
@@ -354,6 +356,30 @@ def test_a_rebuild_that_died_is_done_again(client: Any) -> None:
     client.set(KEYS.recovery, "somebody who died", px=150)
     hand.recovery()
     assert picture(client) == before
+
+
+def test_a_rebuild_that_ended_with_its_connection_is_done_again_at_once(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand = Hand(client, graph())
+    recover(client, KEYS)
+    hand.submit("r1")
+    wipe(client, "both")
+    with monkeypatch.context() as away:
+
+        def cut(*_: Any, **__: Any) -> Any:
+            away.setattr(client, "get", cut)  # nor is the lock freed
+            raise redis.ConnectionError("cut")
+
+        away.setattr(Rebuild, "run", cut)
+        with pytest.raises(ServerError):
+            hand.recovery()
+    assert client.pttl(KEYS.recovery) > 0
+    client.pexpire(KEYS.recovery, 60_000)
+    began = time.monotonic()
+    hand.recovery()
+    assert time.monotonic() - began < 30, "its own lock is in nobody's way"
+    assert client.exists(KEYS.alive)
 
 
 def test_a_rebuilder_that_lost_the_lock_writes_nothing(client: Any) -> None:

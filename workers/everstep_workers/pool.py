@@ -339,11 +339,12 @@ class Pool:
         self._fork_at.append(time.monotonic() + BACKOFF_S[min(self._quick_deaths, len(BACKOFF_S) - 1)])
 
     def _settle_debts(self) -> None:
-        """Release what dead children held. What Redis does not take now, or not before a rebuild, is tried again."""
+        """Release what dead children held. What Redis does not take now, or not before a rebuild, is tried again; so
+        the lock of any of them goes first: behind one that waits for a rebuild there may be the one who did it."""
         for debt in list(self._debts):
             try:
                 with translated(self._order.url):
-                    free_lock_of(self._redis(), self._order.keys, debt.owner)
+                    free_lock_of(self._redis(), self._order.keys, [each.owner for each in self._debts])
                     released = self._redis_moves().release(debt.owner, None, debt.to, "its process died")
                     Face(self._redis(), self._order.keys, debt.owner, debt.queues).died()
             except ServerError as error:

@@ -11,17 +11,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import redis
 
+from everstep_checkpoint.codec import MALFORMED
 from everstep_checkpoint.errors import EverstepError, InputError
 from everstep_scheduler.moves.connection import connect, server_run_id, translated
 
 from . import sample
-from .checking.checker import Verdict, check
+from .checking.checker import Verdict, case_of, judge
+from .checking.crossing import Case
 from .checking.evidence import Evidence, Struck, keep, read_journal
 from .gathering import dump
 from .ledger import Ledger
@@ -29,7 +31,7 @@ from .load import Load
 from .plan import GAP_S, KINDS, OWN_SERVER, REPLICATED, Fault, plan
 from .stage import NEWER, SAMPLE, Stage
 from .strikes import Striker
-from .takeovers import percentile, recoveries
+from .takeovers import Recovery, long_ones, percentile, recoveries, times
 
 LOOK_S = 0.1
 HEAL_S = 60.0
@@ -86,7 +88,7 @@ class Outcome:
     server: str
     verdict: Verdict
     struck: tuple[Struck, ...]
-    recovered: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
+    recovered: tuple[Recovery, ...] = ()
     kept: Path | None = None
 
     @property
@@ -97,7 +99,8 @@ class Outcome:
     @property
     def document(self) -> dict[str, Any]:
         """For programs."""
-        times = [each for some in self.recovered.values() for each in some]
+        took = times(self.recovered)
+        all_of_them = [each for some in took.values() for each in some]
         by_kind = {
             kind: {
                 "count": len(some),
@@ -105,7 +108,7 @@ class Outcome:
                 "p99_s": seconds(some, 99),
                 "max_s": seconds(some, 100),
             }
-            for kind, some in self.recovered.items()
+            for kind, some in took.items()
         }
         said, order = self.verdict, self.order
         return {
@@ -123,9 +126,10 @@ class Outcome:
             "faults_by_kind": dict(self.faults),
             "lost": said.lost,
             "duplicated": said.duplicated,
-            "recovery_p50_s": seconds(times, 50),
-            "recovery_p99_s": seconds(times, 99),
+            "recovery_p50_s": seconds(all_of_them, 50),
+            "recovery_p99_s": seconds(all_of_them, 99),
             "recovery_by_kind": by_kind,
+            "recovery_long": long_ones(self.recovered, order.lease_s),
             "violations": [each._asdict() for each in said.violations],
         }
 
@@ -242,11 +246,20 @@ def _all_rest(client: Any, load: Load, threads: set[str]) -> bool:
 
 
 def _judged(order: Order, server: str, evidence: Evidence, folder: Path) -> Outcome:
-    verdict = check(evidence)
+    case = case_of(evidence)
+    verdict = judge(case)
     kept = folder if order.folder is not None or not verdict.sound else None
     if kept is not None:
         keep(evidence, folder)
         (folder / "violations.txt").write_text("".join(f"{each}\n" for each in verdict.violations))
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(order, server, verdict, evidence.struck, recoveries(evidence.ran, evidence.struck), kept)
+    return Outcome(order, server, verdict, evidence.struck, _recovered(case), kept)
+
+
+def _recovered(case: Case) -> tuple[Recovery, ...]:
+    """How long recoveries took. Of logs that nothing can be made of there is no telling: the verdict says so."""
+    try:
+        return tuple(recoveries(case))
+    except (EverstepError, AttributeError, *MALFORMED):  # type: ignore[misc]
+        return ()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..chaos.drive import Order, Outcome
 
 SHOWN_MAX = 20
+UNEXPLAINED = "unexplained; see `struck` and `log` in --json"
 SEEDS = 1_000_000
 
 
@@ -113,6 +114,10 @@ def _tell(outcome: Outcome) -> None:
         f"\nruns {verdict.runs:,}   steps {verdict.steps:,}   faults {said['faults']:,}   lost {verdict.lost}   "
         f"duplicated {verdict.duplicated}   recovery p50 {_s(said['recovery_p50_s'])}, p99 {_s(said['recovery_p99_s'])}"
     )
+    for each in said["recovery_long"][:SHOWN_MAX]:
+        where = f"{each['thread']}, step {each['step']}, {each['node']}"
+        said_why = f"   long: {_s(each['took_s'])} after {each['fault']}: {where}: {each['why'] or UNEXPLAINED}"
+        click.echo(show.clean(said_why))
     for each in verdict.violations[:SHOWN_MAX]:
         click.echo(f"{show.paint('x'):<2} {each.law:<4} {show.clean(f'{each.thread}: {each.said}')}")
     if verdict.sound:

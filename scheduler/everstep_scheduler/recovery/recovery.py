@@ -53,6 +53,7 @@ class Recovery:
         self.said = said
         self.lease_ms = lease_ms
         self.owner = owner
+        self._unfreed: set[str] = set()
 
     def __call__(self) -> None:
         """Return when both sentinels stand and every readable log has its indexes. Raises ServerError."""
@@ -61,6 +62,8 @@ class Recovery:
 
     def run(self, *, force: bool = False) -> Report:
         """The report of the rebuild, empty if another process did it. `force`: rebuild although nothing is missing."""
+        for left in list(self._unfreed):
+            self._free(left)
         mine = f"{self.owner} {new_id()}"
         while True:
             self._announce()
@@ -138,15 +141,18 @@ class Recovery:
         return {"a": lease.attempt, "t": lease.token, "o": self.owner, "L": self.lease_ms, "d": lease.digest}
 
     def _free(self, mine: str) -> None:
+        """Remembered until Redis has taken it: a rebuild that ended with the connection left its lock standing."""
+        self._unfreed.add(mine)
         if self.client.get(self.keys.recovery) == mine.encode():
             self.client.delete(self.keys.recovery)
+        self._unfreed.discard(mine)
 
 
-def free_lock_of(client: Client, keys: Keys, owner: str) -> None:
-    """The rebuild of a process that is seen to be dead is anybody's at once, instead of when its lock runs out."""
+def free_lock_of(client: Client, keys: Keys, owners: Sequence[str]) -> None:
+    """The rebuild of processes that are seen to be dead is anybody's at once, instead of when its lock runs out."""
     untyped: Any = client
     held: bytes = untyped.get(keys.recovery) or b""
-    if held.startswith(f"{owner} ".encode()):  # nobody but the dead one could renew it
+    if any(held.startswith(f"{owner} ".encode()) for owner in owners):  # nobody but the dead one could renew it
         untyped.delete(keys.recovery)
 
 

@@ -50,10 +50,19 @@ class Verdict:
         return self.by_law["I3"] + self.by_law["I4"] + self.by_law["I8"]
 
 
+def case_of(evidence: Evidence) -> Case:
+    """The evidence with every log read."""
+    return Case(evidence, {thread: story_of(thread, stream) for thread, stream in evidence.dump.streams.items()})
+
+
 def check(evidence: Evidence) -> Verdict:
     """Judge. Never raises for what a log holds: what can't be read is a violation."""
-    stories = {thread: story_of(thread, stream) for thread, stream in evidence.dump.streams.items()}
-    case = Case(evidence, stories)
+    return judge(case_of(evidence))
+
+
+def judge(case: Case) -> Verdict:
+    """`check`, where the logs are read already."""
+    evidence, stories = case.evidence, case.stories
     found: list[Violation] = []
     for story in stories.values():
         found += _judged(partial(broken_in, story), story.thread)
