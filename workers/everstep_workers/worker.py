@@ -260,8 +260,8 @@ class Worker:
         self._give_back()
         for part in (self._hands, self._loop, self._committer, self._keeper, self._commands):
             part.end()
+        self._keeper.join(THREADS_END_S)  # it shows the process, and may close the connections of a silent server
         self._try("saying goodbye", self._face.died)
-        self._keeper.join(THREADS_END_S)
         if self._inbox.is_alive():
             self._inbox.join(THREADS_END_S)
         self.work.close()
