@@ -61,7 +61,12 @@ nothing expires for a lease and two seconds, and an attempt that a failover took
 have no bar, but each that is longer than two leases and two seconds is told above with what held it up, or as
 unexplained. Sweeps that are more than half a lease apart are such a gap, too, as may be on a busy machine.
 """
-LONG_HEAD = "\nRecoveries that took longer than two leases and two seconds:\n\n"
+LONG_HEAD = """
+Recoveries that took longer than two leases and two seconds:
+
+| server | chaos | took | after | whose | held up by | its log |
+|---|---|---|---|---|---|---|
+"""
 
 
 def record(what: str, document: Found) -> Path | None:
@@ -118,12 +123,11 @@ def load_row(found: Found) -> list[str]:
 
 def long_line(what: str, found: Found, each: Found) -> str:
     """A recovery that took long: whose, how long, and what it waited for."""
-    where = f"`{each['thread']}`, step {each['step']}, {each['node']}, key `{each['key'][:8]}`"
-    told = f"; its log: {', '.join(each['log'])}" if each["log"] else ""
-    others = f", and {each['tasks'] - 1} more" if each["tasks"] > 1 else ""
-    why = each["why"] or f"**unexplained**; what struck: {', '.join(each['struck']) or 'nothing'}"
-    after = f"{span(each['took_s'])} after {each['fault']}"
-    return f"- {found['server']}, {TITLES[what]}: {after} ({where}{others}): {why}{told}\n"
+    whose = f"`{each['thread']}`, step {each['step']}, {each['node']}, key `{each['key'][:8]}`"
+    whose += f", and {each['tasks'] - 1} more" if each["tasks"] > 1 else ""
+    why = each["why"].removeprefix("held up by ") or f"**unexplained**; it saw {', '.join(each['struck']) or 'nothing'}"
+    cells = (found["server"], TITLES[what], span(each["took_s"]), each["fault"], whose, why, ", ".join(each["log"]))
+    return f"| {' | '.join(cells)} |\n"
 
 
 def span(seconds: float | None) -> str:

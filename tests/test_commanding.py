@@ -32,6 +32,7 @@ from everstep_scheduler.graph.runtime import END, START, Command, Send
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
 from everstep_scheduler.moves.record import Config
 from everstep_scheduler.reading.derive import derive
+from sidebyside import patient_oracle
 from test_interrupts import (
     OURS,
     THEIRS,
@@ -190,7 +191,8 @@ def test_what_is_streamed_of_a_command_is_as_in_langgraph(story: str) -> None:
     build, stops, steps = STORIES[story]
     graphs = [(OURS, compiled(OURS, build, **stops)), (THEIRS, compiled(THEIRS, build, **stops))]
     for i, step in enumerate(steps):
-        mine, theirs = (streamed(lib, graph, step) for lib, graph in graphs)
+        with patient_oracle():
+            mine, theirs = (streamed(lib, graph, step) for lib, graph in graphs)
         assert mine == theirs, f"call {i}: {step}"
 
 
