@@ -64,7 +64,7 @@ unexplained. Sweeps that are more than half a lease apart are such a gap, too, a
 LONG_HEAD = """
 Recoveries that took longer than two leases and two seconds:
 
-| server | chaos | took | after | whose | held up by | its log |
+| chaos | server | took | after | whose | held up by | its log |
 |---|---|---|---|---|---|---|
 """
 
@@ -126,7 +126,7 @@ def long_line(what: str, found: Found, each: Found) -> str:
     whose = f"`{each['thread']}`, step {each['step']}, {each['node']}, key `{each['key'][:8]}`"
     whose += f", and {each['tasks'] - 1} more" if each["tasks"] > 1 else ""
     why = each["why"].removeprefix("held up by ") or f"**unexplained**; it saw {', '.join(each['struck']) or 'nothing'}"
-    cells = (found["server"], TITLES[what], span(each["took_s"]), each["fault"], whose, why, ", ".join(each["log"]))
+    cells = (TITLES[what], found["server"], span(each["took_s"]), each["fault"], whose, why, ", ".join(each["log"]))
     return f"| {' | '.join(cells)} |\n"
 
 

@@ -277,9 +277,9 @@ def test_the_page_on_reliability_tells_each_long_recovery_and_which_are_unexplai
     what, known = next(each for each in results() if each[0] == "mixed")
     shown = page([(what, {**known, "recovery_long": [said, {**said, "why": "held up by server +3.0 s"}]})])
     assert "| 52.22 s | pool | `c1-2`, step 9, work, key `01234567`, and 2 more | **unexplained**" in shown
-    assert "what struck: cut +1.0 s; its log: task_lost +52.0 s" in shown and "held up by server +3.0 s" in shown
+    assert "**unexplained**; it saw cut +1.0 s | task_lost +52.0 s |" in shown and "| server +3.0 s |" in shown
 
 
 def test_the_page_on_reliability_is_made_of_what_there_is() -> None:
     for some in ([], results()[:1], [each for each in results() if each[0] == "load"]):
-        assert sum(page(some).count(f"| {name} ") for name in ("redis", "valkey")) == len(some)
+        assert sum(line.startswith(("| redis ", "| valkey ")) for line in page(some).splitlines()) == len(some)
