@@ -68,7 +68,7 @@ EXIT_CODES = """\b
 Exit codes:
   0  ok                         4  conflict, or the thread is busy
   1  failure: a run failed      5  waiting: the run has not ended yet
-  2  wrong usage or bad input   6  Redis is unreachable
+  2  wrong usage or bad input   6  Redis is away, full or unsuitable
   3  no such thing              7  a log is not what it should be
 """
 EPILOG = (

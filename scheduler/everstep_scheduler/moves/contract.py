@@ -29,7 +29,7 @@ START_NODE = "__start__"
 JOIN_NODE = "__join__"
 LEASE_MS = 10_000
 MOVE_MAX = 250
-RENEW_MAX = 1000  # named in one call, which moves none of them
+RENEW_MAX = 2000  # named in one call, which moves none of them
 PATIENCE_S = 60.0  # of a caller, as for a commit
 AWAY_S = 86_400.0  # of a worker, which also keeps the outcomes of other tasks until Redis is back
 

@@ -1,5 +1,5 @@
 -- renew: an owner names the tokens it holds. Begins with a write that a full server allows.
--- H: owner lease_ms before(ms; 0: judge nobody) tokens (at most 1,000 a call, 250 with wip) last(how many a renewal names, in its last call)
+-- H: owner lease_ms before(ms; 0: judge nobody) tokens (at most 2,000 a call, 250 with wip) last(how many a renewal names, in its last call)
 --    wip(1: RQ's registry too) salt
 --    callers = inline callers of this process that drive a run: each gives its word for another lease
 -- `before` is when the last renewal but one was carried out that the owner has an answer to. A lease of its that is older, and
