@@ -223,6 +223,7 @@ def test_what_a_lost_attempt_says_is_never_mixed_with_its_successors(client: Cli
     zombie = threading.Thread(target=one.do)
     zombie.start()
     assert both.wait(10)
+    wait_for(lambda: client.redis.xlen(KEYS.live("t", run.run_id)) == 1, 10, "the first attempt's word is written")
     one.moves.release("one", None, "lost", "its process died")
     assert two.claim() == ["p0"]
     assert two.do() == "ok"
