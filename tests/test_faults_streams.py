@@ -25,15 +25,21 @@ def words(events: list[Event]) -> list[str]:
     return [x.chunk if x.mode == "custom" else f"{x.mode} {x.chunk['name']} {x.chunk['attempt']}" for x in live]
 
 
+def until(word: str, events: Iterator[Event]) -> list[Event]:
+    """The next events, up to the one that says so."""
+    heard: list[Event] = []
+    while not heard or heard[-1].chunk != word:
+        heard.append(next(events))
+    return heard
+
+
 @pytest.mark.parametrize("graph", ["chain", "achain"])
 def test_what_a_killed_worker_said_is_superseded_before_its_heir_speaks(fleet: Fleet, graph: str) -> None:
     with fleet.sweeping(), connect(fleet.url) as client:
         worker = fleet.worker(graph, lease_ms=SHORT_MS)
         thread = fleet.submit(graph, live=["custom"], gated="b/1")
         events = client.run(thread).events(["updates", "custom"], timeout=60)
-        heard: list[Event] = []
-        while not heard or heard[-1].chunk != "b 1 in":
-            heard.append(next(events))
+        heard = until("b 1 in", events)
         worker.kill()
         with fleet.heir(graph):
             heard += events
@@ -52,9 +58,7 @@ def test_a_killed_worker_s_words_from_within_a_subgraph_are_superseded_and_its_h
         thread = fleet.submit("nested", live=["custom"], gated="y/1")
         modes = ["updates", "custom"]
         events = client.run(thread).events(modes, timeout=60, subgraphs=True)
-        heard: list[Event] = []
-        while not heard or heard[-1].chunk != "y 1 in":
-            heard.append(next(events))
+        heard = until("y 1 in", events)
         worker.kill()
         with fleet.heir("nested"):
             heard += client.run(thread).events(modes, after=heard[-1].cursor, timeout=60, subgraphs=True)
@@ -76,9 +80,7 @@ def test_a_killed_worker_s_words_from_within_a_called_graph_are_superseded_and_i
         thread = fleet.submit("calling", live=["custom"], gated="y/1")
         modes = ["updates", "custom"]
         events = client.run(thread).events(modes, timeout=60, subgraphs=True)
-        heard: list[Event] = []
-        while not heard or heard[-1].chunk != "y 1 in":
-            heard.append(next(events))
+        heard = until("y 1 in", events)
         worker.kill()
         fleet.open_gate()
         with fleet.heir("calling"):

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -21,7 +20,6 @@ import test_functional as functional
 from everstep_checkpoint.errors import NodeTimeoutError
 from everstep_checkpoint.log import Log
 from everstep_scheduler.client.client import connect
-from everstep_scheduler.client.events import Event
 from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import START
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver
@@ -30,6 +28,7 @@ from servers import run_seed
 from test_called import STORIES, family
 from test_called_edited import STORIES as EDITED
 from test_called_edited import Edit
+from test_events_nested import apart
 from test_interrupts import IN, Answer, on, says, waiting, working
 from test_streams import OURS, THEIRS
 from test_streams_nested import MODES, by_graph, compared, joined, plain, told
@@ -278,14 +277,6 @@ def test_chunks_of_what_a_node_calls_come_while_the_node_runs(kind: str, request
 
 
 # -- events
-
-
-def apart(events: list[Event]) -> dict[Any, list[Any]]:
-    found: dict[Any, list[Any]] = defaultdict(list)
-    for event in events:
-        if event.mode != "superseded":
-            found[event.ns, event.task].append((event.mode, event.chunk))
-    return found
 
 
 def test_a_reader_who_comes_back_to_any_cursor_gets_exactly_the_rest_of_what_functions_called(redis_url: str) -> None:

@@ -122,17 +122,15 @@ def replaying(log: Log, thread: str, start: Start, at: State, spec: GraphSpec | 
 
     Raises InvalidInput where that takes reducers that are not at hand; Trimmed.
     """
-    if spec is not None:
-        wish = Wish(thread, start, at, channels=overlaid_state(spec, log, thread, at), added=True)
-        return _in_place(log, wish, at) if again else wish
-    if commands_of(log, thread, at.n):
+    if spec is None and commands_of(log, thread, at.n):
         raise InvalidInput(
             "a Command updated the state at this checkpoint, and only the graph's code can apply that",
             thread=thread,
             checkpoint=at.entry.checkpoint_id,
             fix="replay it where the graph's code is: client.graph(name, compiled)",
         )
-    wish = Wish(thread, start, at, added=True)
+    channels = overlaid_state(spec, log, thread, at) if spec is not None else None
+    wish = Wish(thread, start, at, channels=channels, added=True)
     return _in_place(log, wish, at) if again else wish
 
 
