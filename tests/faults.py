@@ -250,7 +250,7 @@ class Fleet:
     # what ran
 
     def lines(self) -> list[Line]:
-        text = self.journal.read_text() if self.journal.exists() else ""
+        text = self.journal.read_text().rpartition("\n")[0] if self.journal.exists() else ""  # one may be half there
         return [
             Line(a, int(n), node, int(x), int(pid), phase)
             for a, n, node, x, pid, phase in map(str.split, text.splitlines())

@@ -23,12 +23,12 @@ from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START, Send
 from everstep_scheduler.moves import redismoves
 from everstep_scheduler.moves.connection import server_run_id
-from everstep_scheduler.moves.contract import Offer
+from everstep_scheduler.moves.contract import Answer, Offer
 from everstep_scheduler.moves.record import Config, start_of
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery import recovery
 from everstep_scheduler.recovery.recovery import audit, differing, recover
-from everstep_workers.work import Setup, Work
+from everstep_workers.work import Posted, Settled, Setup, Work
 from hand import KEYS, LEASE_MS, THREAD, Hand
 from servers import wait_for
 
@@ -635,11 +635,18 @@ def test_of_an_answer_with_such_bytes_the_other_leases_hold_good(hand: Hand) -> 
 
 def test_an_answer_that_can_not_be_read_costs_no_slot() -> None:
     work = Work(Setup("redis://127.0.0.1:1", "w", ("g",), KEYS, concurrency=4), {})
-    offer = work.offer(tuple(work.slots.take(3)))
-    done: Any = SimpleNamespace(own=False)
+    offer, asked = work.offer(tuple(work.slots.take(3))), list[Offer]()
+    done: Any = SimpleNamespace(own=False, held=SimpleNamespace(attempt=None))
+
+    def answers(done: Any, commit: Any, answer: None, offer: Offer) -> Answer:
+        asked.append(offer)
+        return Answer("already")
+
     nothing: Any = None
-    with patch.object(work.moves, "answer_to", side_effect=ValueError), pytest.raises(ValueError):
-        work.came(done, nothing, offer, b"junk")
+    settled = [Settled(done, nothing)] * 2
+    with patch.object(work.moves, "answers_to", side_effect=ValueError), patch.object(work, "_answered", answers):
+        assert work.came(Posted(settled, offer, 0), b"junk") == []
+    assert [each.tokens for each in asked] == [offer.tokens, ()], "each is asked for alone, and tokens are offered once"
     assert len(work.slots) == 4
     work.close()
 

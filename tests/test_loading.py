@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from everstep_checkpoint import entries as e
+from everstep_checkpoint.codec import Codec, pack
+from everstep_checkpoint.delta import SET
 from everstep_checkpoint.entries import Entry
 from everstep_checkpoint.errors import CorruptEntry
-from everstep_checkpoint.log import MemoryLog
+from everstep_checkpoint.log import MemoryLog, Span
 from everstep_checkpoint.replay import state_at, states
 from everstep_scheduler.moves.contract import LEASE_MS, Lease
 from everstep_scheduler.steps import loading
@@ -69,12 +72,12 @@ def test_what_inputs_say_that_come_together_is_read_at_once_and_once() -> None:
     class Together(MemoryLog):
         asked = 0
 
-        def lookup(self, names: Sequence[tuple[str, str]]) -> list[Entry | None]:
+        def read_all(self, spans: Sequence[Span]) -> list[list[Entry] | None]:
             self.asked += 1
-            return super().lookup(names)
+            return super().read_all(spans)
 
     log = Together()
-    leases = [NOBODY._replace(thread=f"t{i}", birth=f"birth {i}", run="r", rec="0-1") for i in range(3)]
+    leases = [NOBODY._replace(thread=f"t{i}", birth=f"birth {i}", run="r", rec="0-1", task="start") for i in range(3)]
     for lease in leases[:2]:
         log.append(lease.thread, [e.fact("run_started", "r", birth=lease.birth, record=e.wrap(b"\x80"))], None)
     loader = Loader(log)
@@ -86,6 +89,47 @@ def test_what_inputs_say_that_come_together_is_read_at_once_and_once() -> None:
         loader.entry(leases[2], "0-1")
     loader.ahead(leases)  # one alone is read when it is needed
     assert log.asked == 1
+
+
+def test_what_others_added_to_several_threads_is_read_at_once_and_each_stands_where_a_new_process_would() -> None:
+    class Together(MemoryLog):
+        asked: tuple[int, ...] = ()
+        alone = 0
+
+        def read_all(self, spans: Sequence[Span]) -> list[list[Entry] | None]:
+            self.asked = (*self.asked, len(spans))
+            found = super().read_all(spans)
+            self.alone = 0
+            return found
+
+        def read(self, *args: Any, **named: Any) -> list[Entry]:
+            self.alone += 1
+            return super().read(*args, **named)
+
+    log, made = Together(), dict[str, list[Lease]]()
+    for thread in ("known", "behind", "new"):
+        birth = f"birth of {thread}"
+        log.append(thread, [e.fact("run_started", "r", birth=birth, record=e.wrap(b"\x80"))], None)
+        made[thread], digest = [], birth
+        for n in range(1, 5):
+            delta = e.wrap(pack({"x": [SET, pack(n)]}))
+            said = e.checkpoint(digest, n, source="loop", step=n - 2, graph="g@1", run="r", next="[]", delta=delta)
+            log.append(thread, [said], (n - 1, digest) if n > 1 else (0, birth))
+            digest = str(said["digest"])
+            made[thread].append(NOBODY._replace(thread=thread, n=n, digest=digest, birth=birth, conf="0-1"))
+    loader, codec = Loader(log), Codec()
+    for thread, n in (("known", 3), ("behind", 1)):
+        loader.stand(made[thread][n])
+        loader.record(made[thread][n], codec)
+    last = [leases[3] for leases in made.values()]
+    loader.ahead(last)
+    loader.ahead(last)  # what is here already is not asked for again
+    assert log.asked == (3,), "the rest of one log, and of another one all, with its run's record"
+    stands = [loader.stand(lease) for lease in last]
+    for lease in last:
+        loader.record(lease, codec)
+    assert log.alone == 0
+    assert stands == [Loader(log).stand(lease) for lease in last]
 
 
 def test_a_thread_that_was_begun_anew_is_not_taken_for_the_old_one() -> None:

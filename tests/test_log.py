@@ -11,7 +11,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.delta import encode_delta
 from everstep_checkpoint.errors import Conflict, CorruptEntry, NewerVersion, ThreadBusy, Trimmed, UnknownThread
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import Log, MemoryLog
+from everstep_checkpoint.log import Log, MemoryLog, Span
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at, verify
 
@@ -90,21 +90,21 @@ def test_reading_gives_ranges_pages_and_both_directions(log: Log) -> None:
     assert [x.id for x in log.pages("t", page=2)] == [x.id for x in log.read("t")]
 
 
-def test_single_entries_of_several_logs_are_looked_up_at_once(log: Log) -> None:
-    """What is not there, or can't be read, is told by who reads it alone: the others are to be had."""
+def test_several_logs_are_read_at_once(log: Log) -> None:
+    """What can't be read is told by who reads it alone: the others are to be had."""
     chain(log, 2, "t")
     chain(log, 1, "u")
-    names = [("t", "1-0"), ("u", "0-1"), ("t", "7-0"), ("nobody", "0-1")]
+    spans = [Span("t", "1-0", "2-0"), Span("u", "-", "1-0", 1, True), Span("t", "7-0", "7-0"), Span("nobody")]
+    odd = list[Span]()
     if isinstance(log, RedisLog):
         client: Any = log.client
         client.rpush(log.keys.log("odd"), "no stream")
         client.xadd(log.keys.log("junk"), {"v": "1"}, "0-1")
-        names += [("odd", "0-1"), ("junk", "0-1")]
-    first, second, *none = log.lookup(names)
-    assert [first, second] == [*log.read("t", "1-0", "1-0"), *log.read("u", "0-1", "0-1")]
-    assert not any(none)
-    assert len(none) == len(names) - 2
-    assert log.lookup([]) == []
+        odd = [Span("odd"), Span("junk")]
+    read = [log.read(*span[:4], reverse=span.reverse) for span in spans]
+    assert [len(each) for each in read] == [len(log.read("t", "1-0", "2-0")), 1, 0, 0]
+    assert log.read_all([*odd, *spans]) == [*([None] * len(odd)), *read]
+    assert log.read_all([]) == []
 
 
 def test_a_step_and_its_facts_are_one_range(log: Log) -> None:

@@ -1,7 +1,8 @@
 """The plain commit stands beside the general one in the same script, for speed. They must leave the same behind.
 
-Two databases see the same moves with the same dice; on one of them every commit is a general one. After each move all
-their keys say the same, but for the time, and so does what the caller was told.
+Two databases see the same moves with the same dice; on one of them every commit is a general one, and those that leave
+together on the other go one behind the other there. After each move all their keys say the same, but for the time, and
+so does what the caller was told.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +18,14 @@ import pytest
 import redis
 
 from everstep_checkpoint import entries as e
+from everstep_checkpoint.errors import CorruptEntry
 from everstep_checkpoint.keys import Keys
 from everstep_scheduler.moves import redismoves
 from everstep_scheduler.moves.contract import Answer, Commit, Lease, Offer, Start
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 
 KEYS = Keys(rq="rq")
-THREADS = ("t0", "t1", "t2", "t3")
+THREADS = ("t0", "t1", "t2", "t3", "t4", "t5")
 QUEUES = ("g", "h", "g.suspect")
 LEASE_MS = 60_000
 Pair = tuple[Commit, Offer]
@@ -55,17 +58,32 @@ class Side:
     client: Any
     dice: Dice = field(default_factory=Dice)
     plainly: int = 0
+    in_company: int = 0
 
     def __post_init__(self) -> None:
         self.client.flushdb()
         self.client.set(KEYS.alive, "1")
         self.client.set(KEYS.rq_alive, "1")
+        self.client.script_load(redismoves.source("commit"))
         self.moves = RedisMoves(Scripts(self.client, KEYS))
 
-    def answered(self, commit: Commit, offer: Offer, raw: Any) -> Answer:
-        """A commit that was a plain one in the script, too."""
-        self.plainly += 1
-        return PLAIN_ANSWER(commit, offer, raw)
+    def answered(self, commits: Sequence[Commit], offer: Offer, raw: Any) -> list[Answer | None]:
+        """Commits that were plain ones in the script, too."""
+        answers = PLAIN_ANSWERS(commits, offer, raw)
+        done = len(commits) - answers.count(None)
+        self.plainly += done
+        self.in_company += done if len(commits) > 1 else 0
+        return answers
+
+    def together(self, commits: Sequence[Commit], offer: Offer) -> list[Answer | None]:
+        return self.moves.answers_to(commits, offer, self.client.execute_command(*self.moves.command(commits, offer)))
+
+    def one_by_one(self, commits: Sequence[Commit], offer: Offer) -> list[Answer]:
+        """The same, each on its own: with a token each, and the last one with what tokens are left."""
+        last, tokens = len(commits) - 1, offer.tokens
+        shares = [tokens[i : i + 1] if i < last else tokens[i:] for i in range(len(commits))]
+        pairs = zip(commits, shares, strict=True)
+        return [self.moves.commit([(each, offer._replace(tokens=share))])[0] for each, share in pairs]
 
     def keys(self) -> dict[str, Any]:
         """All there is in this database."""
@@ -132,13 +150,16 @@ class Story:
         """The move on both sides. Returns what both were told."""
         told: list[Any] = []
         for side in self.sides:
-            self.monkeypatch.setattr(redismoves, "new_id", side.dice)
-            self.monkeypatch.setattr(redismoves, "salt", lambda dice=side.dice: dice()[-4:])
-            self.monkeypatch.setattr(redismoves, "_plain", PLAIN if side.plain else _general)
-            self.monkeypatch.setattr(redismoves, "_plain_answer", side.answered)
+            self._turn_to(side, side.dice)
             told.append(getattr(side.moves, move)(*args, **more))
         assert _told(told[0]) == _told(told[1]), move
         return told[0]
+
+    def _turn_to(self, side: Side, dice: Callable[[], str]) -> None:
+        self.monkeypatch.setattr(redismoves, "new_id", dice)
+        self.monkeypatch.setattr(redismoves, "salt", lambda: dice()[-4:])
+        self.monkeypatch.setattr(redismoves, "is_plain", IS_PLAIN if side.plain else lambda _: False)
+        self.monkeypatch.setattr(redismoves, "_plain_answers", side.answered)
 
     def offer(self, queues: bool = True) -> Offer:
         self.made += 1
@@ -148,7 +169,19 @@ class Story:
         return Offer("w1", tokens, named, self.dice.choice(("", "w1")), LEASE_MS)
 
     def step(self) -> None:
-        moves = ("start", "claim", *["commit"] * 24, "done", "fail", "retry", "resend", "lose", "again", "odd")
+        moves = (
+            "start",
+            "claim",
+            *["commit"] * 12,
+            *["together"] * 12,
+            "done",
+            "fail",
+            "retry",
+            "resend",
+            "lose",
+            "again",
+            "odd",
+        )
         move = self.dice.choice(moves if self.held else ("start", "claim", "claim"))
         getattr(self, move)()
         first, second = (side.keys() for side in self.sides)
@@ -165,7 +198,7 @@ class Story:
     def claim(self) -> None:
         for side in self.sides:
             side.client.delete("rq:suspended")
-        tokens = (f"{self.made:018d}abcd", f"{self.made:018d}efgh")
+        tokens = tuple(f"{self.made:018d}{name}" for name in ("abcd", "efgh", "ijkl"))
         self._take(self.both("claim", self.offer()._replace(tokens=tokens)))
 
     def _take(self, answer: Answer) -> None:
@@ -176,9 +209,44 @@ class Story:
         return self.held.pop(self.dice.randrange(len(self.held))) if self.held else None
 
     def commit(self) -> None:
-        """The next checkpoint: mostly with one task next."""
+        """The next checkpoint."""
         if (lease := self._pop()) is None:
             return
+        if lease.plans:
+            self._commit((self._next(lease), self.offer()))
+        else:
+            self.held.append(lease)
+            self.done()
+
+    def together(self) -> None:
+        """Several that leave together. What is not done in company goes alone then. Runs that end come last: alone, one
+        that comes before leaves its token idle."""
+        found = {lease.thread: lease for lease in self.held if lease.plans}
+        commits = [commit for lease in found.values() if IS_PLAIN(commit := self._next(lease))]
+        if len(commits) < 2:
+            return
+        commits.sort(key=lambda each: not each.next)
+        self.made += 1
+        tokens = tuple(f"{self.made:018d}{i:04d}" for i in range(len(commits)))
+        offer = Offer("w1", tokens, (self.dice.choice(QUEUES[:2]),), self.dice.choice(("", "w1")), LEASE_MS)
+        plain, general = self.sides
+        self._turn_to(plain, lambda: "drawn once for all")
+        answers = plain.together(commits, offer)
+        done = [each for each, answer in zip(commits, answers, strict=True) if answer is not None]
+        self._turn_to(general, lambda: "drawn once for all")
+        told = general.one_by_one(done, offer) if done else []
+        leases = [lease for answer in answers if answer is not None for lease in answer.leases]
+        assert [x._replace(at_ms=0) for x in leases] == [x._replace(at_ms=0) for answer in told for x in answer.leases]
+        assert [x.run_status for x in answers if x is not None] == [x.run_status for x in told]
+        self.held = [lease for lease in self.held if lease.token not in {each.lease.token for each in commits}]
+        self._take(Answer("ok", tuple(leases)))
+        for each, answer in zip(commits, answers, strict=True):
+            if answer is None:
+                self._commit((each, offer if not done else offer._replace(tokens=())))
+                done.append(each)
+
+    def _next(self, lease: Lease) -> Commit:
+        """The next checkpoint: mostly with one task next."""
         nodes = [self.dice.choice("abc") for _ in range(self.dice.choice((*[1] * 20, 0, 2)))]
         rows = tuple(
             (f"p{i}", node, self.dice.choice(QUEUES[:2]), self.dice.choice((0, 0, 2.5, 30)))
@@ -195,12 +263,7 @@ class Story:
             made.append(said)
         head = (lease.n + len(made), digest, lease.n + len(made) - 1)
         stop: Any = self.dice.choice((*[""] * 12, "interrupted"))
-        if lease.plans:
-            commit = Commit(lease, "next", tuple(made), head, rows, stop=stop if rows else "")
-            self._commit((commit, self.offer()))
-        else:
-            self.held.append(lease)
-            self.done()
+        return Commit(lease, "next", tuple(made), head, rows, stop=stop if rows else "")
 
     def _commit(self, pair: Pair) -> None:
         self.last = pair
@@ -269,11 +332,7 @@ def _told(answer: Any) -> Any:
     return answer._replace(leases=untimed) if isinstance(answer, Answer) else (answer.status, untimed)
 
 
-def _general(commit: Commit, offer: Offer, stem: str) -> None:
-    """No commit is a plain one."""
-
-
-PLAIN, PLAIN_ANSWER = redismoves._plain, redismoves._plain_answer  # pyright: ignore[reportPrivateUsage]
+IS_PLAIN, PLAIN_ANSWERS = redismoves.is_plain, redismoves._plain_answers  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize("part", range(2))
@@ -285,7 +344,7 @@ def test_a_plain_commit_leaves_behind_what_a_general_one_does(
     other = redis.Redis(
         connection_pool=redis.ConnectionPool(pool.connection_class, **{**pool.connection_kwargs, "db": 1})
     )
-    plainly = 0
+    plainly = in_company = 0
     for number in range(25):
         story = Story(random.Random(f"{seed} {number}"), (Side(True, client), Side(False, other)), monkeypatch)
         try:
@@ -295,4 +354,42 @@ def test_a_plain_commit_leaves_behind_what_a_general_one_does(
             print(f"seed {seed}, story {number}")
             raise
         plainly += story.sides[0].plainly
-    assert plainly > 80, "the stories must be about plain commits"
+        in_company += story.sides[0].in_company
+    assert plainly > 70 and in_company > 15, "the stories must be about plain commits, and company"
+
+
+def plain_commit(lease: Lease) -> Commit:
+    row = ("p0", "a", "g", 0)
+    said = e.checkpoint(
+        lease.digest, lease.n + 1, source="loop", step=lease.n, graph="g@1", run=lease.run, task=lease.task,
+        token=lease.token, next=json.dumps([row]), delta=e.wrap(b"\x80"),
+    )  # fmt: skip
+    return Commit(lease, "next", (said,), (lease.n + 1, str(said["digest"]), lease.n), (row,))
+
+
+def test_in_company_each_commit_stands_for_itself(client: redis.Redis) -> None:
+    """One whose log takes no such entry, one that lost its lease, and one whose record is gone: the others go on."""
+    side = Side(True, client)
+    for i in range(5):
+        fields: e.Fields = {"run": f"r{i}", "kind_of_run": "input", "task": "start", "node": "a", "graph": "g"}
+        side.moves.start(Start(f"t{i}", f"r{i}", "input", "g", "g", f"r{i}", {**fields, "queue": "g"}))
+    tokens = tuple(f"{i:022d}" for i in range(10))
+    leases = side.moves.claim(Offer("w1", tokens[:5], ("g",), "w1", LEASE_MS)).leases
+    commits = [plain_commit(lease) for lease in leases]
+    client.xadd(KEYS.log("t1"), {"v": 1}, "9-0")
+    side.moves.release("w1", [leases[2].token], "lost")
+    client.delete(KEYS.open("t3"))
+    client.delete(KEYS.rq_queue("g"))  # the lost one's next attempt: nothing waits ahead of what comes
+    answers = side.together(commits, Offer("w1", tokens[5:], ("g",), "w1", LEASE_MS))
+    assert [answer is not None and answer.status for answer in answers] == ["ok", False, False, False, "ok"]
+    came = [lease for answer in answers if answer is not None for lease in answer.leases]
+    assert [(lease.thread, lease.n, lease.task) for lease in came] == [("t0", 1, "p0"), ("t4", 1, "p0")]
+    held = {lease.token for lease in came} | {leases[1].token, leases[3].token}
+    found: Any = client.hkeys(KEYS.held("w1"))
+    assert {token.decode() for token in found} == held
+    assert client.llen(KEYS.rq_queue("g")) == 0
+    assert client.hget(KEYS.thread("t1"), "n") == b"0"
+    with pytest.raises(CorruptEntry, match="t1"):
+        side.moves.commit([(commits[1], Offer("w1"))])
+    assert side.moves.commit([(commits[2], Offer("w1"))])[0].status == "fenced"
+    assert side.moves.commit([(commits[0], Offer("w1"))])[0].status == "already"

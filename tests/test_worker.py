@@ -32,6 +32,7 @@ from everstep_scheduler.recovery.recovery import Recovery
 from everstep_scheduler.steps.perform import Attempt, Performer
 from everstep_workers.hands import Hand
 from everstep_workers.slots import Done, Held
+from everstep_workers.work import Posted, Settled
 from everstep_workers.worker import Worker
 from proxy import FaultProxy
 from servers import StartServer, wait_for
@@ -544,11 +545,14 @@ def test_a_commit_that_can_t_be_made_up_or_sent_keeps_no_slot(at: Client, monkey
     with pytest.raises(AttributeError):
         work.settle(Done(held, nothing))
     assert len(work.slots) == 4
-    offer = work.refill(True, 4)
-    assert len(work.slots) == 1
-    with pytest.raises(AttributeError):  # no answer came, and it can't be sent again
-        work.came(Done(held, nothing), nothing, offer, None)
-    assert len(work.slots) == 4, "its own is given back by whoever ran it"
+    work.slots.take(2)  # their own
+    offer, failed = work.refill(2, 4), list[BaseException]()
+    assert len(offer.tokens) == 4 and len(work.slots) == 0
+    monkeypatch.setattr(work, "came_to_nothing", lambda held, error: failed.append(error))
+    posted = Posted([Settled(Done(held, nothing), nothing)] * 2, offer, 0)
+    assert work.came(posted, None) == []  # no answer came, and they can't be sent again
+    assert [type(error) for error in failed] == [AttributeError] * 2
+    assert len(work.slots) == 4
     work.close()
 
 

@@ -42,6 +42,7 @@ VALUES = frozenset(
     {"delta", "state", "writes", "meta", "sends", "input", "record", "asks", "answer", "command", "result", "args"}
 )
 PLAIN = b"\x00"
+NAMES_KEPT = 128
 _ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 _ENVELOPES = {0: "plain", 1: "compressed", 2: "encrypted", 3: "elsewhere"}
 
@@ -276,14 +277,23 @@ class Entry:
         )
 
 
+_NAMES: dict[Any, str] = {}  # of fields, as they are stored: those that were seen first
+
+
+def _named(name: str | bytes) -> str:
+    if isinstance(name, str):
+        return name
+    decoded = name.decode("utf-8", "surrogateescape")
+    if len(_NAMES) < NAMES_KEPT and len(name) < NAMES_KEPT:
+        _NAMES[name] = decoded
+    return decoded
+
+
 def read_entry(entry_id_text: str | bytes, raw: Mapping[Any, Any]) -> Entry:
     """An entry from a stream. Raises CorruptEntry for a foreign one and NewerVersion for a later format."""
     text = entry_id_text.decode() if isinstance(entry_id_text, bytes) else entry_id_text
     n, k = entry_id(text)
-    fields = {
-        (name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name): value
-        for name, value in raw.items()
-    }
+    fields = {_NAMES.get(name) or _named(name): value for name, value in raw.items()}
     entry = Entry(n, k, fields)
     version = fields.get("v", b"")
     if version != b"1":

@@ -31,6 +31,16 @@ class Head(NamedTuple):
     last: str
 
 
+class Span(NamedTuple):
+    """What to read of one log, as `Log.read` takes it."""
+
+    thread: str
+    start: str = "-"
+    end: str = "+"
+    most: int | None = None
+    reverse: bool = False
+
+
 _ids: list[str] = []
 os.register_at_fork(after_in_child=_ids.clear)  # a child must never draw its parent's ids
 
@@ -78,16 +88,15 @@ class Log(ABC):
         Raises CorruptEntry, NewerVersion; Forged where there is a signer, and an entry is not signed as it should be.
         """
 
-    def lookup(self, names: Sequence[tuple[str, str]]) -> list[e.Entry | None]:
-        """Single entries of several logs, each by its thread and id. None for one that is not there, or that `read`
-        would raise about."""
-        found = list[e.Entry | None]()
-        for thread, id in names:
-            try:
-                found.append(next(iter(self.read(thread, id, id)), None))
-            except LogError:
-                found.append(None)
-        return found
+    def read_all(self, spans: Sequence[Span]) -> list[list[e.Entry] | None]:
+        """Several reads at once. None for one that `read` would raise about."""
+        return [self._tried(span) for span in spans]
+
+    def _tried(self, span: Span) -> list[e.Entry] | None:
+        try:
+            return self.read(*span[:4], reverse=span.reverse)
+        except LogError:
+            return None
 
     @abstractmethod
     def head(self, thread: str) -> Head | None:

@@ -13,7 +13,7 @@ import redis
 from . import entries as e
 from .errors import Conflict, LogError, TooLarge
 from .keys import Keys
-from .log import Head, Log, conflict
+from .log import Head, Log, Span, conflict
 from .signing import Signer, checked, of_environment, sealed
 
 
@@ -87,21 +87,25 @@ class RedisLog(Log):
         found = self.client.xrevrange(key, end, start, count) if reverse else self.client.xrange(key, start, end, count)
         return found  # type: ignore[no-any-return]
 
-    def lookup(self, names: Sequence[tuple[str, str]]) -> list[e.Entry | None]:
+    def read_all(self, spans: Sequence[Span]) -> list[list[e.Entry] | None]:
         """In one round trip."""
         client: Any = self.client
         with client.pipeline(transaction=False) as pipe:
-            for thread, id in names:
-                pipe.xrange(self.keys.log(thread), id, id)
+            for thread, start, end, most, reverse in spans:
+                key = self.keys.log(thread)
+                if reverse:
+                    pipe.xrevrange(key, end, start, most)
+                else:
+                    pipe.xrange(key, start, end, most)
             answers: list[Any] = pipe.execute(raise_on_error=False)
-        found = list[e.Entry | None]()
-        for (thread, _), rows in zip(names, answers, strict=True):
-            try:
-                read = entries_of(rows, thread, self.signer) if not isinstance(rows, Exception) else []
-            except LogError:
-                read = []
-            found.append(read[0] if read else None)
-        return found
+        return [self.page(span.thread, rows) for span, rows in zip(spans, answers, strict=True)]
+
+    def page(self, thread: str, rows: Any) -> list[e.Entry] | None:
+        """A reply as entries; None for one that is an error, or can't be read."""
+        try:
+            return None if isinstance(rows, Exception) else entries_of(rows, thread, self.signer)
+        except LogError:
+            return None
 
     def head(self, thread: str) -> Head | None:
         last = self.read(thread, count=1, reverse=True)

@@ -234,11 +234,12 @@ def effects_unread() -> Iterator[None]:
 @contextmanager
 def lost_reply_is_settled() -> Iterator[None]:
     """A worker whose commit is not answered takes it as done."""
+    real = Work._answered
 
-    def came(self: Work, done: Any, commit: Commit, offer: Offer, raw: object) -> Any:
-        return self._passed(done, commit, offer, raw if isinstance(raw, Answer) else Answer("ok"))
+    def answered(self: Work, done: Any, commit: Commit, answer: Answer | None, offer: Offer) -> Answer:
+        return real(self, done, commit, answer or Answer("ok"), offer)
 
-    with mock.patch.object(Work, "came", came):
+    with mock.patch.object(Work, "_answered", answered):
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import ServerUnavailable
@@ -17,6 +17,7 @@ from everstep_workers.line import LOST
 from .world import NEVER, Crashed, Process, World
 
 T = TypeVar("T")
+Answers = list[Answer | None]
 LOOKS = ("read", "head", "llen")  # they change nothing; what comes between them and the next call makes them old
 IDLE = ("claim", "sweep", "renew")  # where these bring nothing, nothing hangs on when that is known
 OFTEN = (*LOOKS, "claim", "sweep", "renew")
@@ -122,6 +123,16 @@ def says_nothing(answer: object) -> bool:
     return not (answer["lost"] or answer["woken"]) if isinstance(answer, dict) else not answer
 
 
+class Together(NamedTuple):
+    """Commits that leave together, with one offer."""
+
+    commits: tuple[Commit, ...]
+    offer: Offer
+
+    def __str__(self) -> str:
+        return " & ".join(map(said, self.commits))
+
+
 class FarMoves:
     """The moves over a wire."""
 
@@ -161,11 +172,11 @@ class FarMoves:
     def sweep(self, server: str, lease_ms: int) -> dict[str, Any]:
         return self._wire.call("sweep", lambda: self._model.sweep(server, lease_ms))
 
-    def command(self, commit: Commit, offer: Offer) -> tuple[Commit, Offer]:
-        return commit, offer
+    def command(self, commits: Sequence[Commit], offer: Offer) -> Together:
+        return Together(tuple(commits), offer)
 
-    def answer_to(self, commit: Commit, offer: Offer, raw: object) -> Answer | None:
-        return raw if isinstance(raw, Answer) else None
+    def answers_to(self, commits: Sequence[Commit], offer: Offer, raw: Answers | None) -> Answers:
+        return raw if raw is not None else [None] * len(commits)
 
 
 def said(commit: Commit) -> str:
@@ -196,21 +207,21 @@ class FarLine:
         self._wire = wire
         self._world = wire.world
         self._epoch = 0
-        self._sent: deque[tuple[Commit, Offer, int]] = deque()
-        self._replies: deque[Answer] = deque()
+        self._sent: deque[tuple[Together, int]] = deque()
+        self._replies: deque[Answers] = deque()
         self._waits: Any = None
 
-    def post(self, pair: tuple[Commit, Offer]) -> int:
+    def post(self, together: Together) -> int:
         fault = self._world.fault(SELDOM)
         if fault:
             self._world.tell("post", fault)
         self._wire._before(fault)
         self._world.pause(0)
         if fault in ("lost", "late"):
-            self._end(pair if fault == "late" else None)
+            self._end(together if fault == "late" else None)
             return LOST
         epoch = self._epoch
-        self._sent.append((*pair, epoch))
+        self._sent.append((together, epoch))
         late = self._world.about(LATE) if fault == "slow reply" else self._world.transit_s()
         self._world.spawn(self._deliver, None, late)
         if fault == "reply lost":
@@ -222,17 +233,27 @@ class FarLine:
 
     def _deliver(self) -> None:
         if self._sent:
-            commit, offer, epoch = self._sent.popleft()
-            self._arrives((commit, offer), epoch)
+            self._arrives(*self._sent.popleft())
 
-    def _arrives(self, pair: tuple[Commit, Offer], epoch: int = LOST) -> None:
-        answer = self._wire.carry_out(f"posted {said(pair[0])}", lambda: self._world.model.commit([pair])[0])
+    def _arrives(self, together: Together, epoch: int = LOST) -> None:
+        answers = self._wire.carry_out(f"posted {together}", lambda: self._commit(*together))
         if epoch == self._epoch:
-            self._replies.append(answer)
+            self._replies.append(answers)
             if self._waits is not None:
                 self._waits.wakes_at = self._world.now + self._world.transit_s()
 
-    def collect(self, posted: int) -> Answer | None:
+    def _commit(self, commits: Sequence[Commit], offer: Offer) -> Answers:
+        """Any of several may be none for such company: it is answered with nothing, and nothing was done."""
+        answers: Answers = []
+        for commit in commits:
+            if len(commits) > 1 and self._wire._dice.random() < 0.1:
+                answers.append(None)
+                continue
+            answers += self._world.model.commit([(commit, offer)])
+            offer = offer._replace(tokens=())
+        return answers
+
+    def collect(self, posted: int) -> Answers | None:
         if self._replies:
             self._world.pause(self._world.transit_s())
         while posted == self._epoch and not self._replies:
@@ -244,16 +265,16 @@ class FarLine:
     def has_reply(self) -> bool:
         return bool(self._replies)
 
-    def _end(self, late: tuple[Commit, Offer] | None) -> None:
+    def _end(self, late: Together | None) -> None:
         """The connection breaks. What was sent and did not arrive is lost, or comes when nobody waits for it."""
         dice = self._wire._dice
-        behind = [*((commit, offer) for commit, offer, _ in self._sent), *([late] if late is not None else [])]
+        behind = [*(together for together, _ in self._sent), *([late] if late is not None else [])]
         self._epoch += 1
         self._replies.clear()
         self._sent.clear()
-        for pair in behind:
-            if pair is late or dice.random() < 0.5:
-                self._world.spawn(partial(self._arrives, pair), None, self._world.about(LATE))
+        for together in behind:
+            if together is late or dice.random() < 0.5:
+                self._world.spawn(partial(self._arrives, together), None, self._world.about(LATE))
 
 
 class FarClient:

@@ -48,8 +48,15 @@ class Whim:
     def begins(self, held: Held) -> None:
         pass
 
-    def ended(self, seconds: float, computed_s: float) -> None:
+    def ended(self, seconds: float, computed_s: float | None) -> None:
         pass
+
+    @property
+    def looks(self) -> bool:
+        return False
+
+    def waits(self, since: float) -> bool:
+        return self._dice.random() < 0.7
 
     @property
     def quick(self) -> bool:

@@ -4,11 +4,12 @@ Each thread drives itself: it runs an attempt, commits it over its own connectio
 same reply brought. So a chain of steps costs one round trip a step and no hand-over between threads. Threads begin when
 they are first needed; there are never more than slots.
 
-    backlog ──► run ──► post ──► posted ──collect──► the next leases ──► backlog
-                          ▲                 │
-                          └── while nodes are quick, the next one runs before the answer is awaited
+    backlog ──► run ──► ready ──post──► posted ──collect──► the next leases ──► backlog
+                  ▲       │        │
+                  └───────┴────────┴── while nodes are quick, the next one runs before
 
-One that is stuck in a node is relieved of what waits behind it: other threads go on with that.
+What a few quick nodes came to leaves in one command. One that is stuck in a node is relieved of what waits behind it:
+other threads go on with that.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from queue import SimpleQueue
 
-from everstep_checkpoint.errors import LogError, ServerError
 from everstep_scheduler.steps.failpoints import reach
 from everstep_scheduler.steps.perform import Attempt, Result
 
 from .line import Line
 from .slots import Done, Held
 from .tempo import STUCK_S
-from .work import Posted, Work, log
+from .work import TOGETHER_MAX, Posted, Settled, Work
 
-UNDER_WAY_MAX = 3
+UNDER_WAY_MAX = 2
 
 
 class Hands:
@@ -86,8 +86,10 @@ class Hand(threading.Thread):
         self._work = work
         self._hands = hands
         self._backlog: deque[Held] = deque()
+        self._ready: list[Settled] = []  # what leaves together
+        self._ready_since = 0.0
         self._posted: deque[Posted] = deque()
-        self._wire = threading.Lock()  # the connection, and the order of what is posted
+        self._wire = threading.Lock()  # the connection, what is ready for it, and the order of what is posted
         self._began = 0.0  # when it took up the attempt that it is at; 0: it is at none
 
     @cached_property
@@ -102,7 +104,7 @@ class Hand(threading.Thread):
     def burdened(self) -> bool:
         """Does anything wait behind its attempt? A commit under way, too: its answer may free a slot, if it brings no
         lease."""
-        return bool(self._backlog or self._posted)
+        return bool(self._backlog or self._ready or self._posted)
 
     @property
     def stuck(self) -> bool:
@@ -111,10 +113,8 @@ class Hand(threading.Thread):
 
     def run(self) -> None:
         while (held := self.inbox.get()) is not None:
-            if len(held) > 1:
-                self._work.read_ahead(held)
             self._backlog.extend(held)
-            while self._backlog or self._posted:
+            while self._backlog or self._ready or self._posted:
                 self._turn()
             tempo = self._work.tempo
             if tempo.leader is self:
@@ -123,7 +123,8 @@ class Hand(threading.Thread):
                 return
 
     def _turn(self) -> None:
-        """Run the next attempt, if there is one, and await an answer, unless something quick can be run meanwhile."""
+        """Run the next attempt, if there is one. Send what is ready, unless more comes in a moment; await an answer,
+        unless something quick can be run meanwhile."""
         if self._work.draining.is_set():
             self._work.pass_on(_emptied(self._backlog))
         held = _popped(self._backlog)
@@ -131,9 +132,13 @@ class Hand(threading.Thread):
             self._began = time.monotonic()
             self._guarded(held, partial(self._step, held))
             self._began = 0.0
-            if len(self._posted) < UNDER_WAY_MAX and self._goes_on():
-                return
+        goes_on = self._goes_on()
+        if goes_on and len(self._ready) < TOGETHER_MAX and self._work.tempo.waits(self._ready_since):
+            return
         with self._wire:
+            self._send()
+            if goes_on and len(self._posted) < UNDER_WAY_MAX:
+                return
             fresh = self._collected()
         self._take(fresh)
 
@@ -156,6 +161,7 @@ class Hand(threading.Thread):
         fresh: list[Held] = []
         if self._wire.acquire(blocking=False):
             try:
+                self._send()
                 while self._posted and self._line.has_reply():
                     fresh += self._collected()
             finally:
@@ -166,17 +172,12 @@ class Hand(threading.Thread):
         """The loop's door: nothing that is raised ends the thread."""
         try:
             action()
-        except ServerError as error:
-            log.warning("%s: its outcome is dropped, the process ends: %s", held, error.what)
-        except LogError as error:
-            self._work.unreadable(held, error)
-            self._work.slots.give_new()
         except BaseException as error:  # noqa: BLE001
-            self._work.stumbled(held, error)
+            self._work.came_to_nothing(held, error)
             self._work.slots.give_new()
 
     def _step(self, held: Held) -> None:
-        """Run one attempt to its commit, and post that."""
+        """Run one attempt to its commit, and have that ready."""
         work = self._work
         if not work.load(held):
             return
@@ -188,10 +189,11 @@ class Hand(threading.Thread):
         if attempt.pace.limited:
             work.watch(held)
         work.tempo.begins(held)
-        computed_s = time.thread_time()
+        computed_s = time.thread_time() if work.tempo.looks else None
         result = _called(attempt)
         if not work.is_input(held.lease):  # it says nothing of how quick nodes are
-            work.tempo.ended(time.monotonic() - held.began, time.thread_time() - computed_s)
+            seconds = time.monotonic() - held.began
+            work.tempo.ended(seconds, None if computed_s is None else time.thread_time() - computed_s)
         reach("called")
         if not held.take_right():
             work.slots.give_new()
@@ -199,23 +201,23 @@ class Hand(threading.Thread):
         done = Done(held, result)
         commit = work.settle(done)
         work.tempo.take_lead(self)
-        room = work.tempo.room(self)
         with self._wire:
-            self._posted.append(work.posted(self._line, done, commit, room))
+            if not self._ready:
+                self._ready_since = time.monotonic()
+            self._ready.append(Settled(done, commit))
+
+    def _send(self) -> None:
+        """Post what is ready."""
+        ready, self._ready = self._ready, []
+        if ready:
+            self._posted += self._work.posted(self._line, ready, self._work.tempo.room(self))
 
     def _collected(self) -> list[Held]:
-        """The leases that the answer to the oldest commit under way brought. One whose answer is lost is sent again."""
+        """The leases that the oldest answer under way brought. Commits whose answer is lost are sent again."""
         if not self._posted:
             return []
-        fresh: list[Held] = []
         posted = self._posted.popleft()
-        self._guarded(posted.done.held, lambda: fresh.extend(self._came(posted)))
-        return fresh
-
-    def _came(self, posted: Posted) -> list[Held]:
-        fresh = self._work.came(posted.done, posted.commit, posted.offer, self._line.collect(posted.at))
-        self._work.kept((posted.done,))
-        return fresh
+        return self._work.came(posted, self._line.collect(posted.at))
 
 
 def _popped(backlog: deque[Held]) -> Held | None:

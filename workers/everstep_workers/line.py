@@ -7,11 +7,16 @@ reply collected later, while the thread does something else.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis
 
-from everstep_scheduler.moves.connection import connect
+from everstep_checkpoint import entries as e
+from everstep_checkpoint.keys import Keys
+from everstep_checkpoint.log import Span
+from everstep_checkpoint.redislog import RedisLog
+from everstep_scheduler.moves.connection import Client, connect
 
 try:  # the extra `fast`: redis-py would look at each argument before it calls this
     import hiredis
@@ -62,15 +67,32 @@ class Line(redis.Redis):
         if posted != self._epoch:
             return None
         try:
-            return self._one.read_response()
-        except redis.ResponseError as error:
-            return error
+            return self._reply()
         except redis.RedisError:
             self._end()
             return None
         except BaseException:
             self._end()
             raise
+
+    def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send several at once, and wait for all replies; error replies are among them. Whatever goes wrong ends the
+        connection."""
+        try:
+            packed = [
+                _pack(args) if _pack is not None else b"".join(self._one.pack_command(*args)) for args in commands
+            ]
+            self._one.send_packed_command([b"".join(packed)], False)
+            return [self._reply() for _ in commands]
+        except BaseException:
+            self._end()
+            raise
+
+    def _reply(self) -> Any:
+        try:
+            return self._one.read_response()
+        except redis.ResponseError as error:
+            return error
 
     def has_reply(self) -> bool:
         """Can `collect` go on without waiting?"""
@@ -86,3 +108,47 @@ class Line(redis.Redis):
     def close(self) -> None:
         self._end()
         self.connection_pool.disconnect()
+
+
+def _rows(answer: Any) -> Any:
+    """Entries with their names and values in turn, as redis-py would give them."""
+    if isinstance(answer, Exception):
+        return answer
+    return [(row[0], dict(zip(row[1][::2], row[1][1::2], strict=True))) for row in answer]
+
+
+class LineLog(RedisLog):
+    """Logs that are read over lines: as many as there are readers at a time. Several reads leave at once."""
+
+    def __init__(self, client: Client, lines: Callable[[], Line], keys: Keys) -> None:
+        super().__init__(client, keys)
+        self._made = lines
+        self._idle: list[Line] = []
+
+    def rows(
+        self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False
+    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        (answer,) = self._ask([Span(thread, start, end, count, reverse)])
+        if isinstance(answer, Exception):
+            raise answer
+        found: list[tuple[bytes, dict[bytes, bytes]]] = _rows(answer)
+        return found
+
+    def read_all(self, spans: Sequence[Span]) -> list[list[e.Entry] | None]:
+        return [self.page(span.thread, _rows(answer)) for span, answer in zip(spans, self._ask(spans), strict=True)]
+
+    def _ask(self, spans: Sequence[Span]) -> list[Any]:
+        try:
+            line = self._idle.pop()
+        except IndexError:
+            line = self._made()
+        try:
+            return line.ask([self._command(span) for span in spans])
+        finally:
+            self._idle.append(line)
+
+    def _command(self, span: Span) -> tuple[Any, ...]:
+        key, count = self.keys.log(span.thread), ("COUNT", span.most) if span.most is not None else ()
+        if span.reverse:
+            return ("XREVRANGE", key, span.end, span.start, *count)
+        return ("XRANGE", key, span.start, span.end, *count)

@@ -2,7 +2,7 @@
 
 One thread runs the loop and nothing but the loop. What ends there, and every attempt that a timeout or an operator
 ended, goes to the committer: it sends one commit behind the other, and starts the leases that come with the answers.
-So Redis is at one commit while the next is made up.
+So Redis is at one commit while the next is made up. Outcomes that are there together leave together.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import cached_property
 from queue import Empty, SimpleQueue
 
-from everstep_checkpoint.errors import LogError, ServerError
 from everstep_scheduler.steps.failpoints import reach
 from everstep_scheduler.steps.perform import Attempt, Result
 
 from .line import Line
 from .slots import OFFER_MAX, Done, Held
-from .work import Posted, Work, log
+from .work import TOGETHER_MAX, Posted, Settled, Work, log
 
 
 class Committer:
@@ -55,18 +54,23 @@ class Committer:
 
     def _run(self) -> None:
         while (first := self._ready.get()) is not None:
-            self._guarded(first, partial(self._post, first))
+            self._guarded([first])
             while self._posted:
-                try:
-                    self._turn()
-                except Exception as error:  # noqa: BLE001 - the loop's door: what is posted still has to be answered
-                    log.error("everstep's own error while committing", exc_info=error)
+                self._guarded([])
 
-    def _turn(self) -> None:
+    def _guarded(self, ready: list[Done]) -> None:
+        """The loop's door: what is posted still has to be answered."""
+        try:
+            self._turn(ready)
+        except Exception as error:  # noqa: BLE001
+            log.error("everstep's own error while committing", exc_info=error)
+
+    def _turn(self, ready: list[Done]) -> None:
         """Send what is ready while answers are on the way; none is awaited before there is nothing to send."""
-        done = self._next()
-        if done is not None:
-            self._guarded(done, partial(self._post, done))
+        while len(ready) < TOGETHER_MAX and (done := self._next()) is not None:
+            ready.append(done)
+        if ready:
+            self._post(ready)
         else:
             self._work.spread(self._collected())
 
@@ -82,38 +86,25 @@ class Committer:
             self._ready.put(None)  # the end, which `_run` sees once all is answered
         return done
 
-    def _post(self, done: Done) -> None:
-        work = self._work
-        room = 1 if self._posted else work.tempo.room()
-        self._posted.append(work.posted(self._line, done, work.settle(done), room))
+    def _post(self, ready: Sequence[Done]) -> None:
+        work, settled = self._work, list[Settled]()
+        for done in ready:
+            try:
+                settled.append(Settled(done, work.settle(done)))
+            except Exception as error:  # noqa: BLE001 - a bad outcome must not take others with it
+                work.came_to_nothing(done.held, error)
+                work.slots.give_new(done.own)
+        room = len(settled) if self._posted else work.tempo.room()
+        self._posted += work.posted(self._line, settled, room)
 
     def _collected(self) -> list[Held]:
         """The leases that the answers brought: the oldest one's, and of those that are here already."""
-        fresh, answered = list[Held](), list[Done]()
-        while self._posted and (not answered or self._line.has_reply()):
+        posted = self._posted.popleft()
+        fresh = self._work.came(posted, self._line.collect(posted.at))
+        while self._posted and self._line.has_reply():
             posted = self._posted.popleft()
-            answered.append(posted.done)
-            self._guarded(posted.done, partial(self._came, posted, fresh))
-        self._work.kept(answered)
+            fresh += self._work.came(posted, self._line.collect(posted.at))
         return fresh
-
-    def _came(self, posted: Posted, fresh: list[Held]) -> None:
-        done, commit, offer, at = posted
-        fresh += self._work.came(done, commit, offer, self._line.collect(at))
-
-    def _guarded(self, done: Done, action: Callable[[], None]) -> None:
-        """The loop's door: a bad outcome must not take others with it."""
-        try:
-            action()
-        except ServerError as error:
-            log.warning("%s: its outcome is dropped, the process ends: %s", done.held, error.what)
-        except Exception as error:  # noqa: BLE001
-            if isinstance(error, LogError):
-                self._work.unreadable(done.held, error)
-            else:
-                self._work.stumbled(done.held, error)
-            if done.own:
-                self._work.slots.give_new()
 
 
 class Loop:

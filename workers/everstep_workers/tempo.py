@@ -17,7 +17,8 @@ from .slots import OFFER_MAX, Held
 MOMENT_S = 0.002
 STUCK_S = 0.01  # on a busy machine a thread is often put aside for a few milliseconds: that makes it no slow one
 WAITS_S = 0.0005
-KEEN = 4
+TOGETHER_S = 0.001
+KEEN = 16
 SMOOTH = 0.1
 
 
@@ -42,6 +43,7 @@ class Tempo:
         self._begun: deque[Held] = deque(maxlen=4 * KEEN)
         self._pace_s = MOMENT_S
         self._waits_s = 0.0
+        self._last_s = MOMENT_S
         self.leader: Leader | None = None
 
     def begins(self, held: Held) -> None:
@@ -49,15 +51,29 @@ class Tempo:
         held.began = time.monotonic()
         self._begun.append(held)
 
-    def ended(self, seconds: float, computed_s: float) -> None:
-        """Its node has returned after so long, so much of it spent computing."""
+    @property
+    def looks(self) -> bool:
+        """Is the next node worth a look at its CPU? That is two system calls; of a node that is over sooner than could
+        tell anything there is nothing to know."""
+        return self._last_s > WAITS_S
+
+    def ended(self, seconds: float, computed_s: float | None) -> None:
+        """Its node has returned after so long, so much of it spent computing, if somebody looked."""
+        self._last_s = seconds
         self._pace_s += SMOOTH * (seconds - self._pace_s)
-        self._waits_s += SMOOTH * (max(seconds - computed_s, 0.0) - self._waits_s)
+        if computed_s is not None:
+            self._waits_s += SMOOTH * (max(seconds - computed_s, 0.0) - self._waits_s)
+        elif seconds < WAITS_S:
+            self._waits_s -= SMOOTH * self._waits_s
 
     @property
     def quick(self) -> bool:
         """Are nodes over at once, on average, without waiting for anything?"""
         return self._pace_s < MOMENT_S and self._waits_s < WAITS_S
+
+    def waits(self, since: float) -> bool:
+        """May what has been ready since then wait for more to leave with it?"""
+        return time.monotonic() - since < TOGETHER_S
 
     def take_lead(self, hand: Leader) -> None:
         """This thread is the one to take more work while nodes are quick, if no other one is at it."""

@@ -19,7 +19,6 @@ import redis
 from everstep_checkpoint.errors import LogError, ServerError
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
-from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.graph.durability import COMMIT
 from everstep_scheduler.graph.options import SUSPECT
 from everstep_scheduler.graph.spec import GraphSpec
@@ -27,20 +26,21 @@ from everstep_scheduler.moves.connection import Client, connect
 from everstep_scheduler.moves.contract import AWAY_S, JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
 from everstep_scheduler.moves.live import LiveWriter
 from everstep_scheduler.moves.promises import Promises
-from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts, is_plain
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_scheduler.steps.caches import RedisCache
 from everstep_scheduler.steps.failpoints import reach
 from everstep_scheduler.steps.perform import Attempt, Performer, Result, Unserved
 from everstep_scheduler.steps.voice import through
 
-from .line import Line
+from .line import LOST, Line, LineLog
 from .patience import Hopeless, Patience
 from .pulse import Pulse
 from .slots import OFFER_MAX, Done, Held, Slots, Tally
 from .tempo import Tempo
 
 REST_S = 0.5
+TOGETHER_MAX = 8
 
 log = logging.getLogger("everstep.worker")
 
@@ -68,13 +68,27 @@ def with_nested(graphs: Mapping[str, GraphSpec]) -> dict[str, GraphSpec]:
     return {each.name: each for graph in graphs.values() for each in graph.family}
 
 
-class Posted(NamedTuple):
-    """A commit under way."""
+class Settled(NamedTuple):
+    """An attempt that came to something, and the commit that tells it."""
 
     done: Done
     commit: Commit
+
+
+class Posted(NamedTuple):
+    """Commits under way that left together, with one offer."""
+
+    each: Sequence[Settled]
     offer: Offer
     at: int
+
+
+def _alike(ready: Sequence[Settled]) -> list[Sequence[Settled]]:
+    """Commits in groups that can leave together."""
+    if len(ready) == 1:
+        return [ready]
+    alike = [each for each in ready if is_plain(each.commit)]
+    return [*([alike] if alike else []), *([each] for each in ready if not is_plain(each.commit))]
 
 
 class Runner(Protocol):
@@ -122,7 +136,7 @@ class Work:
         self.moves = self._moves(shared)
         self.promises = Promises(shared, setup.keys, setup.url)
         self.live = LiveWriter(lambda: connect(setup.url, connections=2), setup.keys)
-        cache, kept = RedisCache(shared, keys=setup.keys), RedisLog(shared, setup.keys)
+        cache, kept = RedisCache(shared, keys=setup.keys), LineLog(shared, self.own_line, setup.keys)
         hears = through(self.live)
         self.performer = Performer(
             self.moves, kept, self.graphs, by=setup.name, listening=hears, cache=cache, slotted=True, parks=True
@@ -234,12 +248,14 @@ class Work:
 
     # load
 
-    def read_ahead(self, held: Sequence[Held]) -> None:
-        """Read what inputs need that came together. Where that fails, each is asked for when it is loaded."""
+    def _read_ahead(self, held: Sequence[Held]) -> None:
+        """Read what attempts need that came together. Where that fails, each asks for it when it is loaded."""
+        if len(held) < 2:
+            return
         try:
-            self.performer.loader.ahead([each.lease for each in held if self.is_input(each.lease)])
+            self.performer.loader.ahead([each.lease for each in held if each.lease.graph in self.graphs])
         except (redis.RedisError, ServerError) as error:
-            log.debug("inputs are read one by one: %s", error)
+            log.debug("attempts are loaded one by one: %s", error)
 
     def load(self, held: Held) -> bool:
         """Load the attempt. False: there is nothing to run, and its slot is free again."""
@@ -270,6 +286,7 @@ class Work:
     def spread(self, fresh: Sequence[Held], keep: int = 0) -> list[Held]:
         """Start attempts where they belong. So many of the sync ones are left to the calling thread. Inputs go to one
         thread, one behind the other: a thread each would only be in its way."""
+        self._read_ahead(fresh)
         kept, inputs, asleep = list[Held](), list[Held](), list[Held]()
         for held in fresh:
             if self._needs_loop(held.lease):
@@ -324,72 +341,107 @@ class Work:
 
     # commit
 
-    def posted(self, line: Line, done: Done, commit: Commit, room: int) -> Posted:
-        """Send a commit, with an offer for so many attempts more; its answer is for `came`."""
-        offer = self.refill(done.own, room)
-        try:
-            reach("settled")
-            return Posted(done, commit, offer, line.post(self.moves.command(commit, offer)))
-        except BaseException:
-            self._keeps(done, offer)
-            raise
+    def posted(self, line: Line, ready: Sequence[Settled], room: int) -> list[Posted]:
+        """Send commits, those that can be together, with an offer for so many attempts more. The answers are for
+        `came`, and so is what could not be sent."""
+        sent = list[Posted]()
+        for group in _alike(ready):
+            offer = self.refill(sum(done.own for done, _ in group), room)
+            room = max(room - len(offer.tokens), 0)
+            parts = [group] if offer.tokens else [[each] for each in group]
+            sent += [Posted(part, offer, self._post(line, part, offer)) for part in parts]
+        return sent
 
-    def came(self, done: Done, commit: Commit, offer: Offer, raw: object) -> list[Held]:
-        """The reply to a commit that was posted. Returns what there is to run next. Where it settles nothing, or never
-        came, the commit is sent again until it does; one that Redis refuses becomes a failure."""
+    def _post(self, line: Line, each: Sequence[Settled], offer: Offer) -> int:
         try:
-            return self._answered(done, commit, offer, raw)
+            return line.post(self.moves.command([commit for _, commit in each], offer))
+        except Exception as error:  # noqa: BLE001 - each will be told alone, and raise that again
+            log.debug("%d commits are not sent together: %s", len(each), error)
+            return LOST
+
+    def came(self, posted: Posted, raw: object) -> list[Held]:
+        """The reply to commits that were posted. Returns what there is to run next. A commit that it does not settle,
+        or no reply, is sent again until one does; one that Redis refuses becomes a failure."""
+        offer, leases = posted.offer, list[Lease]()
+        answers = self._read(posted, raw)
+        rest = offer if all(answer is None for answer in answers) else self.offer()
+        for (done, commit), answer in zip(posted.each, answers, strict=True):
+            try:
+                told = self._answered(done, commit, answer, rest)
+            except BaseException as error:  # noqa: BLE001 - the loop's door: one must not take others with it
+                self.came_to_nothing(done.held, error)
+            else:
+                leases += told.leases
+                rest = self.offer()
+        if rest is offer:  # nobody knows what came of it
+            self._free(posted.each, offer)
+            return []
+        fresh = self.admit(offer, leases)
+        self.slots.give_new(max(sum(done.own for done, _ in posted.each) - len(offer.tokens), 0))
+        self._kept([done for done, _ in posted.each])
+        return fresh
+
+    def _read(self, posted: Posted, raw: object) -> Sequence[Answer | None]:
+        """What a reply says of each commit. Nothing, where it can't be read: then each is asked for alone."""
+        try:
+            return self.moves.answers_to([commit for _, commit in posted.each], posted.offer, raw)
+        except Exception as error:  # noqa: BLE001 - whatever came there is no answer
+            log.error("an answer can't be read: %r", error)
+            return [None] * len(posted.each)
+
+    def _answered(self, done: Done, commit: Commit, answer: Answer | None, offer: Offer) -> Answer:
+        """A commit's answer, which is asked for if it is not there. Raises ServerError, LogError."""
+        try:
+            if answer is None:
+                (answer,) = self.insist(lambda: self.moves.commit([(commit, offer)]))
         except Hopeless as error:
             log.error("%s: Redis refuses its outcome: %s", done.held, error)
             assert done.held.attempt is not None
-            stopped = Result.stopped(done.held.attempt, f"Redis refuses its outcome: {error}")
-            failure = done._replace(result=stopped)
-            return self._answered(failure, self.settle(failure), self.refill(done.own, 1), None)
+            failure = Result.stopped(done.held.attempt, f"Redis refuses its outcome: {error}")
+            commit = self.settle(done._replace(result=failure))
+            (answer,) = self.insist(lambda: self.moves.commit([(commit, offer)]))
+        reach("committed")
+        self._settled(done, commit, answer)
+        return answer
 
-    def _answered(self, done: Done, commit: Commit, offer: Offer, raw: object) -> list[Held]:
-        """A commit's answer, which is asked for if it is not there. Raises ServerError, LogError, Hopeless."""
-        try:
-            answer = self.moves.answer_to(commit, offer, raw)
-            if answer is None:
-                (answer,) = self.insist(lambda: self.moves.commit([(commit, offer)]))
-        except BaseException:
-            self._keeps(done, offer)
-            raise
-        return self._passed(done, commit, offer, answer)
-
-    def kept(self, done: Sequence[Done]) -> None:
+    def _kept(self, done: Sequence[Done]) -> None:
         """Wait for what runs were promised beyond the commits just answered. Leases that came are held meanwhile."""
         more = [x for x in done if x.held.attempt is not None and x.held.attempt.record.durability != COMMIT]
         if more:
             self.promises.report({x.held.attempt.record.durability for x in more if x.held.attempt}, more[0].held, log)
 
-    def _keeps(self, done: Done, offer: Offer) -> None:
-        """Nothing came of an offer: its idle slots are free again."""
-        self.slots.give_new(max(len(offer.tokens) - done.own, 0))
+    def _free(self, each: Sequence[Settled], offer: Offer) -> None:
+        """Nothing came of an offer: its slots are free again, and those of the attempts that it was to follow."""
+        self.slots.give_new(max(len(offer.tokens), sum(done.own for done, _ in each)))
 
-    def _passed(self, done: Done, commit: Commit, offer: Offer, answer: Answer) -> list[Held]:
-        reach("committed")
-        self._settled(done, commit, answer)
-        fresh = self.admit(offer, answer.leases)
-        if done.own and not offer.tokens:
-            self.slots.give_new()
-        return fresh
+    def came_to_nothing(self, held: Held, error: BaseException) -> None:
+        """The loop's door: an outcome that could not be told. Its slot is another matter."""
+        if isinstance(error, ServerError):
+            log.warning("%s: its outcome is dropped, the process ends: %s", held, error.what)
+        elif isinstance(error, LogError):
+            self.unreadable(held, error)
+        else:
+            self.stumbled(held, error)
 
     def settle(self, done: Done) -> Commit:
         """The commit that tells an outcome. It is planned here, and may read or write the log for that."""
         attempt = done.held.attempt
         assert attempt is not None
-        return self.insist(lambda: self.performer.settle(attempt, done.result))
+        commit = self.insist(lambda: self.performer.settle(attempt, done.result))
+        reach("settled")
+        return commit
 
-    def refill(self, own: bool, room: int) -> Offer:
-        """One token for the slot that becomes free, and one for each idle one, as far as there is room.
+    def refill(self, own: int, room: int) -> Offer:
+        """One token for each slot that becomes free, and one for each idle one, as far as there is room.
 
-        A hungry front gets the slot instead.
+        A hungry front gets the slots instead.
         """
         if self.draining.is_set() or self.hungry or not room:
             return self.offer()
-        idle = self.slots.take(min(OFFER_MAX, room) - own) if not self.resting else ()
-        return self.offer((new_id(), *idle) if own else idle)
+        room = min(OFFER_MAX, room)
+        fresh = [new_id() for _ in range(min(own, room))]
+        idle = self.slots.take(room - len(fresh)) if not self.resting else ()
+        return self.offer((*fresh, *idle))
 
     def _settled(self, done: Done, commit: Commit, answer: Answer) -> None:
         held = done.held

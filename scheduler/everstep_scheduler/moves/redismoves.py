@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from importlib.resources import files
+from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
 import redis
@@ -49,6 +50,7 @@ from .sealing import Sealer
 
 PLAIN = "plain"  # the commit that nearly every step is
 NONE = ("", "", "", 0.0)  # of a run that is done no task is next
+NO_HEAD = (0, "", 0)
 STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
 _ODD = re.compile(r"\\udc[89a-f]|[\udc80-\udcff]")  # a byte that is no text, as it is decoded, and as `repr` shows that
@@ -135,7 +137,7 @@ class Scripts:
 
     def _packed(self, header: Header) -> tuple[Any, ...]:
         if PLAIN in header:
-            return (PLAIN, self.keys.rq, header["thread"], *header[PLAIN])
+            return (PLAIN, self.keys.rq, *header[PLAIN])
         return (_json({"rq": self.keys.rq, **header}),)
 
     def command(self, name: str, header: Header, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -184,25 +186,43 @@ def _flat(fields: Fields) -> list[Any]:
     return flat
 
 
-def _plain(commit: Commit, offer: Offer, stem: str) -> tuple[Any, ...] | None:
-    """The commit's part of what `plain.lua` takes; None where it has more to say than that."""
+def is_plain(commit: Commit) -> bool:
+    """Has the commit no more to say than `plain.lua` takes?"""
     lease = commit.lease
-    if commit.outcome != "next" or lease.width != 1 or len(commit.next) > 1:
-        return None
-    if len(commit.entries) > 2 or any(entry["kind"] != "checkpoint" for entry in commit.entries):
-        return None
-    if not offer.tokens or not offer.queues or offer.thread or commit.head is None or commit.stop:
-        return None
-    if commit.parts or commit.ahead:
-        return None
-    (n, digest, step), row = commit.head, commit.next[0] if commit.next else NONE
-    if len(row) != 4 or not (lease.thread.isascii() and row[1].isascii() and row[2].isascii()):
-        return None
-    named = f'{{"keys":{_json(stem)},"n":{n},"task":"{row[0]}","thread":{_json(lease.thread)}}}'
+    if commit.outcome != "next" or lease.width != 1 or len(commit.next) > 1 or commit.head is None or commit.stop:
+        return False
+    if commit.parts or commit.ahead or len(commit.entries) > 2:
+        return False
+    if any(entry["kind"] != "checkpoint" for entry in commit.entries):
+        return False
+    row = commit.next[0] if commit.next else NONE
+    return len(row) == 4 and lease.thread.isascii() and row[1].isascii() and row[2].isascii()
+
+
+def can_refill(offer: Offer) -> bool:
+    """Can a plain commit bring what is offered for?"""
+    return bool(offer.tokens and offer.queues and not offer.thread)
+
+
+def _offered(offer: Offer, commits: int) -> tuple[Any, ...]:
+    """What plain commits that leave together have in common."""
     return (
-        lease.n, lease.digest, lease.task, lease.token, offer.owner, salt(), offer.lease_ms, offer.process,
-        lease.run, new_id(), n, digest, step, *row, named, _place(*row[1:]), len(offer.tokens), len(offer.queues),
+        offer.owner, salt(), offer.lease_ms, offer.process, new_id(), commits, len(offer.tokens), len(offer.queues),
+        *offer.tokens, *offer.queues,
     )  # fmt: skip
+
+
+def _plain(commit: Commit, stem: str) -> list[Any]:
+    """One commit's part of what `plain.lua` takes."""
+    lease, (n, digest, step) = commit.lease, commit.head or NO_HEAD
+    row: Sequence[Any] = commit.next[0] if commit.next else NONE
+    named = f'{{"keys":{_json(stem)},"n":{n},"task":"{row[0]}","thread":{_json(lease.thread)}}}'
+    *first, last = map(_flat, commit.entries)
+    before = first[0] if first else ()
+    return [
+        lease.thread, lease.n, lease.digest, lease.task, lease.token, lease.run, n, digest, step, *row, named,
+        _place(*row[1:]), len(before), len(last), *before, *last,
+    ]  # fmt: skip
 
 
 @lru_cache(1024)
@@ -211,21 +231,32 @@ def _place(node: str, queue: str, timeout_s: float) -> str:
     return f'"n":{_json(node)},"q":{_json(queue)},"w":{_json(timeout_s)}'
 
 
-def _plain_answer(commit: Commit, offer: Offer, raw: list[Any]) -> Answer:
-    """What `plain.lua` answers: the time, the job of the next task if it is leased at once and as which one, the other
-    leases."""
-    at_ms, job, place, rows = raw
+def _plain_answers(commits: Sequence[Commit], offer: Offer, raw: list[Any]) -> list[Answer | None]:
+    """What `plain.lua` answers: the time, the leases of tasks that waited, and for each commit the job of its next task
+    if that is leased at once, and as which lease; -1 if nothing was done. The first one done has all the leases."""
+    at_ms, rows = raw[:2]
     more = _told(b'{"leases":' + rows + b"}") if rows else {}
-    leases = [*_leases(more)]
-    if job:
-        (n, digest, _), (task, node, queue, timeout_s) = commit.head or (0, "", 0), commit.next[0]
-        was = commit.lease
-        own = Lease(
-            offer.tokens[place - 1], was.thread, n, digest, task, node, 1, 0, queue, timeout_s, was.run, was.graph, 1,
-            job.decode(), was.birth, was.rec, was.base, int(at_ms), 0, was.conf,
-        )  # fmt: skip
-        leases.insert(place - 1, own)
-    return Answer("ok", tuple(leases), tuple(more.get("refused", ())), "running" if commit.next else "done", ())
+    leases, answers, own = [*_leases(more)], list[Answer | None](), list[tuple[int, Commit, bytes]]()
+    for commit, job, place in zip(commits, raw[2::2], raw[3::2], strict=True):
+        if job:
+            own.append((place - 1, commit, job))
+        answers.append(None if place < 0 else Answer("ok", run_status="running" if commit.next else "done"))
+    for place, commit, job in sorted(own, key=itemgetter(0)):
+        leases.insert(place, _own(commit, offer.tokens[place], job.decode(), int(at_ms)))
+    for i, answer in enumerate(answers):
+        if answer is not None:
+            answers[i] = answer._replace(leases=tuple(leases), refused=tuple(more.get("refused", ())))
+            break
+    return answers
+
+
+def _own(commit: Commit, token: str, job: str, at_ms: int) -> Lease:
+    """The lease of the task that a commit brought."""
+    (n, digest, _), (task, node, queue, timeout_s), was = commit.head or NO_HEAD, commit.next[0], commit.lease
+    return Lease(
+        token, was.thread, n, digest, task, node, 1, 0, queue, timeout_s, was.run, was.graph, 1, job, was.birth,
+        was.rec, was.base, at_ms, 0, was.conf,
+    )  # fmt: skip
 
 
 def _answered(raw: bytes | list[bytes]) -> Header:
@@ -247,6 +278,14 @@ def _told(raw: bytes) -> Header:
         said = [*found.get("refused", ()), *lines]
         found["refused"] = [line.encode("utf-8", "backslashreplace").decode() for line in said]
     return found
+
+
+def _one_answer(commit: Commit, offer: Offer, answer: Header) -> Answer:
+    if PLAIN not in answer:
+        return _answer(_standing(answer))
+    (told,) = _plain_answers([commit], offer, answer[PLAIN])
+    assert told is not None, "a commit that is alone is done, or the general one decides"
+    return told
 
 
 def _standing(answer: Header) -> Header:
@@ -416,35 +455,37 @@ class RedisMoves:
 
     def commit(self, commits: Sequence[tuple[Commit, Offer]]) -> list[Answer]:
         answers = self.scripts.run_all([self._commit(commit, offer) for commit, offer in commits])
-        return [
-            _plain_answer(commit, offer, answer[PLAIN]) if PLAIN in answer else _answer(_standing(answer))
-            for (commit, offer), answer in zip(commits, answers, strict=True)
-        ]
+        return [_one_answer(*pair, answer) for pair, answer in zip(commits, answers, strict=True)]
 
-    def command(self, commit: Commit, offer: Offer) -> tuple[Any, ...]:
-        """The command that commits, for a caller that sends it over a connection of its own."""
-        return self.scripts.command(*self._commit(commit, offer))
+    def command(self, commits: Sequence[Commit], offer: Offer) -> tuple[Any, ...]:
+        """The command that commits, for a caller that sends it over a connection of its own. Several go together if
+        each of them `is_plain` and the offer `can_refill`."""
+        if len(commits) == 1:
+            return self.scripts.command(*self._commit(commits[0], offer))
+        sealed = [self.sealer.commit(each) if self.sealer is not None else each for each in commits]
+        stem, flat = self.scripts.keys.stem, list[Any]()
+        for commit in sealed:
+            flat += _plain(commit, stem)
+        return self.scripts.command("commit", {PLAIN: _offered(offer, len(sealed))}, flat)
 
-    def answer_to(self, commit: Commit, offer: Offer, raw: object) -> Answer | None:
-        """What a reply to such a command means. None if it settles nothing: no reply came, an error did, or a rebuild
-        is due; then `commit` is to be called, which sends it again and sees to that."""
-        if not isinstance(raw, bytes | list):
-            return None
-        answer = _answered(raw)  # pyright: ignore[reportUnknownArgumentType]
-        if PLAIN in answer:
-            return _plain_answer(commit, offer, answer[PLAIN])
-        return _answer(answer) if answer.get("status") != "rebuild" else None
+    def answers_to(self, commits: Sequence[Commit], offer: Offer, raw: object) -> list[Answer | None]:
+        """What a reply to such a command means, for each commit; the leases are told with the first one that has an
+        answer. None if it settles nothing: no reply came, an error did, or a rebuild is due, or it was none for such
+        company; then `commit` is to be called, which sends it again and sees to that."""
+        if isinstance(raw, list):
+            return _plain_answers(commits, offer, raw)  # pyright: ignore[reportUnknownArgumentType]
+        if isinstance(raw, bytes) and (answer := _told(raw)).get("status") != "rebuild":
+            return [_answer(answer)]
+        return [None] * len(commits)
 
     def _commit(self, commit: Commit, offer: Offer) -> tuple[str, Header, list[Any]]:
         commit = self.sealer.commit(commit) if self.sealer is not None else commit
-        lease = commit.lease
-        if (plain := _plain(commit, offer, self.scripts.keys.stem)) is not None:
-            flat = _flat(commit.entries[-1])
-            before = _flat(commit.entries[0]) if len(commit.entries) > 1 else []
-            said = (*plain, len(before), len(flat), *offer.tokens, *offer.queues)
-            return "commit", {"thread": lease.thread, PLAIN: said}, [*before, *flat] if before else flat
+        lease, header = commit.lease, Header()
+        if is_plain(commit) and can_refill(offer):
+            header = {"thread": lease.thread, PLAIN: _offered(offer, 1)}
+            return "commit", header, _plain(commit, self.scripts.keys.stem)
         heads, flat = _entries(commit.entries, lease.n)
-        header: Header = {
+        header = {
             "thread": lease.thread, "n": lease.n, "digest": lease.digest, "task": lease.task, "token": lease.token,
             "run": lease.run, "salt": salt(), "outcome": commit.outcome, "entries": heads, **self._offer(offer),
         }  # fmt: skip

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import CorruptEntry
-from everstep_checkpoint.log import Log
+from everstep_checkpoint.log import PAGE, Log, Span
 from everstep_checkpoint.replay import Channels, Known, State, commands_of, state_at, state_on
 
 from ..moves.contract import JOIN_TASK, START_TASK, UPDATE_TASK, Lease
 from ..moves.record import RunRecord
+from .readahead import ReadAhead
 
 CACHE_BYTES = 64 * 2**20
 ENTRIES_KEPT = 4096
 RECORDS_KEPT = 16_384
 BEHIND_MAX = 64  # checkpoints; from further behind, a snapshot may be nearer
+AHEAD_MAX = 16  # checkpoints that are read for an attempt before it is loaded
 FRESH_STEP = -2
 _FIRST = (START_TASK, UPDATE_TASK, JOIN_TASK)  # tasks a run may begin with
 
@@ -71,6 +73,7 @@ class Loader:
 
     def __init__(self, log: Log, cache_bytes: int = CACHE_BYTES) -> None:
         self.log = log
+        self._near = ReadAhead(log)
         self._cache_bytes = cache_bytes
         self._stands: OrderedDict[str, tuple[int, str, Stand]] = OrderedDict()
         self._bytes = 0
@@ -115,7 +118,7 @@ class Loader:
             return None
         known = Known(n, digest, stand.logged, lease.birth, stand.since_snapshot, stand.delta_bytes)
         try:
-            state = state_on(self.log, lease.thread, known, lease.n)
+            state = state_on(self._near, lease.thread, known, lease.n)
         except CorruptEntry:
             return None  # reading all of it says what is wrong, if anything is
         return None if state is None or state.digest != lease.digest else _stand(state)
@@ -131,7 +134,7 @@ class Loader:
             return None if found is None or (digest and found[1] != digest) else found[2]
 
     def _read(self, lease: Lease) -> Stand:
-        state = state_at(self.log, lease.thread, lease.n)
+        state = state_at(self._near, lease.thread, lease.n)
         if state.digest != lease.digest or lease.birth not in ("", state.birth):
             raise CorruptEntry(
                 "the log has another checkpoint here than the index says",
@@ -161,28 +164,37 @@ class Loader:
         with self._lock:
             if key in self._entries:
                 return self._entries[key]
-        found = self.log.read(thread, ref, ref)
+        found = self._near.read(thread, ref, ref)
         if not found:
             raise CorruptEntry(f"the entry {ref} is missing", thread=thread, fix="fork from an earlier checkpoint")
-        self._remember(key, found[0])
-        return found[0]
-
-    def _remember(self, key: tuple[str, str, str, str], entry: e.Entry) -> None:
         with self._lock:
-            self._entries[key] = entry
+            self._entries[key] = found[0]
             while len(self._entries) > ENTRIES_KEPT:
                 self._entries.popitem(last=False)
+        return found[0]
 
     def ahead(self, leases: Sequence[Lease]) -> None:
-        """Read what inputs say that are to begin, in one request. What is not found is told when it is asked for."""
-        named = {(x.thread, x.birth, x.run, x.rec): (x.thread, x.rec) for x in leases if x.rec}
+        """Read what several attempts that are to begin will ask for, in one request. What is not found, or can't be
+        read, is told when it is asked for. Long logs are left for then."""
         with self._lock:
-            fresh = [(key, name) for key, name in named.items() if key not in self._entries]
-        if len(fresh) < 2:
+            spans = [span for lease in leases for span in self._wanted(lease)]
+        self._near.fetch(spans)
+
+    def _wanted(self, lease: Lease) -> Iterator[Span]:
+        """What an attempt will ask for that the caches lack: what its run says, and where its thread stands."""
+        thread, birth, run = lease.thread, lease.birth, lease.run
+        refs = [lease.rec] if lease.width == 1 and lease.task in _FIRST and lease.rec else []
+        if lease.conf and (thread, birth, run, lease.conf) not in self._records:
+            refs.append(lease.conf)
+        yield from (Span(thread, ref, ref) for ref in refs if (thread, birth, run, ref) not in self._entries)
+        n, digest, *_ = self._stands.get(thread, (0, ""))
+        if lease.n == n and lease.digest == digest:
             return
-        for (key, _), entry in zip(fresh, self.log.lookup([name for _, name in fresh]), strict=True):
-            if entry is not None:
-                self._remember(key, entry)
+        if 0 < lease.n - n <= AHEAD_MAX:
+            if n:
+                yield Span(thread, f"{n}-0", f"{lease.n}-0", PAGE)
+            else:
+                yield Span(thread, "-", f"{lease.n}-0", PAGE, reverse=True)
 
     def record(self, lease: Lease, codec: Codec) -> RunRecord:
         """The record of the run that a lease belongs to, its context of the graph's types."""
