@@ -87,8 +87,17 @@ class Tempo:
         """
         if not self.quick:
             return OFFER_MAX
-        leader, now = self.leader, time.monotonic()
+        leader = self.leader
         if leader is not None and leader is not hand and not leader.stuck:
             return 0
-        young = sum(not held.settled and now - held.began < MOMENT_S for held in list(self._begun))
-        return max(KEEN - young - (leader.coming if leader is not None else 0), 0)
+        return max(KEEN - self._young() - (leader.coming if leader is not None else 0), 0)
+
+    def _young(self) -> int:
+        """How many attempts began a moment ago and run."""
+        begun, since = self._begun, time.monotonic() - MOMENT_S
+        try:
+            while begun[0].settled or begun[0].began < since:
+                begun.popleft()
+        except IndexError:
+            return 0
+        return sum(not held.settled for held in tuple(begun))

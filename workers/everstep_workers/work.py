@@ -344,41 +344,45 @@ class Work:
     def posted(self, line: Line, ready: Sequence[Settled], room: int) -> list[Posted]:
         """Send commits, those that can be together, with an offer for so many attempts more. The answers are for
         `came`, and so is what could not be sent."""
+        if len(ready) == 1:
+            return [self._post(line, ready, self.refill(ready[0].done.own, room))]
         sent = list[Posted]()
         for group in _alike(ready):
             offer = self.refill(sum(done.own for done, _ in group), room)
             room = max(room - len(offer.tokens), 0)
             parts = [group] if offer.tokens else [[each] for each in group]
-            sent += [Posted(part, offer, self._post(line, part, offer)) for part in parts]
+            sent += [self._post(line, part, offer) for part in parts]
         return sent
 
-    def _post(self, line: Line, each: Sequence[Settled], offer: Offer) -> int:
+    def _post(self, line: Line, each: Sequence[Settled], offer: Offer) -> Posted:
         try:
-            return line.post(self.moves.command([commit for _, commit in each], offer))
+            at = line.post(self.moves.command([commit for _, commit in each], offer))
         except Exception as error:  # noqa: BLE001 - each will be told alone, and raise that again
             log.debug("%d commits are not sent together: %s", len(each), error)
-            return LOST
+            at = LOST
+        return Posted(each, offer, at)
 
     def came(self, posted: Posted, raw: object) -> list[Held]:
         """The reply to commits that were posted. Returns what there is to run next. A commit that it does not settle,
         or no reply, is sent again until one does; one that Redis refuses becomes a failure."""
-        offer, leases = posted.offer, list[Lease]()
+        offer, leases, own = posted.offer, list[Lease](), 0
         answers = self._read(posted, raw)
-        rest = offer if all(answer is None for answer in answers) else self.offer()
+        rest = offer if not any(answers) else None  # what is still to be offered, if anything is
         for (done, commit), answer in zip(posted.each, answers, strict=True):
+            own += done.own
             try:
                 told = self._answered(done, commit, answer, rest)
             except BaseException as error:  # noqa: BLE001 - the loop's door: one must not take others with it
                 self.came_to_nothing(done.held, error)
             else:
                 leases += told.leases
-                rest = self.offer()
-        if rest is offer:  # nobody knows what came of it
-            self._free(posted.each, offer)
+                rest = None
+        if rest is not None:  # nobody knows what came of it
+            self.slots.give_new(max(len(offer.tokens), own))
             return []
         fresh = self.admit(offer, leases)
-        self.slots.give_new(max(sum(done.own for done, _ in posted.each) - len(offer.tokens), 0))
-        self._kept([done for done, _ in posted.each])
+        self.slots.give_new(max(own - len(offer.tokens), 0))
+        self._kept(posted.each)
         return fresh
 
     def _read(self, posted: Posted, raw: object) -> Sequence[Answer | None]:
@@ -389,30 +393,31 @@ class Work:
             log.error("an answer can't be read: %r", error)
             return [None] * len(posted.each)
 
-    def _answered(self, done: Done, commit: Commit, answer: Answer | None, offer: Offer) -> Answer:
+    def _answered(self, done: Done, commit: Commit, answer: Answer | None, offer: Offer | None) -> Answer:
         """A commit's answer, which is asked for if it is not there. Raises ServerError, LogError."""
-        try:
-            if answer is None:
-                (answer,) = self.insist(lambda: self.moves.commit([(commit, offer)]))
-        except Hopeless as error:
-            log.error("%s: Redis refuses its outcome: %s", done.held, error)
-            assert done.held.attempt is not None
-            failure = Result.stopped(done.held.attempt, f"Redis refuses its outcome: {error}")
-            commit = self.settle(done._replace(result=failure))
-            (answer,) = self.insist(lambda: self.moves.commit([(commit, offer)]))
+        if answer is None:
+            answer, commit = self._asked(done, commit, offer or self.offer())
         reach("committed")
         self._settled(done, commit, answer)
         return answer
 
-    def _kept(self, done: Sequence[Done]) -> None:
-        """Wait for what runs were promised beyond the commits just answered. Leases that came are held meanwhile."""
-        more = [x for x in done if x.held.attempt is not None and x.held.attempt.record.durability != COMMIT]
-        if more:
-            self.promises.report({x.held.attempt.record.durability for x in more if x.held.attempt}, more[0].held, log)
+    def _asked(self, done: Done, commit: Commit, offer: Offer) -> tuple[Answer, Commit]:
+        """The answer to a commit that is sent until one comes, and the commit that it was in the end."""
+        try:
+            return self.insist(lambda: self.moves.commit([(commit, offer)]))[0], commit
+        except Hopeless as error:
+            log.error("%s: Redis refuses its outcome: %s", done.held, error)
+            assert done.held.attempt is not None
+            failure = Result.stopped(done.held.attempt, f"Redis refuses its outcome: {error}")
+        failed = self.settle(done._replace(result=failure))
+        return self.insist(lambda: self.moves.commit([(failed, offer)]))[0], failed
 
-    def _free(self, each: Sequence[Settled], offer: Offer) -> None:
-        """Nothing came of an offer: its slots are free again, and those of the attempts that it was to follow."""
-        self.slots.give_new(max(len(offer.tokens), sum(done.own for done, _ in each)))
+    def _kept(self, each: Sequence[Settled]) -> None:
+        """Wait for what runs were promised beyond the commits just answered. Leases that came are held meanwhile."""
+        told = [(done.held, done.held.attempt.record.durability) for done, _ in each if done.held.attempt is not None]
+        more = [(held, durability) for held, durability in told if durability != COMMIT]
+        if more:
+            self.promises.report({durability for _, durability in more}, more[0][0], log)
 
     def came_to_nothing(self, held: Held, error: BaseException) -> None:
         """The loop's door: an outcome that could not be told. Its slot is another matter."""

@@ -51,6 +51,8 @@ from .sealing import Sealer
 PLAIN = "plain"  # the commit that nearly every step is
 NONE = ("", "", "", 0.0)  # of a run that is done no task is next
 NO_HEAD = (0, "", 0)
+RUNNING, DONE = Answer("ok", run_status="running"), Answer("ok", run_status="done")
+NOTHING: dict[str, Any] = {}
 STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
 _ODD = re.compile(r"\\udc[89a-f]|[\udc80-\udcff]")  # a byte that is no text, as it is decoded, and as `repr` shows that
@@ -234,18 +236,20 @@ def _place(node: str, queue: str, timeout_s: float) -> str:
 def _plain_answers(commits: Sequence[Commit], offer: Offer, raw: list[Any]) -> list[Answer | None]:
     """What `plain.lua` answers: the time, the leases of tasks that waited, and for each commit the job of its next task
     if that is leased at once, and as which lease; -1 if nothing was done. The first one done has all the leases."""
-    at_ms, rows = raw[:2]
-    more = _told(b'{"leases":' + rows + b"}") if rows else {}
+    at_ms, rows, *told = raw
+    more = _told(b'{"leases":' + rows + b"}") if rows else NOTHING
     leases, answers, own = [*_leases(more)], list[Answer | None](), list[tuple[int, Commit, bytes]]()
-    for commit, job, place in zip(commits, raw[2::2], raw[3::2], strict=True):
+    for at, commit in enumerate(commits):
+        job, place = told[2 * at], told[2 * at + 1]
         if job:
             own.append((place - 1, commit, job))
-        answers.append(None if place < 0 else Answer("ok", run_status="running" if commit.next else "done"))
-    for place, commit, job in sorted(own, key=itemgetter(0)):
+        answers.append(None if place < 0 else RUNNING if commit.next else DONE)
+    own.sort(key=itemgetter(0))
+    for place, commit, job in own:
         leases.insert(place, _own(commit, offer.tokens[place], job.decode(), int(at_ms)))
-    for i, answer in enumerate(answers):
+    for at, answer in enumerate(answers):
         if answer is not None:
-            answers[i] = answer._replace(leases=tuple(leases), refused=tuple(more.get("refused", ())))
+            answers[at] = Answer("ok", tuple(leases), tuple(more.get("refused", ())), answer.run_status)
             break
     return answers
 

@@ -72,7 +72,25 @@ class Settler:
         return commit._replace(ahead=tuple(attempt.ahead)) if attempt.ahead else commit
 
     def _settled(self, attempt: Attempt, result: Result) -> Commit:
-        match result.error:
+        if result.error is not None:
+            return self._stopped(attempt, result, result.error)
+        try:
+            if attempt.lease.task == JOIN_TASK:
+                return self._join(attempt)
+            assert result.returned is not None
+            return self._done(attempt, result, result.returned)
+        except Fenced:
+            return Commit(attempt.lease, "done")
+        except EverstepError as error:
+            from everstep_checkpoint.errors import ServerError
+
+            if isinstance(error, ServerError):
+                raise
+            return self._failed(attempt, result, raised(None, error, 1, 0.0))
+
+    def _stopped(self, attempt: Attempt, result: Result, error: BaseException) -> Commit:
+        """What was raised, by the node or by us to leave it."""
+        match error:
             case Fenced():
                 return Commit(attempt.lease, "done")
             case GraphInterrupt() as asked:
@@ -87,23 +105,8 @@ class Settler:
                 return self._paused_with(attempt, result, waits.questions, waits.called, kept)
             case ForParent() as command if attempt.record.parent:
                 return self._left(attempt, result, command)
-            case None:
-                pass
             case raised_error:
                 return self._raised(attempt, result, raised_error)
-        try:
-            if attempt.lease.task == JOIN_TASK:
-                return self._join(attempt)
-            assert result.returned is not None
-            return self._done(attempt, result, result.returned)
-        except Fenced:
-            return Commit(attempt.lease, "done")
-        except EverstepError as error:
-            from everstep_checkpoint.errors import ServerError
-
-            if isinstance(error, ServerError):
-                raise
-            return self._failed(attempt, result, raised(None, error, 1, 0.0))
 
     def keep(self, commit: Commit, *, passed: bool) -> None:
         """The commit is settled. If it passed, its checkpoint is where the thread stands."""
