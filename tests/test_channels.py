@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from datetime import datetime
 from functools import partial, reduce
 from typing import Annotated, Any, NotRequired, Optional, Required, TypedDict
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from langgraph.graph.state import _get_channels  # pyright: ignore[reportPrivate
 from pydantic import BaseModel, Field
 
 from everstep_checkpoint.errors import GraphError, InvalidUpdateError, TooLarge, UnknownType
+from everstep_scheduler.graph import channels
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.channels import apply, channel_of
 from everstep_scheduler.graph.messages import REMOVE_ALL_MESSAGES, MessagesState, add_messages
@@ -255,10 +257,12 @@ def test_a_list_that_grows_is_stored_byte_for_byte_as_if_it_were_encoded_anew(
                 apply(spec, {name: before}, encoded)
         else:
             assert apply(spec, {name: before}, encoded)[name] == wanted
-            step_by_step = before
-            for each in encoded:
-                step_by_step = apply(spec, {name: step_by_step}, [each])[name]
-            assert step_by_step == wanted
+            for noted_from in (channels.NOTED_FROM, 0):  # what this process made itself it need not read
+                with patch.object(channels, "NOTED_FROM", noted_from):
+                    step_by_step = before
+                    for each in encoded:
+                        step_by_step = apply(spec, {name: step_by_step}, [each])[name]
+                    assert step_by_step == wanted
 
 
 @pytest.mark.parametrize("name", ["items", "messages"])
@@ -276,6 +280,46 @@ def test_of_a_list_that_grows_only_what_is_new_is_encoded(name: str, monkeypatch
     monkeypatch.setattr(spec.codec, "encode", counted)
     assert apply(spec, {name: before}, [(name, more)])[name] == encode(said)
     assert encoded == [1]
+
+
+@pytest.mark.parametrize("name", ["items", "messages"])
+def test_a_long_list_that_this_process_made_is_not_read_to_grow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(Growing)
+    said = [{"id": str(n), "role": "user", "content": "x" * 100} for n in range(60)]
+    decode, read = spec.codec.decode, list[int]()
+
+    def counted(data: bytes, where: str = "value") -> object:
+        read.append(len(data))
+        return decode(data, where)
+
+    monkeypatch.setattr(spec.codec, "decode", counted)
+    grown = spec.codec.encode(said[:50])
+    for each in said[50:]:
+        grown = apply(spec, {name: grown}, [(name, spec.codec.encode([each]))])[name]
+    assert grown == spec.codec.encode(said)
+    assert len([size for size in read if size > channels.NOTED_FROM]) == 1, "the one that came from elsewhere"
+
+
+SAID: tuple[tuple[str, Any], ...] = (
+    ("one with a known id", [{"id": "7", "role": "user", "content": "another"}]),
+    ("two with the same new id", [{"id": "new", "role": "user", "content": word} for word in "ab"]),
+    ("one of a number's id", [{"id": 7, "role": "user", "content": "a"}]),
+    ("one that goes", [{"id": "7", "role": "remove", "content": ""}]),
+    ("all that go", [{"id": REMOVE_ALL_MESSAGES, "role": "remove", "content": ""}]),
+    ("one without a list", {"id": "new", "role": "user", "content": "a"}),
+    ("none", []),
+)
+
+
+@pytest.mark.parametrize("more", [case for _, case in SAID], ids=[name for name, _ in SAID])
+def test_a_long_chat_that_this_process_made_takes_what_any_chat_takes(more: Any) -> None:
+    spec = spec_of(Growing)
+    said = [{"id": str(n), "role": "user", "content": "x" * 100} for n in range(60)]
+    made = apply(spec, {"messages": spec.codec.encode(said[:-1])}, [("messages", spec.codec.encode(said[-1:]))])
+    found = apply(spec, made, [("messages", spec.codec.encode(more))])["messages"]
+    assert found == spec.codec.encode(add_messages(said, more))
+    again = apply(spec, {"messages": found}, [("messages", spec.codec.encode(said[:2]))])["messages"]
+    assert again == spec.codec.encode(add_messages(spec.codec.decode(found), said[:2]))
 
 
 def test_a_list_that_grows_over_the_cap_is_refused() -> None:

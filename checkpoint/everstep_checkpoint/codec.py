@@ -19,6 +19,7 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped, unused-ignore]
 
+from .beside import Beside
 from .errors import CorruptEntry, EverstepError, TooLarge, UnknownType
 from .types import (
     ENUM,
@@ -45,6 +46,7 @@ PLAIN_MAX = 64 * 2**20
 DEPTH_MAX = 256
 _TYPED_DEPTH_MAX = DEPTH_MAX // 2  # each typed level counts two or more
 _PRECHECK_FROM = 4096
+_walked: Beside[bool] = Beside()  # encodings whose headers were found to be true
 _BUFFER = 2048
 
 _wire: Any = msgpack  # has no type hints
@@ -80,8 +82,10 @@ def pack(value: object, default: Callable[[Any], object] | None = None) -> bytes
 
 def unpack(data: bytes, ext_hook: Hook) -> Any:
     """Strict msgpack back. Raises one of MALFORMED, before it allocates what a lying header asks for."""
-    if len(data) > _PRECHECK_FROM:
+    if len(data) > _PRECHECK_FROM and not _walked.get(data):
         walker(data).skip()
+        if type(data) is bytes:  # nothing else stays what it is
+            _walked.put(data, True)
     value = _unpackb(data, ext_hook=ext_hook, strict_map_key=False, unicode_errors="surrogatepass")
     _refuse_timestamps(value, data)
     return value

@@ -16,11 +16,12 @@ from operator import add, is_
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required, cast, get_args, get_origin
 
+from everstep_checkpoint.beside import Beside
 from everstep_checkpoint.delta import appended
 from everstep_checkpoint.errors import GraphError, InvalidUpdateError
 
 from .kinds import Kind, kind_of, overwritten
-from .messages import add_messages
+from .messages import NO_IDS, add_messages, ids_of, listed, new_ids
 from .schema import Field, bare, did_you_mean
 
 if TYPE_CHECKING:
@@ -164,12 +165,49 @@ def _fold(codec: Codec, channel: Channel, before: bytes | None, values: Sequence
     if replaced:
         return replaced[0]
     first, *rest = values if before is None else (before, *values)
+    if (behind := _behind(codec, channel, first, rest, where)) is not None:
+        return behind
     value = old = codec.decode(first, where)
     for each in rest:
         value = _reduce(channel, value, codec.decode(each, where))
     if channel.reducer in APPENDING and (longer := _appended(codec, first, old, value, where)) is not None:
-        return longer
+        return _noted(channel, longer, value)
     return codec.encode(value, where)
+
+
+_ids: Beside[frozenset[str]] = Beside()  # of the messages in long lists that `add_messages` made; of other lists none
+NOTED_FROM = 4096
+
+
+def _noted(channel: Channel, longer: bytes, value: Any) -> bytes:
+    """Remember of a long list what it takes to put something behind it unread."""
+    if len(longer) >= NOTED_FROM and (ids := ids_of(value) if channel.reducer is add_messages else NO_IDS) is not None:
+        _ids.put(longer, ids)
+    return longer
+
+
+def _behind(codec: Codec, channel: Channel, first: bytes, rest: Sequence[bytes], where: str) -> bytes | None:
+    """A long list that this process made, with new items put behind it unread. None where it takes a look at them."""
+    known = _ids.get(first) if len(first) >= NOTED_FROM and channel.reducer in APPENDING else None
+    if known is None:
+        return None
+    items = list[Any]()
+    for each in rest:
+        value = codec.decode(each, where)
+        if channel.reducer is add_messages:
+            if (new := new_ids(known, value)) is None:
+                return None
+            known |= new
+            items += listed(value)
+        elif type(value) is list:
+            items += value
+        else:
+            return None
+    longer = appended(first, codec.encode(items, where))
+    if len(longer) > codec.value_max:
+        return None
+    _ids.put(longer, known)
+    return longer
 
 
 def _appended(codec: Codec, first: bytes, old: Any, value: Any, where: str) -> bytes | None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict, cast
 
 REMOVE_ALL_MESSAGES = "__remove_all__"
+NO_IDS = frozenset[str]()
 
 
 def add_messages(left: Any, right: Any) -> list[Any]:
@@ -23,7 +24,7 @@ def add_messages(left: Any, right: Any) -> list[Any]:
     dict with role "remove") takes the message of its id away, with the id REMOVE_ALL_MESSAGES everything
     before it. Raises ValueError for a removal of an id that is not there, and for what is no message.
     """
-    old, new = _same_kind(_listed(left), _listed(right))
+    old, new = _same_kind(listed(left), listed(right))
     new = [_with_id(each) for each in new]
     cleared = [n for n, each in enumerate(new) if _removes(each) and _id(each) == REMOVE_ALL_MESSAGES]
     return new[cleared[-1] + 1 :] if cleared else _merged(old, new)
@@ -59,7 +60,25 @@ def _merged(old: list[Any], new: list[Any]) -> list[Any]:
     return [each for each in merged if _id(each) not in removed] if removed else merged
 
 
-def _listed(messages: Any) -> list[Any]:
+def ids_of(messages: Sequence[Any]) -> frozenset[str] | None:
+    """The ids of dicts that all have one; None for other messages."""
+    if {*map(type, messages)} != {dict}:
+        return None
+    ids = [each.get("id") for each in messages]
+    return frozenset(ids) if {*map(type, ids)} == {str} else None
+
+
+def new_ids(known: frozenset[str], right: Any) -> frozenset[str] | None:
+    """The ids of messages that `add_messages` only puts behind those with the known ids; None where it does more."""
+    messages = listed(right)
+    ids = ids_of(messages)
+    if ids is None or len(ids) != len(messages) or not known.isdisjoint(ids) or any(map(_removes, messages)):
+        return None
+    return ids
+
+
+def listed(messages: Any) -> list[Any]:
+    """Messages, of which one may stand without a list."""
     return [*messages] if isinstance(messages, list) else [messages]  # pyright: ignore
 
 
