@@ -17,7 +17,7 @@ from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.contract import Offer
 from everstep_workers.hands import UNDER_WAY_MAX, Hand, Hands
 from everstep_workers.slots import Held
-from everstep_workers.tempo import KEEN, MOMENT_S, Tempo
+from everstep_workers.tempo import AHEAD_LEAST, AHEAD_MOST, MOMENT_S, WAITS_S, Tempo
 from everstep_workers.work import Posted
 from proxy import FaultProxy
 from servers import wait_for
@@ -165,12 +165,36 @@ def quick() -> Tempo:
 
 def test_only_the_leader_takes_more_and_no_more_than_it_can_use() -> None:
     tempo, first, other = quick(), Busy(), Busy()
-    assert tempo.room() == KEEN, "nobody leads: a claim may bring some"
+    assert tempo.room() == AHEAD_MOST, "nobody leads: a claim may bring some"
     tempo.take_lead(first)
     tempo.take_lead(other)
-    assert (tempo.leader, tempo.room(first), tempo.room(other), tempo.room()) == (first, KEEN, 0, 0)
-    first.coming = KEEN - 1
+    assert (tempo.leader, tempo.room(first), tempo.room(other), tempo.room()) == (first, AHEAD_MOST, 0, 0)
+    first.coming = AHEAD_MOST - 1
     assert tempo.room(first) == 1
+
+
+def test_the_longer_quick_nodes_take_the_fewer_wait_in_one_process() -> None:
+    tempo, rooms = quick(), list[int]()
+    for took in (0.0001, 0.0005, 0.001, 0.0019):
+        for _ in range(100):
+            tempo.ended(took, took)
+        rooms.append(tempo.room())
+    assert rooms == sorted(rooms, reverse=True)
+    assert (rooms[0], rooms[-1]) == (AHEAD_MOST, AHEAD_LEAST)
+
+
+def test_of_nodes_that_are_over_at_once_nobody_looks_how_much_they_compute() -> None:
+    tempo = quick()
+    assert not tempo.looks
+    tempo.ended(2 * WAITS_S, None)
+    assert tempo.looks and tempo.quick, "one that was not looked at says nothing of how nodes wait"
+    for _ in range(100):
+        tempo.ended(WAITS_S, 0.0)
+    tempo.ended(2 * WAITS_S, 0.0)
+    assert not tempo.quick
+    for _ in range(100):
+        tempo.ended(WAITS_S / 10, None)
+    assert tempo.quick
 
 
 def test_a_leader_that_is_stuck_gives_way() -> None:

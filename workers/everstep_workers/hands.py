@@ -133,7 +133,7 @@ class Hand(threading.Thread):
             self._guarded(held, partial(self._step, held))
             self._began = 0.0
         goes_on = self._goes_on()
-        if goes_on and len(self._ready) < TOGETHER_MAX and self._work.tempo.waits(self._ready_since):
+        if goes_on and self._awaits_more():
             return
         with self._wire:
             self._send()
@@ -141,6 +141,11 @@ class Hand(threading.Thread):
                 return
             fresh = self._collected()
         self._take(fresh)
+
+    def _awaits_more(self) -> bool:
+        """Should more leave with what is ready? At most half of all that this thread has: while Redis is at the one, it
+        is at the other."""
+        return len(self._ready) < min(self.coming, TOGETHER_MAX) and self._work.tempo.waits(self._ready_since)
 
     def _goes_on(self) -> bool:
         """Is what comes next over in a moment, so that no answer need be awaited before?"""

@@ -17,8 +17,9 @@ from .slots import OFFER_MAX, Held
 MOMENT_S = 0.002
 STUCK_S = 0.01  # on a busy machine a thread is often put aside for a few milliseconds: that makes it no slow one
 WAITS_S = 0.0005
-TOGETHER_S = 0.001
-KEEN = 16
+TOGETHER_S = 0.002
+AHEAD_S = 0.008  # of nodes that wait in a process while others might run them
+AHEAD_LEAST, AHEAD_MOST = 4, 32
 SMOOTH = 0.1
 
 
@@ -40,7 +41,7 @@ class Tempo:
     """The pace of a process's sync nodes, as their threads tell it. No lock: a lost update costs a moment."""
 
     def __init__(self) -> None:
-        self._begun: deque[Held] = deque(maxlen=4 * KEEN)
+        self._begun: deque[Held] = deque(maxlen=4 * AHEAD_MOST)
         self._pace_s = MOMENT_S
         self._waits_s = 0.0
         self._last_s = MOMENT_S
@@ -90,7 +91,12 @@ class Tempo:
         leader = self.leader
         if leader is not None and leader is not hand and not leader.stuck:
             return 0
-        return max(KEEN - self._young() - (leader.coming if leader is not None else 0), 0)
+        return max(self._ahead - self._young() - (leader.coming if leader is not None else 0), 0)
+
+    @property
+    def _ahead(self) -> int:
+        """How many quick attempts a process may have in hand."""
+        return min(max(int(AHEAD_S / max(self._pace_s, 1e-6)), AHEAD_LEAST), AHEAD_MOST)
 
     def _young(self) -> int:
         """How many attempts began a moment ago and run."""

@@ -40,7 +40,7 @@ from .slots import OFFER_MAX, Done, Held, Slots, Tally
 from .tempo import Tempo
 
 REST_S = 0.5
-TOGETHER_MAX = 8
+TOGETHER_MAX = 16
 
 log = logging.getLogger("everstep.worker")
 

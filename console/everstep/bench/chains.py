@@ -26,6 +26,7 @@ LENGTH = 10
 LONE_COST = "CPU of one worker process and Redis, lone chain"
 MANY_COST = "CPU of one worker process and Redis, many chains"
 SLICES = 10
+SLOTS = 32  # of a worker process under load: what `everstep worker --concurrency 32` has
 
 
 class Latency(NamedTuple):
@@ -93,7 +94,7 @@ def p50_p99(took: Sequence[float]) -> tuple[float, float]:
     return ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
 
 
-def throughput(place: Place, runs: int, processes: int = 1, concurrency: int = 10) -> Throughput:
+def throughput(place: Place, runs: int, processes: int = 1, concurrency: int = SLOTS) -> Throughput:
     """Many runs at once, all submitted before the first one begins; their inputs' steps take time and don't count."""
     place.clear()
     spec, commits = chain(LENGTH), runs * (LENGTH + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from .chains import LENGTH, new_run, one_by_one
+from .chains import LENGTH, SLOTS, new_run, one_by_one
 from .graphs import chain
 from .place import Place, held
 from .rows import Row, ratios, row
@@ -27,7 +27,7 @@ def load(place: Place, partitions: int, chains: int) -> Load:
     spec, each_runs = chain(LENGTH), chains // partitions
     with ExitStack() as ending:
         rooms = [ending.enter_context(place.partition(str(i + 1))) for i in range(partitions)]
-        workers = [ending.enter_context(room.worker("chain")) for room in rooms]
+        workers = [ending.enter_context(room.worker("chain", concurrency=SLOTS)) for room in rooms]
         for room in rooms:
             one_by_one(room, spec, 3)
         with held(workers):

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from importlib.resources import files
-from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
 import redis
@@ -52,7 +51,6 @@ PLAIN = "plain"  # the commit that nearly every step is
 NONE = ("", "", "", 0.0)  # of a run that is done no task is next
 NO_HEAD = (0, "", 0)
 RUNNING, DONE = Answer("ok", run_status="running"), Answer("ok", run_status="done")
-NOTHING: dict[str, Any] = {}
 STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
 _ODD = re.compile(r"\\udc[89a-f]|[\udc80-\udcff]")  # a byte that is no text, as it is decoded, and as `repr` shows that
@@ -236,22 +234,42 @@ def _place(node: str, queue: str, timeout_s: float) -> str:
 def _plain_answers(commits: Sequence[Commit], offer: Offer, raw: list[Any]) -> list[Answer | None]:
     """What `plain.lua` answers: the time, the leases of tasks that waited, and for each commit the job of its next task
     if that is leased at once, and as which lease; -1 if nothing was done. The first one done has all the leases."""
-    at_ms, rows, *told = raw
-    more = _told(b'{"leases":' + rows + b"}") if rows else NOTHING
-    leases, answers, own = [*_leases(more)], list[Answer | None](), list[tuple[int, Commit, bytes]]()
+    rows: list[list[Any]] = raw[1]
+    told, at_ms = raw[2:], int(raw[0])
+    leases, refused, answers = dict[int, Lease](), list[str](), list[Answer | None]()
+    for row in rows:
+        try:
+            leases[row[0]] = _waited(offer.tokens[row[0] - 1], at_ms, row)
+        except UnicodeDecodeError:
+            said = [each.decode("utf-8", "backslashreplace") for each in row[1:5]]
+            refused.append(f"{said[3]}: its task, {said[1]} of thread {said[0]}, has bytes that are no text")
     for at, commit in enumerate(commits):
         job, place = told[2 * at], told[2 * at + 1]
         if job:
-            own.append((place - 1, commit, job))
+            leases[place] = _own(commit, offer.tokens[place - 1], job.decode(), at_ms)
         answers.append(None if place < 0 else RUNNING if commit.next else DONE)
-    own.sort(key=itemgetter(0))
-    for place, commit, job in own:
-        leases.insert(place, _own(commit, offer.tokens[place], job.decode(), int(at_ms)))
     for at, answer in enumerate(answers):
         if answer is not None:
-            answers[at] = Answer("ok", tuple(leases), tuple(more.get("refused", ())), answer.run_status)
+            in_turn = tuple(leases.values()) if len(leases) < 2 else tuple(leases[place] for place in sorted(leases))
+            answers[at] = Answer("ok", in_turn, tuple(refused), answer.run_status)
             break
     return answers
+
+
+def _waited(token: str, at_ms: int, row: list[Any]) -> Lease:
+    """The lease of a task that waited: names, its record, and what the hash of its thread says."""
+    _, thread, task, queue, job, record, n, digest, _, _, _, run, graph, _, birth, began, base, _, conf, _, over = row
+    rec: dict[str, Any] = _read(record.decode("utf-8", "surrogatepass"))
+    return Lease(
+        token, _text(thread), int(n), _text(digest), _text(task), rec["n"], rec["a"], rec.get("l", 0), _text(queue),
+        rec["w"], _text(run), _text(graph), 1, _text(job), _text(birth), _text(began), int(base), at_ms, 0,
+        _text(conf or began), rec.get("an", ""), rec.get("c", ""), rec.get("cl", ""), rec.get("ct", 0),
+        _text(over or b""), rec.get("e", ""),
+    )  # fmt: skip
+
+
+def _text(said: bytes) -> str:
+    return said.decode("utf-8", "surrogatepass")
 
 
 def _own(commit: Commit, token: str, job: str, at_ms: int) -> Lease:

@@ -16,27 +16,34 @@ else
     local stands = call('MGET', S .. 'alive', R .. 'everstep:alive', R .. 'suspended', S .. 'limited')
     if not (stands[1] and stands[2]) or stands[3] then return end
     local limited = stands[4] -- graphs some nodes of which have a limit
+    local match, me = string.match, cjson.encode(owner)
     local all, good, seen, at, Q = {}, {}, {}, 11 + tokens + queues, 10 + tokens
     for i = 1, commits do
       local thread, n, digest, task, token, run, head_n, head_digest, head_step, next_task, next_node, next_queue, timeout, named, place,
         before, size = unpack(ARGV, at, at + 16)
       local it = { thread = thread, token = token, run = run, n = head_n, digest = head_digest, step = head_step,
-        at = at + 17, before = 0 + before, size = 0 + size }
+        at = at + 17, before = 0 + before, size = 0 + size, task = next_task, queue = next_queue, named = named, place = place,
+        timeout = timeout, gone = next_task ~= task, -- else its record takes this one's place
+        q = false, j = false, job = false, says = false, home = false, leased = false, record = false, done = false }
       all[i], at = it, at + 17 + before + size
       local T = call('HMGET', S .. 'thread:' .. thread, 'n', 'digest', 'status', 'left', 'width', 'run', 'own', 'early', 'over', 'graph',
         'jid', 'queue', 'parent')
-      local text = call('HGET', S .. 'open:' .. thread, task)
-      local rec = text and cjson.decode(text)
-      local mine = rec and T[1] == n and T[2] == digest and T[3] == 'running' and T[4] == '1' and T[5] == '1' and T[6] == run
+      local text = call('HGET', S .. 'open:' .. thread, task) or '{}'
+      -- as it is written below; or, from elsewhere, in any order
+      local q, o, t, j = match(text,
+        '^{"p":"lease","a":%d+,"n":"[^"]*","q":"([^"\\]*)","w":[%d.]+,"o":("[^"]*"),"t":"([^"]*)","L":%d+,"j":"([^"]*)"}$')
+      if not q then
+        local rec = cjson.decode(text)
+        if rec.p == 'lease' and not rec.s and not rec.g and not rec.f then q, o, t, j = rec.q, cjson.encode(rec.o), rec.t, rec.j end
+      end
+      local mine = j and t == token and o == me
+        and T[1] == n and T[2] == digest and T[3] == 'running' and T[4] == '1' and T[5] == '1' and T[6] == run
         and (T[7] or '') == '' and (T[8] or '') == '' and not T[9]
-        and rec.p == 'lease' and rec.t == token and rec.o == owner and rec.j and not rec.s and not rec.g and not rec.f
         and not (limited and string.find(limited, '\n' .. T[10] .. '\n', 1, true))
         and (next_task ~= '' or (T[13] or '') == '' and call('EXISTS', S .. 'queued:' .. thread) == 0)
       if mine then
-        it.was, it.q, it.j, seen[thread], good[#good + 1] = rec, rec.q, rec.j, true, it
-        it.gone = next_task ~= task -- else its record takes this one's place
+        it.q, it.j, seen[thread], good[#good + 1] = q, j, true, it
         if next_task ~= '' then
-          it.task, it.queue, it.named, it.place, it.timeout = next_task, next_queue, named, place, timeout
           it.job = T[11] .. '-' .. head_n .. '-' .. next_task .. '-1-' .. salt
           it.says, it.home = T[10] .. '/' .. thread .. '#' .. head_n .. ' ' .. next_node, T[12]
         end
@@ -47,44 +54,58 @@ else
     for i = 1, queues do
       if free == 0 then break end
       local q = ARGV[Q + i]
+      local here = '","q":' .. cjson.encode(q) .. ',"w":'
       local ids = call('LRANGE', R .. 'queue:' .. q, 0, free - 1)
       looked[q] = #ids
       for _, id in ipairs(ids) do
         -- a job at the front of a queue: one task alone in its step, and nothing is unusual about it
         local size_of = call('HSTRLEN', R .. 'job:' .. id, 'everstep')
-        local named = size_of > 0 and size_of < 8192 and cjson.decode(call('HGET', R .. 'job:' .. id, 'everstep'))
-        local other = named and named.keys == S and not seen[named.thread] and named.thread
-        if not other then return end
+        if size_of == 0 or size_of >= 8192 then return end
+        local named = call('HGET', R .. 'job:' .. id, 'everstep')
+        local keys, its_task, other = match(named, '^{"keys":"([^"]*)","n":%d+,"task":"([^"\\]*)","thread":"([^"\\]*)"}$')
+        if not keys then
+          local said = cjson.decode(named)
+          keys, its_task, other = said.keys, said.task, said.thread
+        end
+        if keys ~= S or seen[other] then return end
         local O = call('HMGET', S .. 'thread:' .. other, 'n', 'digest', 'status', 'left', 'width', 'run', 'graph', 'jid', 'birth', 'rec',
           'base', 'queue', 'conf', 'early', 'over')
-        local its = cjson.decode(call('HGET', S .. 'open:' .. other, named.task))
+        local text = call('HGET', S .. 'open:' .. other, its_task)
         for k = 1, 12 do
           if not O[k] then return end
         end
-        local plainly = O[3] == 'running' and O[4] == '1' and O[5] == '1' and (O[14] or '') == ''
-          and its.p == 'job' and its.j == id and its.q == q and not its.s and type(its.n) == 'string' and not its.g and not its.f
-          and not (limited and string.find(limited, '\n' .. O[7] .. '\n', 1, true))
-        if not plainly then return end
+        if O[3] ~= 'running' or O[4] ~= '1' or O[5] ~= '1' or (O[14] or '') ~= ''
+          or limited and string.find(limited, '\n' .. O[7] .. '\n', 1, true) then return end
+        local its_token, record = ARGV[Q - free + 1], nil
+        local a, where, j = match(text, '^{"p":"job","a":(%d+),("n":"[^"]*","q":"[^"]*","w":[%d.]+),"j":"([^"]*)"}$')
+        if a then
+          if j ~= id or not string.find(where, here, 1, true) then return end
+          record = '{"p":"lease","a":' .. a + 1 .. ',' .. where .. ',"o":' .. me .. ',"t":"' .. its_token .. '","L":' .. lease_ms
+            .. ',"j":"' .. id .. '"}'
+        else
+          local its = cjson.decode(text)
+          if its.p ~= 'job' or its.j ~= id or its.q ~= q or its.s or type(its.n) ~= 'string' or its.g or its.f then return end
+          its.p, its.a, its.t, its.o, its.L = 'lease', its.a + 1, its_token, owner, lease_ms
+          record = cjson.encode(its)
+        end
         seen[other] = true
-        local its_token = ARGV[Q - free + 1]
-        its.p, its.a, its.t, its.o, its.L = 'lease', its.a + 1, its_token, owner, lease_ms
-        leases[#leases + 1] = { thread = other, task = named.task, token = its_token, job = id, queue = q, record = cjson.encode(its), waited = true }
-        rows[#rows + 1] = { its_token, other, 0 + O[1], O[2], named.task, its.n, its.a, its.l or 0, q, its.w, O[6], O[7], 1, id, O[9],
-          O[10], 0 + O[11], 0 + ms, 0, O[13] or O[10], its.an or '', its.c or '', its.cl or '', its.ct or 0, O[15] or '', its.e or '' }
+        leases[#leases + 1] = { thread = other, task = its_task, token = its_token, job = id, queue = q, record = record,
+          waited = true }
+        rows[#rows + 1] = { #leases, other, its_task, q, id, record, unpack(O, 1, 15) }
         free = free - 1
       end
       for _, it in ipairs(good) do
         if free == 0 then break end
-        if it.queue == q then -- nothing waits ahead of it
+        if it.job and it.queue == q and not it.leased then -- nothing waits ahead of it
           leases[#leases + 1] = { thread = it.thread, task = it.task, token = ARGV[Q - free + 1], job = it.job, queue = q }
           it.leased, free = #leases, free - 1
         end
       end
     end
-    local ready, answer = {}, { ms, #rows > 0 and cjson.encode(rows) or '' }
+    local ready, answer = {}, { ms, rows }
     for _, it in ipairs(good) do
       if it.leased then
-        leases[it.leased].record = '{"p":"lease","a":1,' .. it.place .. ',"o":' .. cjson.encode(owner) .. ',"t":"' .. leases[it.leased].token
+        leases[it.leased].record = '{"p":"lease","a":1,' .. it.place .. ',"o":' .. me .. ',"t":"' .. leases[it.leased].token
           .. '","L":' .. lease_ms .. ',"j":"' .. it.job .. '"}'
       elseif it.job then
         it.record = '{"p":"job","a":0,' .. it.place .. ',"j":"' .. it.job .. '"}'
@@ -197,7 +218,7 @@ else
     return answer
   end
   if 0 + commits > 1 then
-    answer = { ms, '' }
+    answer = { ms, {} }
     for i = 1, commits do answer[2 * i + 1], answer[2 * i + 2] = '', -1 end
     return answer
   end
