@@ -504,7 +504,7 @@ BUGS: dict[str, tuple[Callable[[Rig], None], Script | Python, set[str]]] = {
     ),
     "no fence in the short way of a plain commit": (
         taken_over_alone,
-        changed("commit", ("and rec.p == 'lease' and rec.t == token and rec.o == owner and rec.j", "")),
+        changed("commit", ("and t == token and o == me", "")),
         {"I4"},
     ),
     "successors queued outside the script, and the process dies between": (

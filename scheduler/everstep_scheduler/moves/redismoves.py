@@ -234,17 +234,20 @@ def _place(node: str, queue: str, timeout_s: float) -> str:
 def _plain_answers(commits: Sequence[Commit], offer: Offer, raw: list[Any]) -> list[Answer | None]:
     """What `plain.lua` answers: the time, the leases of tasks that waited, and for each commit the job of its next task
     if that is leased at once, and as which lease; -1 if nothing was done. The first one done has all the leases."""
+    at_ms = int(raw[0])
     rows: list[list[Any]] = raw[1]
-    told, at_ms = raw[2:], int(raw[0])
+    told: list[Any] = raw[2:]
     leases, refused, answers = dict[int, Lease](), list[str](), list[Answer | None]()
     for row in rows:
+        place: int = row[0]
         try:
-            leases[row[0]] = _waited(offer.tokens[row[0] - 1], at_ms, row)
+            leases[place] = _waited(offer.tokens[place - 1], at_ms, row)
         except UnicodeDecodeError:
             said = [each.decode("utf-8", "backslashreplace") for each in row[1:5]]
             refused.append(f"{said[3]}: its task, {said[1]} of thread {said[0]}, has bytes that are no text")
     for at, commit in enumerate(commits):
-        job, place = told[2 * at], told[2 * at + 1]
+        job: bytes = told[2 * at]
+        place = told[2 * at + 1]
         if job:
             leases[place] = _own(commit, offer.tokens[place - 1], job.decode(), at_ms)
         answers.append(None if place < 0 else RUNNING if commit.next else DONE)
