@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -155,10 +156,18 @@ class Busy:
         self.stuck = stuck
 
 
+def held(node: str) -> Held:
+    lease: Any = SimpleNamespace(graph="g", node=node)
+    return Held(lease)
+
+
+HELD = held("n")
+
+
 def quick() -> Tempo:
     tempo = Tempo()
     for _ in range(50):
-        tempo.ended(0.0001, 0.0001)
+        tempo.ended(HELD, 0.0001, 0.0001)
     assert tempo.quick
     return tempo
 
@@ -177,7 +186,7 @@ def test_the_longer_quick_nodes_take_the_fewer_wait_in_one_process() -> None:
     tempo, rooms = quick(), list[int]()
     for took in (0.0001, 0.0005, 0.001, 0.0019):
         for _ in range(100):
-            tempo.ended(took, took)
+            tempo.ended(HELD, took, took)
         rooms.append(tempo.room())
     assert rooms == sorted(rooms, reverse=True)
     assert (rooms[0], rooms[-1]) == (AHEAD_MOST, AHEAD_LEAST)
@@ -186,14 +195,14 @@ def test_the_longer_quick_nodes_take_the_fewer_wait_in_one_process() -> None:
 def test_of_nodes_that_are_over_at_once_nobody_looks_how_much_they_compute() -> None:
     tempo = quick()
     assert not tempo.looks
-    tempo.ended(2 * WAITS_S, None)
+    tempo.ended(HELD, 2 * WAITS_S, None)
     assert tempo.looks and tempo.quick, "one that was not looked at says nothing of how nodes wait"
     for _ in range(100):
-        tempo.ended(WAITS_S, 0.0)
-    tempo.ended(2 * WAITS_S, 0.0)
+        tempo.ended(HELD, WAITS_S, 0.0)
+    tempo.ended(HELD, 2 * WAITS_S, 0.0)
     assert not tempo.quick
     for _ in range(100):
-        tempo.ended(WAITS_S / 10, None)
+        tempo.ended(HELD, WAITS_S / 10, None)
     assert tempo.quick
 
 
@@ -206,9 +215,19 @@ def test_a_leader_that_is_stuck_gives_way() -> None:
     assert tempo.leader is other
 
 
+def test_a_node_that_took_long_the_last_time_is_not_expected_to_be_over_at_once() -> None:
+    """So that what is ready is sent before it begins."""
+    tempo, slow, other = quick(), held("slow"), held("other")
+    tempo.ended(slow, 2 * MOMENT_S, 2 * MOMENT_S)
+    assert tempo.quick
+    assert (tempo.expects(slow), tempo.expects(HELD), tempo.expects(other)) == (False, True, True)
+    tempo.ended(slow, MOMENT_S / 2, None)
+    assert tempo.expects(slow)
+
+
 @pytest.mark.parametrize("took", [(2 * MOMENT_S, 2 * MOMENT_S), (MOMENT_S / 2, 0.0)], ids=["computes", "waits"])
 def test_nodes_that_take_their_time_or_wait_are_not_quick(took: tuple[float, float]) -> None:
     tempo = quick()
     for _ in range(100):
-        tempo.ended(*took)
+        tempo.ended(HELD, *took)
     assert not tempo.quick

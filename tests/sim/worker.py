@@ -48,8 +48,11 @@ class Whim:
     def begins(self, held: Held) -> None:
         pass
 
-    def ended(self, seconds: float, computed_s: float | None) -> None:
+    def ended(self, held: Held, seconds: float, computed_s: float | None) -> None:
         pass
+
+    def expects(self, held: Held) -> bool:
+        return self.quick
 
     @property
     def looks(self) -> bool:

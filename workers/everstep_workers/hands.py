@@ -153,7 +153,7 @@ class Hand(threading.Thread):
             coming = self._backlog[0]
         except IndexError:  # nothing is, or another thread has just taken it
             return False
-        return self._work.tempo.quick or self._work.is_input(coming.lease)
+        return self._work.tempo.expects(coming) or self._work.is_input(coming.lease)
 
     def _take(self, fresh: list[Held]) -> None:
         """Leases that came: quick ones stay with this thread, else it has one, and other threads have the others."""
@@ -198,7 +198,7 @@ class Hand(threading.Thread):
         result = _called(attempt)
         if not work.is_input(held.lease):  # it says nothing of how quick nodes are
             seconds = time.monotonic() - held.began
-            work.tempo.ended(seconds, None if computed_s is None else time.thread_time() - computed_s)
+            work.tempo.ended(held, seconds, None if computed_s is None else time.thread_time() - computed_s)
         reach("called")
         if not held.take_right():
             work.slots.give_new()

@@ -45,6 +45,7 @@ class Tempo:
         self._pace_s = MOMENT_S
         self._waits_s = 0.0
         self._last_s = MOMENT_S
+        self._of_node: dict[tuple[str, str], float] = {}
         self.leader: Leader | None = None
 
     def begins(self, held: Held) -> None:
@@ -58,9 +59,9 @@ class Tempo:
         tell anything there is nothing to know."""
         return self._last_s > WAITS_S
 
-    def ended(self, seconds: float, computed_s: float | None) -> None:
+    def ended(self, held: Held, seconds: float, computed_s: float | None) -> None:
         """Its node has returned after so long, so much of it spent computing, if somebody looked."""
-        self._last_s = seconds
+        self._last_s = self._of_node[held.lease.graph, held.lease.node] = seconds
         self._pace_s += SMOOTH * (seconds - self._pace_s)
         if computed_s is not None:
             self._waits_s += SMOOTH * (max(seconds - computed_s, 0.0) - self._waits_s)
@@ -71,6 +72,10 @@ class Tempo:
     def quick(self) -> bool:
         """Are nodes over at once, on average, without waiting for anything?"""
         return self._pace_s < MOMENT_S and self._waits_s < WAITS_S
+
+    def expects(self, held: Held) -> bool:
+        """Will its node be over at once, as it was the last time, if there was one?"""
+        return self.quick and self._of_node.get((held.lease.graph, held.lease.node), 0.0) < MOMENT_S
 
     def waits(self, since: float) -> bool:
         """May what has been ready since then wait for more to leave with it?"""
