@@ -59,9 +59,8 @@ else
       looked[q] = #ids
       for _, id in ipairs(ids) do
         -- a job at the front of a queue: one task alone in its step, and nothing is unusual about it
-        local size_of = call('HSTRLEN', R .. 'job:' .. id, 'everstep')
-        if size_of == 0 or size_of >= 8192 then return end
         local named = call('HGET', R .. 'job:' .. id, 'everstep')
+        if not named or #named >= 8192 then return end
         local keys, its_task, other = match(named, '^{"keys":"([^"]*)","n":%d+,"task":"([^"\\]*)","thread":"([^"\\]*)"}$')
         if not keys then
           local said = cjson.decode(named)
