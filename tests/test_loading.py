@@ -15,7 +15,7 @@ from everstep_checkpoint.errors import CorruptEntry
 from everstep_checkpoint.log import MemoryLog, Span
 from everstep_checkpoint.replay import state_at, states
 from everstep_scheduler.moves.contract import LEASE_MS, Lease
-from everstep_scheduler.steps import loading
+from everstep_scheduler.steps import loading, readahead
 from everstep_scheduler.steps.loading import Loader
 from golden.dump import FOLDER, DumpLog
 
@@ -160,3 +160,19 @@ def test_from_far_behind_it_begins_at_a_snapshot(monkeypatch: pytest.MonkeyPatch
     anew, log.count = log.count, 0
     assert loader.stand(last) == Loader(log_of("v1-snapshot")).stand(last)
     assert log.count == anew
+
+
+def test_pages_that_nobody_asks_for_are_kept_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, spans = MemoryLog(), [Span(f"t{i}") for i in range(40)]
+    for span in spans:
+        birth = f"birth of {span.thread}"
+        log.append(span.thread, [e.fact("run_started", "r", birth=birth, record=e.wrap(bytes(10_000)))], None)
+    monkeypatch.setattr(readahead, "KEPT_BYTES", 100_000)
+    ahead = readahead.ReadAhead(log)
+    ahead.fetch(spans)
+    for span in spans:
+        log.delete(span.thread)
+    kept = [span.thread for span in spans if ahead.read(span.thread)]
+    assert kept == [span.thread for span in spans[-len(kept) :]] and 5 < len(kept) < 10, "the last ones"
+    ahead.fetch(spans[:2])
+    assert not any(ahead.read(span.thread) for span in spans), "each page is given once"

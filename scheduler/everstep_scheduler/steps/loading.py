@@ -26,7 +26,8 @@ CACHE_BYTES = 64 * 2**20
 ENTRIES_KEPT = 4096
 RECORDS_KEPT = 16_384
 BEHIND_MAX = 64  # checkpoints; from further behind, a snapshot may be nearer
-AHEAD_MAX = 16  # checkpoints that are read for an attempt before it is loaded
+AHEAD_MAX = 16  # checkpoints that are read for an attempt before it is loaded,
+AHEAD_BYTES = 256 * 2**10  # and how large the state may be: what changes it may be as large
 FRESH_STEP = -2
 _FIRST = (START_TASK, UPDATE_TASK, JOIN_TASK)  # tasks a run may begin with
 
@@ -54,6 +55,9 @@ class Stand(NamedTuple):
     @property
     def size(self) -> int:
         return sum(len(name) + len(value) for name, value in self.channels.items())
+
+
+NOWHERE = Stand({}, FRESH_STEP)
 
 
 def rows_of(next_rows: Any) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
@@ -187,10 +191,10 @@ class Loader:
         if lease.conf and (thread, birth, run, lease.conf) not in self._records:
             refs.append(lease.conf)
         yield from (Span(thread, ref, ref) for ref in refs if (thread, birth, run, ref) not in self._entries)
-        n, digest, *_ = self._stands.get(thread, (0, ""))
+        n, digest, stand = self._stands.get(thread, (0, "", NOWHERE))
         if lease.n == n and lease.digest == digest:
             return
-        if 0 < lease.n - n <= AHEAD_MAX:
+        if 0 < lease.n - n <= AHEAD_MAX and stand.size <= AHEAD_BYTES:
             if n:
                 yield Span(thread, f"{n}-0", f"{lease.n}-0", PAGE)
             else:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Head, Log, Span
 
-PAGES_KEPT = 256
+KEPT_BYTES = 16 * 2**20
 
 
 class ReadAhead(Log):
@@ -22,7 +22,8 @@ class ReadAhead(Log):
 
     def __init__(self, log: Log) -> None:
         self._log, self.signer = log, log.signer
-        self._pages: OrderedDict[Span, list[e.Entry]] = OrderedDict()
+        self._pages: OrderedDict[Span, tuple[list[e.Entry], int]] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
 
     def fetch(self, spans: Sequence[Span]) -> None:
@@ -32,10 +33,18 @@ class ReadAhead(Log):
         if len(asked) < 2:
             return
         found = self._log.read_all(asked)
+        for span, page in zip(asked, found, strict=True):
+            if page is not None:
+                self._keep(span, page)
+
+    def _keep(self, span: Span, page: list[e.Entry]) -> None:
+        """Keep a page within the byte budget; the oldest goes first. An entry counts for more bytes than it has."""
+        size = 512 + sum(512 + sum(map(len, entry.raw.values())) for entry in page)
         with self._lock:
-            self._pages.update((span, page) for span, page in zip(asked, found, strict=True) if page is not None)
-            while len(self._pages) > PAGES_KEPT:
-                self._pages.popitem(last=False)
+            self._bytes += size - self._pages.pop(span, ((), 0))[1]
+            self._pages[span] = page, size
+            while self._bytes > KEPT_BYTES:
+                self._bytes -= self._pages.popitem(last=False)[1][1]
 
     def read(
         self,
@@ -48,7 +57,8 @@ class ReadAhead(Log):
     ) -> list[e.Entry]:
         if self._pages:
             with self._lock:
-                page = self._pages.pop(Span(thread, start, end, count, reverse), None)
+                page, size = self._pages.pop(Span(thread, start, end, count, reverse), (None, 0))
+                self._bytes -= size
             if page is not None:
                 return page
         return self._log.read(thread, start, end, count, reverse=reverse)
