@@ -211,6 +211,27 @@ def test_a_worker_that_beats_is_alive_and_one_that_died_is_not(site: Site) -> No
     assert one(site, "workers").mark == ACT
 
 
+def test_a_job_that_waits_for_long_where_a_worker_listens_is_said_with_who_does_not_take_it(site: Site) -> None:
+    client: Any = site.redis
+    name = site.keys.rq_worker("everstep.h.1.x")
+    client.sadd(site.keys.rq_workers, name)
+    client.hset(name, mapping={"queues": "shop", "hostname": "h", "state": "idle"})
+    submit(site)
+    assert one(site, "queues").mark == "ok"
+    (job,) = client.lrange(site.keys.rq_queue("shop"), 0, -1)
+    client.hset(site.keys.rq_job(job.decode()), "enqueued_at", "2026-01-01T00:00:00.000000Z")
+    full = one(site, "queues")
+    assert full.mark == KNOW and "though everstep.h.1.x shows nothing under way" in full.said
+    assert "kill -TERM" in full.fix
+    client.hset(name, "state", "busy")
+    assert one(site, "queues").said.endswith("those who listen are busy")
+    client.set(site.keys.rq_suspended, 1)
+    assert one(site, "queues").mark == "ok"  # why nobody takes it is said elsewhere
+    client.delete(site.keys.rq_suspended)
+    client.hset(site.keys.rq_job(job.decode()), "enqueued_at", "some time")
+    assert one(site, "queues").mark == "ok"
+
+
 def test_lost_keys_are_found_and_recover_mends_them(site: Site) -> None:
     client: Any = site.redis
     client.delete(site.keys.rq_alive)

@@ -33,6 +33,7 @@ class Look:
     queues: list[str] = field(default_factory=list[str])
     served: set[str] = field(default_factory=set[str])
     ours_served: set[str] = field(default_factory=set[str])
+    idle: dict[str, list[str]] = field(default_factory=dict[str, list[str]])  # queue -> workers that run nothing
     workers: int = 0
 
     @property

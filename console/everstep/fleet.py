@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 
 from everstep_checkpoint.keys import is_within
 from everstep_scheduler.moves.document import document
@@ -20,6 +21,7 @@ SILENT_MS = 12_000
 OVERDUE_MAX = 200
 SCAN, KEYS_MAX = 5000, 2_000_000
 LATE_MS = 2000
+STUCK_MS = 30_000
 SWEEP_LATE_MS = 5000
 REFUSED = "refused by everstep: "
 FUNCTION = b'["everstep.run_node"'
@@ -72,6 +74,9 @@ def workers(look: Look) -> Iterator[Finding]:
     look.workers = len(alive)
     look.served = {queue for row in found if row not in silent for queue in row[1][0].decode().split(",")}
     look.ours_served = {queue for row in alive for queue in row[1][0].decode().split(",")}
+    for row in alive:
+        for queue in row[1][0].decode().split(",") if row[1][2] == b"idle" else ():
+            look.idle.setdefault(queue, []).append(row[0].removeprefix(keys.rq_worker("").encode()).decode())
     hosts = {row[1][1].decode() for row in alive if row[1][1]}
     others = f"; {len(found) - len(ours)} of stock RQ" if len(found) > len(ours) else ""
     if alive:
@@ -85,7 +90,7 @@ def workers(look: Look) -> Iterator[Finding]:
         named = _named([row[0].removeprefix(keys.rq_worker("").encode()).decode() for row in silent])
         longest = show.span(max(BEAT_LASTS_MS - row[2] for row in silent))
         said = f"{show.many(len(silent), 'worker')} silent for up to {longest}: {named}"
-        fix = "dead, or cut off from Redis, or Redis is full: see their hosts; others take over what they held"
+        fix = "dead, frozen (kill -CONT), or cut off from Redis: see their hosts; others take over what they held"
         yield Finding(KNOW, "workers", said, fix)
 
 
@@ -141,9 +146,40 @@ def _waiting(look: Look, queue: str, n: int) -> Finding:
         said = f"{queue}: {show.many(n, 'task')} whose process died, waiting to be run alone"
         return Finding(KNOW, "suspects", said, "a pool does it: everstep worker; see `everstep history THREAD`")
     if queue in look.served:
-        return Finding(OK, "queues", f"{queue}: {n:,} waiting")
+        return _served(look, queue, n)
     fix = f"everstep worker MODULE:{queue}, or --queues {queue}"
     return Finding(ACT, "queues", f"{queue}: {n:,} waiting, and no worker listens", fix)
+
+
+def _served(look: Look, queue: str, n: int) -> Finding:
+    """Somebody listens. Does the first job stand there for long?"""
+    waits = _first_waits(look, queue)
+    if waits < STUCK_MS:
+        return Finding(OK, "queues", f"{queue}: {n:,} waiting")
+    said = f"{queue}: {n:,} waiting, the first for {show.span(waits)}"
+    if idle := look.idle.get(queue):
+        said = f"{said}, though {_named(idle)} shows nothing under way"
+        fix = (
+            "does its log say `its lease is gone`? Then nodes that were cancelled, or are over their timeout, keep its "
+            "slots: kill -TERM that process, its pool begins another"
+        )
+        return Finding(KNOW, "queues", said, fix)
+    return Finding(KNOW, "queues", f"{said}: those who listen are busy", "wait, or start more workers")
+
+
+def _first_waits(look: Look, queue: str) -> int:
+    """For how many ms the job that comes next has waited; 0 where that is not known, or nobody may take it."""
+    keys = look.site.keys
+    first = look.redis.lindex(keys.rq_queue(queue), 0)
+    if first is None or look.redis.exists(keys.rq_suspended):
+        return 0
+    since = look.redis.hget(keys.rq_job(first.decode("utf-8", "replace")), "enqueued_at") or b""
+    seconds, micros = look.redis.time()
+    try:
+        at = datetime.fromisoformat(since.decode("ascii", "replace"))
+    except ValueError:
+        return 0
+    return round((seconds + micros / 1e6 - at.timestamp()) * 1000)
 
 
 def parked(look: Look) -> Iterator[Finding]:
