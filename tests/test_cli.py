@@ -154,6 +154,7 @@ def test_every_word_explains_itself(word: str, capsys: pytest.CaptureFixture[str
     [
         (["submitt", "counting", "{}"], 2, "Did you mean 'submit'?"),
         (["submit", "counting", "{count: 0}"], 2, "INPUT is no JSON"),
+        (["resume", "t", "yes"], 2, "ANSWER is no JSON: Expecting value: line 1 column 1 (char 0). Quote it for the shell: '\"yes\"'"),
         (["graphs", "--partition", "{1}"], 2, "--partition"),
         (["submit", "counting", "@/nowhere"], 2, "INPUT can't be read"),
         (["submit", "counting", '{"count": "many"}'], 2, "must be integer"),
@@ -246,7 +247,11 @@ def test_input_comes_from_a_file_or_stdin(cli: Cli, tmp_path: Path, monkeypatch:
 def test_a_run_that_has_not_ended_is_code_5_and_says_what_it_waits_for(cli: Cli, tmp_path: Path) -> None:
     given = json.dumps({"word": str(tmp_path / "go"), "done": False})
     assert cli("submit", "waiting", given, "--thread", "t5", "--timeout", "0.3") == 5
-    assert "'node'" in cli.err and "everstep result t5" in cli.err
+    assert re.search(r"'node' runs on \S+ \(attempt 1, for \d+ s\)", cli.err) and "everstep result t5 --run " in cli.err
+    cli("submit", "waiting", given, "--thread", "t5", "--run", "next")
+    assert cli("result", "t5", "--run", "next", "--timeout", "0") == 5
+    assert "of which node 'node' runs on" in cli.err and "everstep result t5 --run next goes on waiting" in cli.err
+    cli("cancel", "t5", "--run", "next")
     assert cli("result", "t5", "--timeout", "0.1", "--json") == 5
     assert json.loads(cli.out)["waiting_for"]
     (tmp_path / "go").touch()

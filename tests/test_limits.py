@@ -26,6 +26,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import GraphError, InvalidInput
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
+from everstep_scheduler.client.waiting import waiting_for
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.limits import Limit, limit_key
 from everstep_scheduler.graph.runtime import END, START
@@ -363,6 +364,8 @@ def test_what_waits_is_shown_as_deferred_and_survives_a_rebuild(client: redis.Re
     limited(fleet, Limit(1))
     assert [fleet.open(x) for x in "abc"] == [True, False, False]
     assert client.zcard(keys.rq_deferred("g")) == 2 and client.llen(keys.rq_queue("g")) == 0
+    run = str(client.hget(keys.thread("b"), "run").decode())  # type: ignore[union-attr]
+    assert waiting_for(client, keys, "b", run) == "node 'api' waits in line at the limit 'g:api', held by g/a#1 api"
     recover(client, keys, lease_ms=600)
     assert client.zcard(keys.rq_deferred("g")) == 0 and client.llen(keys.rq_queue("g")) == 2
     assert client.scard(keys.slots("g:api")) == 1, "the lease lives on, and holds its slot"

@@ -98,7 +98,8 @@ def given_json(given: str, what: str = "INPUT") -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise click.UsageError(f"{what} is no JSON: {error}. Quote it for the shell: '{{\"count\": 0}}'") from None
+        example = "'\"yes\"', 'true'" if what == "ANSWER" else "'{\"count\": 0}'"
+        raise click.UsageError(f"{what} is no JSON: {error}. Quote it for the shell: {example}") from None
 
 
 @click.command()
@@ -314,6 +315,6 @@ def _waiting(site: Site, said: dict[str, Any], why: str, as_json: bool) -> int:
         show.emit({**said, "waiting_for": why})
     else:
         site.say(f"not yet: {show.clean(why)}")
-        again = f"everstep result {show.clean(said['thread'])}"
+        again = f"everstep result {quote(said['thread'])} --run {quote(said['run'])}"
         site.say(f"  fix: {again} goes on waiting; everstep doctor says whether workers are there")
     return WAITING
