@@ -14,7 +14,8 @@ import pytest
 from everstep.cli import main
 from everstep.embedded import EmbeddedServer
 from everstep_checkpoint.errors import Conflict, CorruptEntry, NewerVersion, ServerFull, UnknownThread
-from everstep_checkpoint.replay import verify
+from everstep_checkpoint.redislog import RedisLog
+from everstep_checkpoint.replay import state_at, states, verify
 from everstep_scheduler.client.client import connect
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START
@@ -177,10 +178,22 @@ def test_everstep_s_own_checkpoints_behind_a_broken_one_are_never_cut(hand: Hand
     before = rows(hand.client)
     with pytest.raises(CorruptEntry, match=r"checkpoint 2: its digest .* stand behind it, as 3-0") as said:
         look(hand.client, KEYS, THREAD)
-    assert "nothing was cut" in said.value.fix
+    assert "nothing was cut; `everstep fork t --at 000000000001-" in said.value.fix
     with pytest.raises(CorruptEntry):
         cut(hand.client, KEYS, THREAD, "2-0", unshown)
     assert rows(hand.client) == before
+
+
+@pytest.mark.parametrize("gone", [b"1-0", b"2-0"])
+def test_values_are_never_read_over_a_checkpoint_that_is_gone(hand: Hand, gone: bytes) -> None:
+    hand.drive()
+    harmed(hand.client, lambda stored: [row for row in stored if row[0] != gone])
+    log, behind = RedisLog(hand.client, KEYS), int(gone[:1]) + 1
+    for read in (state_at, lambda log, thread: list(states(log, thread))):
+        with pytest.raises(CorruptEntry, match=f"{behind}-0 .* builds on checkpoint {behind - 1}") as said:
+            read(log, THREAD)
+        assert said.value.thread == THREAD and "`everstep recover --thread t`" in said.value.fix
+    assert not verify(log, THREAD).sound
 
 
 def test_a_log_of_a_newer_format_and_one_of_nobody_are_left_alone(hand: Hand) -> None:

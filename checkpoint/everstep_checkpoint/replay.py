@@ -159,6 +159,9 @@ class Fold:
         return found
 
     def _delta(self, entry: e.Entry) -> None:
+        stands = self.n or next((fact.n for fact in self.facts.values()), entry.n - 1)
+        if entry.n != stands + 1:  # it would be applied to values that it was not made for
+            raise entry.corrupt(f"it builds on checkpoint {entry.n - 1}, and before it stands {stands}")
         stored = entry.value("delta") or b"\x80"
         delta = decode_delta(stored)
         self.channels = fold(self.channels, delta, lambda ref, channel: self.written(entry, ref, channel))

@@ -46,9 +46,13 @@ def sounds(read: Callable[Concatenate[Log, str, P], Iterator[T]]) -> Callable[Co
 
 @contextmanager
 def clear(thread: str) -> Generator[None]:
-    """Whatever an odd field causes leaves as CorruptEntry; errors of ours as they are."""
+    """Whatever an odd field causes leaves as CorruptEntry; errors of ours as they are, with the thread."""
     try:
         yield
+    except CorruptEntry as error:
+        if not error.thread:
+            error.of(thread)
+        raise
     except EverstepError:
         raise
     except (AttributeError, *MALFORMED) as error:  # type: ignore[misc]

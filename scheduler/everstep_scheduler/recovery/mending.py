@@ -62,6 +62,7 @@ class Walk:
     last: str = ""
     reader: Reader = field(default_factory=Reader)
     _n: int | None = None
+    _good: str = ""  # the last good checkpoint, as `everstep history` has it
     _broken_n: int | None = None  # the last bad entry that is a checkpoint by its looks
     _goes_on: str = ""
     _joins: bool = False
@@ -158,7 +159,7 @@ class Walk:
                 return astray
             self._folder.feed(entry)
             self._chain.checkpoint(entry)
-        self._n = entry.n
+        self._n, self._good = entry.n, entry.checkpoint_id
         return ""
 
     def check(self) -> None:
@@ -168,7 +169,8 @@ class Walk:
             raise CorruptEntry(what, thread=self.thread, fix="DEL its key if it is nobody's")
         if self._goes_on:
             what = f"{self.bad[0].why}; checkpoints that may be everstep's stand behind it, as {self._goes_on}"
-            fix = f"nothing was cut; go on from checkpoint {self._n} in another thread: RedisLog.fork"
+            begin = f"`everstep fork {shlex.quote(self.thread)} --at {self._good}` begins a thread with what was there"
+            fix = f"nothing was cut; {begin}" if self._good else "nothing was cut, and there is none before it"
             raise CorruptEntry(what, thread=self.thread, fix=fix)
         self.reader.told()
 
