@@ -154,7 +154,11 @@ def test_every_word_explains_itself(word: str, capsys: pytest.CaptureFixture[str
     [
         (["submitt", "counting", "{}"], 2, "Did you mean 'submit'?"),
         (["submit", "counting", "{count: 0}"], 2, "INPUT is no JSON"),
-        (["resume", "t", "yes"], 2, "ANSWER is no JSON: Expecting value: line 1 column 1 (char 0). Quote it for the shell: '\"yes\"'"),
+        (
+            ["resume", "t", "yes"],
+            2,
+            "ANSWER is no JSON: Expecting value: line 1 column 1 (char 0). Quote it for the shell: '\"yes\"'",
+        ),
         (["graphs", "--partition", "{1}"], 2, "--partition"),
         (["submit", "counting", "@/nowhere"], 2, "INPUT can't be read"),
         (["submit", "counting", '{"count": "many"}'], 2, "must be integer"),

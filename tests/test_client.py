@@ -446,7 +446,7 @@ def test_a_timeout_says_what_the_run_waits_for(idle: Client) -> None:
     with pytest.raises(TimeoutError, match="node '__start__' waits in queue 'counter', where no worker listens"):
         run.result(0.05)
     second = idle.submit("counter", ZERO, thread_id="t")
-    with pytest.raises(TimeoutError, match="queued behind run '.*', of which node '__start__' waits in queue"):
+    with pytest.raises(TimeoutError, match=r"queued behind run '.*', of which node '__start__' waits in queue"):
         second.result(0.05)
     idle.redis.sadd(idle.keys.rq_workers_of("counter"), idle.keys.rq_worker("dead"))  # in the set for a while still
     with pytest.raises(TimeoutError, match="where no worker listens"):

@@ -156,6 +156,8 @@ def test_what_redis_may_lose_is_said_in_words(own_server: StartServer) -> None:
 def test_a_full_server_is_found(own_server: StartServer) -> None:
     full = Site(own_server(extra=("--maxmemory", "100kb")).url)
     assert one(full, "memory").mark == ACT and "full" in one(full, "memory").said
+    assert "everstep delete" in one(full, "memory").fix and "raise maxmemory" in one(full, "memory").fix
+    assert one(full, "workers").fix.startswith("first see memory")  # for nobody can write there that he lives
 
 
 def test_the_doctor_reports_in_full_under_a_full_server(own_server: StartServer) -> None:
@@ -253,6 +255,7 @@ def test_parked_tasks_name_the_code_that_they_wait_for(site: Site) -> None:
     (leased,) = site.client.moves.claim(offer).leases
     site.client.moves.release(offer.owner, [leased.token], "parked", "node 'node' is not here")
     assert "node '__start__' of graph 'shop'" in one(site, "parked").said
+    assert "everstep migrate" in one(site, "parked").fix
     assert one(site, "places").mark == "ok"
 
 

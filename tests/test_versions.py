@@ -261,7 +261,9 @@ def test_parked_tasks_go_on_as_a_function_says(gone: Hand, fleet: Client, capsys
     assert values["extra"] == "b was here" and values["log"].count("c") == 2
     assert verify(fleet.log_store, "t").sound
     assert cli(fleet, "t", "shopmoves:renamed") == 0
-    assert "nothing to migrate" in capsys.readouterr().err
+    assert capsys.readouterr().err == "thread t: nothing to migrate\n"
+    assert cli(fleet, "--all-parked", "shopmoves:renamed") == 0
+    assert capsys.readouterr().err == "no task is parked: nothing to migrate\n"
 
 
 def test_a_task_that_ends_leads_nowhere(gone: Hand, fleet: Client) -> None:

@@ -30,6 +30,7 @@ FLOORS: dict[str, dict[tuple[int, ...], int]] = {
 PINGS = 20
 SLOW_MS = 5.0
 FULL = 0.9
+LESS = "raise maxmemory, or delete old threads: everstep threads --status done; everstep delete THREAD"
 
 
 def examine(site: Site) -> list[Finding]:
@@ -146,11 +147,10 @@ def memory(look: Look) -> Iterator[Finding]:
         fix = _for_good(look, "CONFIG SET maxmemory-policy noeviction")
         yield Finding(ACT, "memory", f"{said}: Redis may throw logs away", fix)
     elif limit and used >= limit:
-        yield Finding(
-            ACT, "memory", f"{said}: full, runs stand still and lose nothing", "delete old threads, or raise maxmemory"
-        )
+        look.full = True
+        yield Finding(ACT, "memory", f"{said}: full, runs stand still and lose nothing", LESS)
     elif limit and used > limit * FULL:
-        yield Finding(KNOW, "memory", f"{said}: nearly full", "delete old threads, or raise maxmemory")
+        yield Finding(KNOW, "memory", f"{said}: nearly full", LESS)
     else:
         yield Finding(OK, "memory", said)
 

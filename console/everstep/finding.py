@@ -35,6 +35,7 @@ class Look:
     ours_served: set[str] = field(default_factory=set[str])
     idle: dict[str, list[str]] = field(default_factory=dict[str, list[str]])  # queue -> workers that run nothing
     workers: int = 0
+    full: bool = False  # maxmemory is reached
 
     @property
     def redis(self) -> Any:

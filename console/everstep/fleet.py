@@ -84,8 +84,15 @@ def workers(look: Look) -> Iterator[Finding]:
         on = f"{len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}"
         yield Finding(OK, "workers", f"{len(alive)} alive on {on}, {busy} busy{others}")
     else:
-        mark = ACT if _is_work(look) else KNOW
-        yield Finding(mark, "workers", f"none is alive{others}", "everstep worker MODULE:GRAPH")
+        mark, full = ACT if _is_work(look) else KNOW, look.full
+        fix = (
+            "first see memory: while Redis is full they can't say that they live"
+            if full
+            else "everstep worker MODULE:GRAPH"
+        )
+        yield Finding(
+            mark, "workers", f"none is alive{others}" if not full else f"none says that it is alive{others}", fix
+        )
     if silent:
         named = _named([row[0].removeprefix(keys.rq_worker("").encode()).decode() for row in silent])
         longest = show.span(max(BEAT_LASTS_MS - row[2] for row in silent))
@@ -187,7 +194,10 @@ def parked(look: Look) -> Iterator[Finding]:
     for name, count in sorted(found.items()):
         graph, _, node = name.decode("utf-8", "replace").partition(":")
         said = f"{show.many(int(count), 'task')}: waiting for a worker that has node {node!r} of graph {graph!r}"
-        yield Finding(ACT, "parked", said, f"start one with that version: everstep worker MODULE:{graph}")
+        start = f"start one with that version: everstep worker MODULE:{graph}"
+        yield Finding(
+            ACT, "parked", said, f"{start}; or if the node is gone: everstep migrate --all-parked MODULE:FUNCTION"
+        )
     if not found:
         yield Finding(OK, "parked", "no task waits for code that is missing")
 
@@ -249,7 +259,7 @@ def failures(look: Look) -> Iterator[Finding]:
                 failed += not reason.startswith(("graph ", "node "))
     threads = int(look.redis.zcard(look.site.keys.threads("failed")))
     if dead:
-        fix = "everstep threads --status failed; mend the node; everstep retry THREAD"
+        fix = "everstep threads --status failed; mend the node; restart its workers; everstep retry THREAD"
         yield Finding(ACT, "dead letters", f"{show.many(len(dead), 'task')} killed every process that ran them", fix)
     if foreign:
         said = f"{show.many(len(foreign), 'job')} in our queues not ours, and refused: {_named(foreign)}"

@@ -36,11 +36,13 @@ def migrate(site: Site, words: tuple[str, ...], all_parked: bool, yes: bool, as_
     if len(words) != (1 if all_parked else 2):
         raise click.UsageError("give THREAD MODULE:FUNCTION, or --all-parked MODULE:FUNCTION")
     says = _function(words[-1])
+    found = 0
     with site.open():
         threads = migrating.parked_threads(site.client) if all_parked else [words[0]]
         for thread in threads:
             made = migrating.plan(site.client, thread, says)
             done = migrating.apply(site.client, made, "cli") if yes and made.changes else []
+            found += len(made.changes)
             changes = [{"task": each.task, "node": each.node, "to": each.to} for each in made.changes]
             if as_json:
                 show.emit({"thread": thread, "changes": changes, "done": done})
@@ -50,7 +52,9 @@ def migrate(site: Site, words: tuple[str, ...], all_parked: bool, yes: bool, as_
                 click.echo(show.clean(f"{thread}  {each.task}  {each.node} -> {each.to}  {said}"))
             if not changes:
                 site.say(f"thread {show.clean(thread)}: nothing to migrate")
-    if not yes and threads:
+    if not threads and not as_json:
+        site.say("no task is parked: nothing to migrate")
+    if not yes and found:
         site.say("nothing was changed; --yes does it")
 
 

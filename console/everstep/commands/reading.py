@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -275,7 +276,8 @@ def _verify(site: Site, thread: str, as_json: bool) -> int:
         f"{report.entries} entries, {report.checkpoints} checkpoints: {'sound' if report.sound else 'NOT SOUND'}"
     )
     if not report.sound:
-        site.say(f"  fix: the log was left as it is; `everstep log {show.clean(thread)} --values` shows it")
+        fix = site.again(f"everstep recover --thread {quote(thread)}")
+        site.say(f"  fix: {fix} shows what can be done; the log was left as it is")
     return OK if report.sound else INTEGRITY
 
 
