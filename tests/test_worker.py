@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import operator
 import threading
 import time
@@ -291,7 +292,8 @@ def test_a_cancelled_run_stops_its_async_node_at_the_next_renewal(at: Client) ->
 # --- the end
 
 
-def test_a_drained_worker_lets_its_node_end_and_commits_it(at: Client) -> None:
+def test_a_drained_worker_lets_its_node_end_and_commits_it(at: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "everstep.worker")
     gate = Gate()
     spec = graph(one=gate, two=says("two"))
     with running(at.url, spec) as worker:
@@ -300,6 +302,9 @@ def test_a_drained_worker_lets_its_node_end_and_commits_it(at: Client) -> None:
         worker.drain()
         wait_for(lambda: not at.redis.exists(KEYS.waiting("chain")))
         gate.open.set()
+    assert (
+        f"for 1 node; a second signal gives back at once what still runs: chain/{thread}#2 one attempt 1" in caplog.text
+    )
     assert at.seen(spec, thread) == ["gate"]
     assert at.redis.llen(KEYS.rq_queue("chain")) == 1
     assert at.redis.zcard(KEYS.leases) == 0
@@ -468,6 +473,13 @@ def test_a_worker_listens_to_all_queues_of_its_graphs(redis_url: str) -> None:
     worker = Worker(redis_url, [built.spec("a"), graph("b", one=says("one"))])
     assert worker.setup.queues == ("a", "gpu", "b")
     assert worker.name.startswith("everstep.")
+
+
+def test_a_queue_that_no_graph_here_uses_is_said(at: Client, caplog: pytest.LogCaptureFixture) -> None:
+    with running(at.url, graph(one=says("one")), queues=("chain.suspect", "chains")):
+        wait_for(lambda: "uses the queue" in caplog.text)
+    assert "no graph here uses the queue 'chains'; theirs are: chain" in caplog.text
+    assert "'chain.suspect'" not in caplog.text, "where a pool has tasks run alone"
 
 
 # --- nothing ends a thread, nothing is held for ever

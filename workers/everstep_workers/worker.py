@@ -26,6 +26,7 @@ from everstep_checkpoint.errors import GraphError, ServerError
 from everstep_checkpoint.keys import Keys
 from everstep_scheduler.client.client import publish
 from everstep_scheduler.client.inbox import InboxReader
+from everstep_scheduler.graph.options import SUSPECT
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import answer_s, redacted, translated
 from everstep_scheduler.moves.contract import LEASE_MS
@@ -48,6 +49,7 @@ COMMITS_END_S = 2.0
 THREADS_END_S = 2.0
 INBOX_BLOCK_S = 1.0
 INBOX_PAUSE_S = 1.0
+TOLD_MAX = 5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -187,12 +189,20 @@ class Worker:
         except Hopeless as error:
             log.error("Redis refuses to know this worker: %s", error)
         log.info("%s: %s, queues %s", self.name, redacted(self.setup.url), ", ".join(self.setup.queues))
+        self._say_strange()
         self._on_change({"queues": self.setup.queues})
         for thread in (self._keeper, self._front, self._commands):
             thread.start()
         if self.setup.serves_parked:
             self._inbox.start()
         self.work.pulse.state(WORKING)
+
+    def _say_strange(self) -> None:
+        """Queues that no graph of ours uses: perhaps somebody mistyped them."""
+        known = queues_of(self.work.roots)
+        for queue in self.setup.queues:
+            if queue.removesuffix(SUSPECT) not in known:
+                log.warning("%s: no graph here uses the queue %r; theirs are: %s", self.name, queue, ", ".join(known))
 
     def _read_inbox(self) -> None:
         """The inbox thread. It ends when its connection is closed under it; other processes read on."""
@@ -268,13 +278,14 @@ class Worker:
         log.info("%s: ended", self.name)
 
     def _say_drain(self) -> None:
-        held = len(self.work.held)
+        held = [str(each) for each in list(self.work.held.values())]
         if self.work.cold.is_set() or not held:
             log.info("%s: ending, %s", self.name, "what it holds is given back" if held else "it holds nothing")
             return
+        named = ", ".join(held[:TOLD_MAX]) + (f" and {len(held) - TOLD_MAX} more" if len(held) > TOLD_MAX else "")
         log.info(
             "%s: draining: it claims nothing more and waits up to %g s for %d %s; a second signal gives back at once "
-            "what still runs", self.name, self.setup.grace_s, held, "node" if held == 1 else "nodes",
+            "what still runs: %s", self.name, self.setup.grace_s, len(held), "node" if len(held) == 1 else "nodes", named,
         )  # fmt: skip
 
     def _give_back(self) -> None:
