@@ -186,7 +186,7 @@ def _first_waits(look: Look, queue: str) -> int:
         at = datetime.fromisoformat(since.decode("ascii", "replace"))
     except ValueError:
         return 0
-    return round((seconds + micros / 1e6 - at.timestamp()) * 1000)
+    return int((seconds + micros / 1e6 - at.timestamp()) * 1000)
 
 
 def parked(look: Look) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
@@ -78,7 +78,7 @@ def specs_of(graphs: Sequence[HasSpec | GraphSpec]) -> dict[str, GraphSpec]:
     return found
 
 
-def queues_of(specs: dict[str, GraphSpec]) -> tuple[str, ...]:
+def queues_of(specs: Mapping[str, GraphSpec]) -> tuple[str, ...]:
     """The queues of all graphs, default queues first in the order given."""
     return tuple(dict.fromkeys(queue for spec in specs.values() for queue in spec.queues))
 
@@ -285,7 +285,8 @@ class Worker:
         named = ", ".join(held[:TOLD_MAX]) + (f" and {len(held) - TOLD_MAX} more" if len(held) > TOLD_MAX else "")
         log.info(
             "%s: draining: it claims nothing more and waits up to %g s for %d %s; a second signal gives back at once "
-            "what still runs: %s", self.name, self.setup.grace_s, len(held), "node" if len(held) == 1 else "nodes", named,
+            "what still runs: %s", self.name, self.setup.grace_s, len(held), "node" if len(held) == 1 else "nodes",
+            named,
         )  # fmt: skip
 
     def _give_back(self) -> None:
