@@ -201,8 +201,23 @@ def test_a_log_of_a_newer_format_and_one_of_nobody_are_left_alone(hand: Hand) ->
     with pytest.raises(NewerVersion):
         look(hand.client, KEYS, THREAD)
     hand.client.xadd(KEYS.log("theirs"), {"some": "junk"})
-    with pytest.raises(CorruptEntry, match="no entry of this log is everstep's"):
+    with pytest.raises(CorruptEntry, match="no entry of this log is everstep's") as said:
         look(hand.client, KEYS, "theirs")
+    assert said.value.fix.endswith(f"redis-cli DEL '{KEYS.log('theirs')}'")
+
+
+def test_a_log_whose_beginning_is_gone_is_not_sound_and_the_ways_out_end_at_its_key(hand: Hand) -> None:
+    hand.drive()
+    harmed(hand.client, lambda stored: stored[1:])
+    log = RedisLog(hand.client, KEYS)
+    assert verify(log, THREAD).problems[-1].startswith("its beginning is gone")
+    assert verify(log, "nobody").sound
+    with pytest.raises(CorruptEntry, match="names no birth") as left_out:
+        derive(log, THREAD)
+    assert left_out.value.fix.startswith("`everstep recover --thread t`")
+    with pytest.raises(CorruptEntry) as said:
+        look(hand.client, KEYS, THREAD)
+    assert said.value.fix.endswith(f"redis-cli DEL '{LOG}'")
 
 
 def test_a_last_checkpoint_that_came_to_harm_is_cut_and_the_run_goes_on_from_the_one_before(hand: Hand) -> None:

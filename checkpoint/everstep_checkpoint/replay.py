@@ -520,6 +520,8 @@ def verify(log: Log, thread: str) -> Report:
             for entry in log.pages(thread):
                 report.entries += 1
                 _check(entry, folder, chain, report)
+        if report.entries and not folder.birth:
+            report.problems.append("its beginning is gone: neither the first entry is there nor a snapshot")
     except (CorruptEntry, TooLarge) as error:
         report.problems.append(error.what)
     return report

@@ -326,7 +326,8 @@ def logs(look: Look) -> Iterator[Finding]:
         yield Finding(ACT, "logs", said, "mend those above; look again")
     if lost:
         said = f"{show.many(len(lost), 'thread')} with a log and no indexes, or the other way round, as"
-        yield Finding(ACT, "logs", f"{said} {_named([each.thread for each in lost])}", "everstep recover")
+        fix = "everstep recover; see `everstep recover --thread THREAD` for those that it leaves out"
+        yield Finding(ACT, "logs", f"{said} {_named([each.thread for each in lost])}", fix)
     if not report.troubles:
         yield Finding(OK, "logs", f"{show.many(report.threads, 'log')} can be read to the end{bound}")
 

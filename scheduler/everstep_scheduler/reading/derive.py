@@ -7,6 +7,7 @@ Only plain fields are looked at; no value is decoded. A run ends in a checkpoint
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -435,7 +436,6 @@ def derive(log: Log, thread: str, tick: Callable[[], object] = lambda: None) -> 
     if last is None:
         raise unknown_thread(thread)
     if not reader.birth:
-        raise CorruptEntry(
-            "the log names no birth", thread=thread, fix="`everstep log` shows it; delete it if it is not yours"
-        )
+        fix = f"`everstep recover --thread {shlex.quote(thread)}` says what can be done"
+        raise CorruptEntry("the log names no birth: its beginning is gone", thread=thread, fix=fix)
     return reader.told()

@@ -166,7 +166,9 @@ class Walk:
         """Raises CorruptEntry if what can't be read is not to be cut out."""
         if not self.ranges or not self.reader.birth:
             what = "no entry of this log is everstep's, or its beginning is gone"
-            raise CorruptEntry(what, thread=self.thread, fix="DEL its key if it is nobody's")
+            key = shlex.quote(self.log.keys.log(self.thread))
+            fix = f"nothing can be made of it; if nobody wants it any more: redis-cli DEL {key}"
+            raise CorruptEntry(what, thread=self.thread, fix=fix)
         if self._goes_on:
             what = f"{self.bad[0].why}; checkpoints that may be everstep's stand behind it, as {self._goes_on}"
             begin = f"`everstep fork {shlex.quote(self.thread)} --at {self._good}` begins a thread with what was there"
