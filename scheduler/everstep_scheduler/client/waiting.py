@@ -87,11 +87,13 @@ def _nobody(client: Any, keys: Keys, queue: str) -> str:
 
 def _since(client: Any, keys: Keys, rec: dict[str, Any]) -> str:
     """For how long it runs, by RQ's record of the job."""
-    begun = client.hget(keys.rq_job(str(rec.get("j"))), "started_at")
-    if begun is None:
-        return ""
+    begun = client.hget(keys.rq_job(str(rec.get("j"))), "started_at") or b""
     seconds, micros = client.time()
-    return f", for {max(0.0, seconds + micros / 1e6 - datetime.fromisoformat(begun.decode()).timestamp()):.0f} s"
+    try:
+        at = datetime.fromisoformat(begun.decode("ascii", "replace"))
+    except ValueError:  # it is gone, or what stands there is none of ours
+        return ""
+    return f", for {max(0.0, seconds + micros / 1e6 - at.timestamp()):.0f} s"
 
 
 def _holders(client: Any, keys: Keys, gate: str) -> str:
