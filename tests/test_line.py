@@ -80,7 +80,27 @@ def test_a_line_that_broke_is_told_and_connects_anew(log: LineLog, client: redis
     log.read("t0")
     untyped: Any = client
     untyped.client_kill_filter(_type="normal", skipme=True)
-    with pytest.raises(redis.RedisError):
-        log.read_all([Span("t0"), Span("t1")])
+    assert log.read_all([Span("t0"), Span("t1")]) == [None, None], "each is read alone then, and says why"
     assert [page and page[0].text("run") for page in log.read_all([Span("t0"), Span("t1")])] == ["r0", "r1"]
+    untyped.client_kill_filter(_type="normal", skipme=True)
+    with pytest.raises(redis.RedisError):
+        log.read("t0")
+    assert [entry.text("run") for entry in log.read("t0")] == ["r0"]
     assert len(lines.made) == 1
+
+
+def test_pages_come_when_they_are_needed_and_a_request_that_nobody_waits_for_keeps_no_line(
+    log: LineLog, lines: Lines
+) -> None:
+    first, second = log.ask([Span("t0"), Span("t1")]), log.ask([Span("t2"), Span("t3")])
+    assert len(lines.made) == 2, "each request under way has a line"
+    assert [page and page[0].text("run") for page in second()] == ["r2", "r3"]
+    assert (
+        [page and page[0].text("run") for page in first()]
+        == ["r0", "r1"]
+        == [page and page[0].text("run") for page in first()]
+    )
+    dropped = log.ask([Span("t4"), Span("t5")])
+    del dropped
+    assert [page and page[0].text("run") for page in log.read_all([Span("t6"), Span("t7")])] == ["r6", "r7"]
+    assert len(lines.made) == 2

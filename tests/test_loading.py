@@ -12,7 +12,7 @@ from everstep_checkpoint.codec import Codec, pack
 from everstep_checkpoint.delta import SET
 from everstep_checkpoint.entries import Entry
 from everstep_checkpoint.errors import CorruptEntry
-from everstep_checkpoint.log import MemoryLog, Span
+from everstep_checkpoint.log import Asked, MemoryLog, Span
 from everstep_checkpoint.replay import state_at, states
 from everstep_scheduler.moves.contract import LEASE_MS, Lease
 from everstep_scheduler.steps import loading, readahead
@@ -162,17 +162,32 @@ def test_from_far_behind_it_begins_at_a_snapshot(monkeypatch: pytest.MonkeyPatch
     assert log.count == anew
 
 
-def test_pages_that_nobody_asks_for_are_kept_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    log, spans = MemoryLog(), [Span(f"t{i}") for i in range(40)]
+def test_of_pages_that_nobody_asks_for_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, spans = MemoryLog(), [Span(f"t{i}") for i in range(12)]
     for span in spans:
         birth = f"birth of {span.thread}"
-        log.append(span.thread, [e.fact("run_started", "r", birth=birth, record=e.wrap(bytes(10_000)))], None)
-    monkeypatch.setattr(readahead, "KEPT_BYTES", 100_000)
+        log.append(span.thread, [e.fact("run_started", "r", birth=birth, record=e.wrap(b"\x80"))], None)
+    monkeypatch.setattr(readahead, "PAGES_KEPT", 5)
     ahead = readahead.ReadAhead(log)
-    ahead.fetch(spans)
+    ahead.fetch(spans[:7])
+    ahead.fetch(spans[7:9])
     for span in spans:
         log.delete(span.thread)
-    kept = [span.thread for span in spans if ahead.read(span.thread)]
-    assert kept == [span.thread for span in spans[-len(kept) :]] and 5 < len(kept) < 10, "the last ones"
-    ahead.fetch(spans[:2])
+    assert [span.thread for span in spans if ahead.read(span.thread)] == ["t4", "t5", "t6", "t7", "t8"]
     assert not any(ahead.read(span.thread) for span in spans), "each page is given once"
+
+
+def test_what_fails_on_its_way_is_asked_for_again_alone() -> None:
+    class Broken(MemoryLog):
+        def ask(self, spans: Sequence[Span]) -> Asked:
+            def fails() -> list[list[Entry] | None]:
+                raise ConnectionError
+
+            return fails
+
+    log = Broken()
+    for thread in "ab":
+        log.append(thread, [e.fact("run_started", "r", birth=thread, record=e.wrap(b"\x80"))], None)
+    ahead = readahead.ReadAhead(log)
+    ahead.fetch([Span("a"), Span("b")])
+    assert [ahead.read(thread) for thread in "ab"] == [log.read(thread) for thread in "ab"]

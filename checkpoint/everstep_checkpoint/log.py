@@ -13,7 +13,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from . import entries as e
@@ -41,6 +41,8 @@ class Span(NamedTuple):
     reverse: bool = False
 
 
+Asked = Callable[[], "list[list[e.Entry] | None]"]
+"""Gives the pages that were asked for, the same each time. May wait; may raise what reading raises."""
 _ids: list[str] = []
 os.register_at_fork(after_in_child=_ids.clear)  # a child must never draw its parent's ids
 
@@ -91,6 +93,11 @@ class Log(ABC):
     def read_all(self, spans: Sequence[Span]) -> list[list[e.Entry] | None]:
         """Several reads at once. None for one that `read` would raise about."""
         return [self._tried(span) for span in spans]
+
+    def ask(self, spans: Sequence[Span]) -> Asked:
+        """The same, for who has something to do before it needs the pages."""
+        pages = self.read_all(spans)
+        return lambda: pages
 
     def _tried(self, span: Span) -> list[e.Entry] | None:
         try:

@@ -30,6 +30,7 @@ from .tempo import STUCK_S
 from .work import TOGETHER_MAX, Posted, Settled, Work
 
 UNDER_WAY_MAX = 2
+LITTLE = 4
 
 
 class Hands:
@@ -133,11 +134,11 @@ class Hand(threading.Thread):
             self._guarded(held, partial(self._step, held))
             self._began = 0.0
         goes_on = self._goes_on()
-        if goes_on and self._awaits_more():
-            return
         with self._wire:
-            self._send()
-            if goes_on and len(self._posted) < UNDER_WAY_MAX:
+            waits = goes_on and self._awaits_more()
+            if not waits:
+                self._send()
+            if (waits or (goes_on and len(self._posted) < UNDER_WAY_MAX)) and not self._is_answered():
                 return
             fresh = self._collected()
         self._take(fresh)
@@ -146,6 +147,10 @@ class Hand(threading.Thread):
         """Should more leave with what is ready? At most half of all that this thread has: while Redis is at the one, it
         is at the other."""
         return len(self._ready) < min(self.coming, TOGETHER_MAX) and self._work.tempo.waits(self._ready_since)
+
+    def _is_answered(self) -> bool:
+        """Is an answer here, while a little is left to run? What its leases need comes meanwhile, once asked for."""
+        return bool(self._posted) and len(self._backlog) <= LITTLE and self._line.has_reply()
 
     def _goes_on(self) -> bool:
         """Is what comes next over in a moment, so that no answer need be awaited before?"""

@@ -7,6 +7,7 @@ reply collected later, while the thread does something else.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import redis
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import Span
+from everstep_checkpoint.log import Asked, Span
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.moves.connection import Client, connect
 
@@ -75,18 +76,17 @@ class Line(redis.Redis):
             self._end()
             raise
 
-    def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Send several at once, and wait for all replies; error replies are among them. Whatever goes wrong ends the
-        connection."""
+    def post_all(self, commands: Sequence[tuple[Any, ...]]) -> int:
+        """Send several in one packet; each has a reply for `collect`. LOST if they could not be sent."""
         try:
             packed = [
                 _pack(args) if _pack is not None else b"".join(self._one.pack_command(*args)) for args in commands
             ]
             self._one.send_packed_command([b"".join(packed)], False)
-            return [self._reply() for _ in commands]
-        except BaseException:
+        except redis.RedisError:
             self._end()
-            raise
+            return LOST
+        return self._epoch
 
     def _reply(self) -> Any:
         try:
@@ -105,6 +105,10 @@ class Line(redis.Redis):
         self._epoch += 1
         self._one.disconnect()
 
+    def hang_up(self) -> None:
+        """Whatever is under way is lost; the next command connects anew."""
+        self._end()
+
     def close(self) -> None:
         self._end()
         self.connection_pool.disconnect()
@@ -117,8 +121,36 @@ def _rows(answer: Any) -> Any:
     return [(row[0], dict(zip(row[1][::2], row[1][1::2], strict=True))) for row in answer]
 
 
+class Pages:
+    """Reads under way over a line, which is theirs until all replies are here. One that nobody waits for ends it."""
+
+    def __init__(self, log: LineLog, line: Line, spans: Sequence[Span], at: int) -> None:
+        self._log, self._spans, self._at = log, spans, at
+        self._line: Line | None = line
+        self._found: list[list[e.Entry] | None] = []
+        self._lock = threading.Lock()
+
+    def __call__(self) -> list[list[e.Entry] | None]:
+        with self._lock:
+            if self._line is not None:
+                line, self._line = self._line, None
+                answers = [line.collect(self._at) for _ in self._spans]
+                self._log.give(line)
+                self._found = [
+                    self._log.page(span.thread, _rows(answer)) if answer is not None else None
+                    for span, answer in zip(self._spans, answers, strict=True)
+                ]
+            return self._found
+
+    def __del__(self) -> None:
+        if self._line is not None:
+            self._line.hang_up()
+            self._log.give(self._line)
+
+
 class LineLog(RedisLog):
-    """Logs that are read over lines: as many as there are readers at a time. Several reads leave at once."""
+    """Logs that are read over lines: as many as there are readers at a time, and requests that nobody has waited for.
+    Several reads leave at once."""
 
     def __init__(self, client: Client, lines: Callable[[], Line], keys: Keys) -> None:
         super().__init__(client, keys)
@@ -128,24 +160,31 @@ class LineLog(RedisLog):
     def rows(
         self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False
     ) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        (answer,) = self._ask([Span(thread, start, end, count, reverse)])
-        if isinstance(answer, Exception):
-            raise answer
-        found: list[tuple[bytes, dict[bytes, bytes]]] = _rows(answer)
+        line = self._line()
+        try:
+            found: list[tuple[bytes, dict[bytes, bytes]]] = _rows(
+                line.execute_command(*self._command(Span(thread, start, end, count, reverse)))
+            )
+        finally:
+            self.give(line)
         return found
 
     def read_all(self, spans: Sequence[Span]) -> list[list[e.Entry] | None]:
-        return [self.page(span.thread, _rows(answer)) for span, answer in zip(spans, self._ask(spans), strict=True)]
+        return self.ask(spans)()
 
-    def _ask(self, spans: Sequence[Span]) -> list[Any]:
+    def ask(self, spans: Sequence[Span]) -> Asked:
+        line = self._line()
+        return Pages(self, line, spans, line.post_all([self._command(span) for span in spans]))
+
+    def _line(self) -> Line:
         try:
-            line = self._idle.pop()
+            return self._idle.pop()
         except IndexError:
-            line = self._made()
-        try:
-            return line.ask([self._command(span) for span in spans])
-        finally:
-            self._idle.append(line)
+            return self._made()
+
+    def give(self, line: Line) -> None:
+        """A line that is used no more."""
+        self._idle.append(line)
 
     def _command(self, span: Span) -> tuple[Any, ...]:
         key, count = self.keys.log(span.thread), ("COUNT", span.most) if span.most is not None else ()

@@ -1,8 +1,9 @@
-"""What attempts that came together will ask of the log, read for all of them in one request.
+"""What attempts that came together will ask of the log, asked for all of them in one request.
 
-    leases ──spans──► Log.read_all, one round trip ──► pages ──each once──► whoever loads the attempt
+    leases ──spans──► Log.ask, one round trip ──► pages ──each once──► whoever loads the attempt
 
-A page that nobody asked for goes when others come. What could not be read is no page: who asks for it is told why.
+Nobody waits for the reply before somebody needs a page of it. A page that nobody asked for goes when others come. What
+could not be read is no page: who asks for it is told why.
 """
 
 from __future__ import annotations
@@ -12,39 +13,30 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.log import Head, Log, Span
+from everstep_checkpoint.log import Asked, Head, Log, Span
 
-KEPT_BYTES = 16 * 2**20
+PAGES_KEPT = 128  # twice what an offer brings
 
 
 class ReadAhead(Log):
-    """Another log, some pages of which are here already. Each is given once. Safe to use from several threads."""
+    """Another log, some pages of which are here already, or on their way. Each is given once. For several threads."""
 
     def __init__(self, log: Log) -> None:
         self._log, self.signer = log, log.signer
-        self._pages: OrderedDict[Span, tuple[list[e.Entry], int]] = OrderedDict()
-        self._bytes = 0
+        self._pages: OrderedDict[Span, tuple[Asked, int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def fetch(self, spans: Sequence[Span]) -> None:
-        """Read what is not here, if that is more than one request would be without."""
+        """Ask for what is not here, if that would be more than one request."""
         with self._lock:
-            asked = [span for span in dict.fromkeys(spans) if span not in self._pages]
-        if len(asked) < 2:
+            wanted = [span for span in dict.fromkeys(spans) if span not in self._pages]
+        if len(wanted) < 2:
             return
-        found = self._log.read_all(asked)
-        for span, page in zip(asked, found, strict=True):
-            if page is not None:
-                self._keep(span, page)
-
-    def _keep(self, span: Span, page: list[e.Entry]) -> None:
-        """Keep a page within the byte budget; the oldest goes first. An entry counts for more bytes than it has."""
-        size = 512 + sum(512 + sum(map(len, entry.raw.values())) for entry in page)
+        asked = self._log.ask(wanted)
         with self._lock:
-            self._bytes += size - self._pages.pop(span, ((), 0))[1]
-            self._pages[span] = page, size
-            while self._bytes > KEPT_BYTES:
-                self._bytes -= self._pages.popitem(last=False)[1][1]
+            self._pages.update((span, (asked, at)) for at, span in enumerate(wanted))
+            while len(self._pages) > PAGES_KEPT:
+                self._pages.popitem(last=False)
 
     def read(
         self,
@@ -55,13 +47,20 @@ class ReadAhead(Log):
         *,
         reverse: bool = False,
     ) -> list[e.Entry]:
-        if self._pages:
-            with self._lock:
-                page, size = self._pages.pop(Span(thread, start, end, count, reverse), (None, 0))
-                self._bytes -= size
-            if page is not None:
-                return page
+        if self._pages and (page := self._page(Span(thread, start, end, count, reverse))) is not None:
+            return page
         return self._log.read(thread, start, end, count, reverse=reverse)
+
+    def _page(self, span: Span) -> list[e.Entry] | None:
+        with self._lock:
+            found = self._pages.pop(span, None)
+        if found is None:
+            return None
+        asked, at = found
+        try:
+            return asked()[at]
+        except Exception:  # noqa: BLE001 - whatever it was: read alone, it says so, or is over
+            return None
 
     def append(self, thread: str, new: Sequence[e.Fields], after: tuple[int, str] | None) -> list[str]:
         return self._log.append(thread, new, after)
