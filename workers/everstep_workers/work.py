@@ -365,25 +365,43 @@ class Work:
     def came(self, posted: Posted, raw: object) -> list[Held]:
         """The reply to commits that were posted. Returns what there is to run next. A commit that it does not settle,
         or no reply, is sent again until one does; one that Redis refuses becomes a failure."""
-        offer, leases, own = posted.offer, list[Lease](), 0
-        answers = self._read(posted, raw)
-        rest = offer if not any(answers) else None  # what is still to be offered, if anything is
+        offer, own = posted.offer, sum(done.own for done, _ in posted.each)
+        answers, alone = self._read(posted, raw), len(posted.each) == 1
+        leases = [lease for answer in answers if answer is not None for lease in answer.leases]
+        known, kept = any(answers), list[Held]()  # does anybody know what came of the offer?
         for (done, commit), answer in zip(posted.each, answers, strict=True):
-            own += done.own
             try:
-                told = self._answered(done, commit, answer, rest)
+                told = self._answered(done, commit, answer, offer if alone else self.offer())
             except BaseException as error:  # noqa: BLE001 - the loop's door: one must not take others with it
                 self.came_to_nothing(done.held, error)
             else:
-                leases += told.leases
-                rest = None
-        if rest is not None:  # nobody knows what came of it
+                kept.append(done.held)
+                leases += told.leases if answer is None else ()
+                known = known or alone
+        if not known and not alone:
+            known = self._asked_for(offer, leases)
+        if not known:
             self.slots.give_new(max(len(offer.tokens), own))
             return []
         fresh = self.admit(offer, leases)
         self.slots.give_new(max(own - len(offer.tokens), 0))
-        self._kept(posted.each)
+        self._kept(kept)
         return fresh
+
+    def _asked_for(self, offer: Offer, leases: list[Lease]) -> bool:
+        """Learn what is leased for an offer that went with several commits, and no answer came. False: nobody knows.
+
+        Its tokens are claimed for once each of these is settled. No sooner, and with none of them: any of them may have
+        brought leases under these tokens, or still bring some, and another one would lease under them a second time.
+        """
+        try:
+            answer = self.insist(lambda: self.moves.claim(offer))
+        except (ServerError, Hopeless) as error:
+            log.warning("what came of %d offered slots is not known: %s", len(offer.tokens), error)
+            return False
+        self.tell_refused(answer)
+        leases += answer.leases
+        return True
 
     def _read(self, posted: Posted, raw: object) -> Sequence[Answer | None]:
         """What a reply says of each commit. Nothing, where it can't be read: then each is asked for alone."""
@@ -393,10 +411,10 @@ class Work:
             log.error("an answer can't be read: %r", error)
             return [None] * len(posted.each)
 
-    def _answered(self, done: Done, commit: Commit, answer: Answer | None, offer: Offer | None) -> Answer:
+    def _answered(self, done: Done, commit: Commit, answer: Answer | None, offer: Offer) -> Answer:
         """A commit's answer, which is asked for if it is not there. Raises ServerError, LogError."""
         if answer is None:
-            answer, commit = self._asked(done, commit, offer or self.offer())
+            answer, commit = self._asked(done, commit, offer)
         reach("committed")
         self._settled(done, commit, answer)
         return answer
@@ -412,10 +430,10 @@ class Work:
         failed = self.settle(done._replace(result=failure))
         return self.insist(lambda: self.moves.commit([(failed, offer)]))[0], failed
 
-    def _kept(self, each: Sequence[Settled]) -> None:
+    def _kept(self, told: Sequence[Held]) -> None:
         """Wait for what runs were promised beyond the commits just answered. Leases that came are held meanwhile."""
-        told = [(done.held, done.held.attempt.record.durability) for done, _ in each if done.held.attempt is not None]
-        more = [(held, durability) for held, durability in told if durability != COMMIT]
+        more = [(held, held.attempt.record.durability) for held in told if held.attempt is not None]
+        more = [(held, durability) for held, durability in more if durability != COMMIT]
         if more:
             self.promises.report({durability for _, durability in more}, more[0][0], log)
 

@@ -1,0 +1,120 @@
+"""Commits that left together, and then something breaks: no task is leased twice, and no lease is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from everstep_checkpoint import entries as e
+from everstep_scheduler.moves.contract import Commit, Offer, Start
+from everstep_scheduler.steps.perform import Result
+from everstep_workers.slots import Done, Held
+from everstep_workers.work import Posted, Settled, Setup, Work
+from test_plain import KEYS, LEASE_MS, Side, plain_commit
+
+
+class Company:
+    """Three threads that a process holds, a fourth one that waits, and the process's work."""
+
+    def __init__(self, url: str, client: Any, waiting: int = 1) -> None:
+        self.client = client
+        self.side = Side(True, client)
+        for i in range(3 + waiting):
+            fields: e.Fields = {"run": f"r{i}", "kind_of_run": "input", "task": "start", "node": "a", "graph": "g"}
+            self.side.moves.start(Start(f"t{i}", f"r{i}", "input", "g", "g", f"r{i}", {**fields, "queue": "g"}))
+        self.work = Work(Setup(url, "w1", ("g",), KEYS, concurrency=3, lease_ms=LEASE_MS), {})
+        first = self.work.offer(self.work.slots.take())
+        self.held = self.work.admit(first, self.work.moves.claim(first).leases)
+        self.commits = [plain_commit(each.lease) for each in self.held]
+
+    def posted(self, commits: Sequence[Commit]) -> Posted:
+        each = [
+            Settled(Done(held, Result(None, None, 0)), commit) for held, commit in zip(self.held, commits, strict=True)
+        ]
+        return Posted(each, self.work.refill(len(each), 8), 0)
+
+    def arrives(self, posted: Posted) -> Any:
+        return self.client.execute_command(*self.work.moves.command([x for _, x in posted.each], posted.offer))
+
+    def leased(self) -> dict[str, list[tuple[str, str]]]:
+        """The tasks in the place `lease`, by their tokens."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for key in self.client.scan_iter(KEYS.open("*")):
+            for task, text in self.client.hgetall(key).items():
+                record = json.loads(text)
+                if record["p"] == "lease":
+                    thread = key.decode().removeprefix(KEYS.open(""))
+                    found.setdefault(record["t"], []).append((thread, task.decode()))
+        return found
+
+    def check(self, fresh: Sequence[Held]) -> None:
+        """What is leased is held here, each under a token of its own; and no slot is lost."""
+        held = {lease.token: [(lease.thread, lease.task)] for lease in (each.lease for each in fresh)}
+        assert self.leased() == held
+        assert set(self.work.held) == {*held}
+        named: Any = self.client.hkeys(KEYS.held("w1"))
+        assert {token.decode() for token in named} == {*held}
+        assert len(self.work.slots) == 3 - len(fresh)
+        self.work.close()
+
+
+@pytest.fixture(params=[0, 1, 3], ids=lambda count: f"{count} waiting")
+def company(request: pytest.FixtureRequest, redis_url: str, client: redis.Redis) -> Company:
+    return Company(redis_url, client, request.param)
+
+
+def elsewhere(commit: Commit) -> Commit:
+    """The same with what is next in a queue that must ring a bell: none for company."""
+    return commit._replace(next=(("p0", "a", "h", 0),))
+
+
+def test_a_lost_reply_to_a_company_of_which_only_some_were_done_leases_nothing_twice(company: Company) -> None:
+    posted = company.posted([elsewhere(company.commits[0]), *company.commits[1:]])
+    assert company.arrives(posted)[3] == -1
+    company.check(company.work.came(posted, None))
+
+
+def test_a_lost_reply_to_a_company_that_was_done_loses_no_lease(company: Company) -> None:
+    posted = company.posted(company.commits)
+    company.arrives(posted)
+    fresh = company.work.came(posted, None)
+    assert len(fresh) == 3
+    company.check(fresh)
+
+
+@pytest.mark.parametrize("when", [0, 1, 2])
+def test_a_company_that_comes_late_between_its_commits_leases_nothing_twice(
+    company: Company, when: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection is gone, and it arrives all the same, when some of its commits have been sent alone."""
+    posted, moves, sent = company.posted(company.commits), company.work.moves, list[Commit]()
+    alone = moves.commit
+
+    def commit(commits: Sequence[tuple[Commit, Offer]]) -> Any:
+        if len(sent) == when:
+            company.arrives(posted)
+        sent.append(commits[0][0])
+        return alone(commits)
+
+    monkeypatch.setattr(moves, "commit", commit)
+    company.check(company.work.came(posted, None))
+
+
+def test_a_commit_that_stumbles_takes_no_lease_with_it(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first answer tells of all leases."""
+    posted = company.posted(company.commits)
+    settled = company.work._settled  # pyright: ignore[reportPrivateUsage]
+
+    def stumbles(done: Done, *more: Any) -> None:
+        if done.held is posted.each[0].done.held:
+            raise RuntimeError("stumbled")
+        settled(done, *more)
+
+    monkeypatch.setattr(company.work, "_settled", stumbles)
+    fresh = company.work.came(posted, company.arrives(posted))
+    assert len(fresh) == 3
+    company.check(fresh)
