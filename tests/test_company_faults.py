@@ -118,3 +118,19 @@ def test_a_commit_that_stumbles_takes_no_lease_with_it(company: Company, monkeyp
     fresh = company.work.came(posted, company.arrives(posted))
     assert len(fresh) == 3
     company.check(fresh)
+
+
+def test_a_company_that_leaves_more_jobs_than_it_takes_rings_for_the_others(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """It offered fewer slots than it had commits; who waits at a bell must hear of the rest."""
+    company = Company(redis_url, client, 1)
+    for number, process in enumerate(("w2", "w3", "w4")):
+        client.zadd(KEYS.waiting("g"), {process: number})
+    posted = company.posted(company.commits)
+    posted = posted._replace(offer=posted.offer._replace(tokens=posted.offer.tokens[:1]))
+    company.work.came(posted, company.arrives(posted))
+    assert client.llen(KEYS.rq_queue("g")) == 3
+    rung = [process for process in ("w2", "w3", "w4") if client.llen(KEYS.bell(process))]
+    assert rung == ["w2", "w3"]
+    company.work.close()

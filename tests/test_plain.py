@@ -227,7 +227,7 @@ class Story:
             return
         commits.sort(key=lambda each: not each.next)
         self.made += 1
-        tokens = tuple(f"{self.made:018d}{i:04d}" for i in range(len(commits)))
+        tokens = tuple(f"{self.made:018d}{i:04d}" for i in range(self.dice.randint(1, len(commits))))
         offer = Offer("w1", tokens, (self.dice.choice(QUEUES[:2]),), self.dice.choice(("", "w1")), LEASE_MS)
         plain, general = self.sides
         self._turn_to(plain, lambda: "drawn once for all")

@@ -188,6 +188,12 @@ else
     end
     for q, count in pairs(by) do
       if count ~= 0 then show('HINCRBY', S .. 'counts', q, count) end
+      for _ = 1, count do -- fewer slots were offered than jobs are left behind: those who wait hear of it
+        local first = show('ZPOPMIN', S .. 'waiting:' .. q)
+        if first.err or #first == 0 then break end
+        show('RPUSH', S .. 'bell:' .. first[1], q)
+        show('PEXPIRE', S .. 'bell:' .. first[1], 5000)
+      end
     end
     local tills, names, held, begun = {}, {}, {}, {}
     for i = 1, #leases do
