@@ -77,7 +77,10 @@ def test_what_inputs_say_that_come_together_is_read_at_once_and_once() -> None:
             return super().read_all(spans)
 
     log = Together()
-    leases = [NOBODY._replace(thread=f"t{i}", birth=f"birth {i}", run="r", rec="0-1", task="start") for i in range(3)]
+    leases = [
+        NOBODY._replace(token=f"token {i}", thread=f"t{i}", birth=f"birth {i}", run="r", rec="0-1", task="start")
+        for i in range(3)
+    ]
     for lease in leases[:2]:
         log.append(lease.thread, [e.fact("run_started", "r", birth=lease.birth, record=e.wrap(b"\x80"))], None)
     loader = Loader(log)
@@ -116,7 +119,9 @@ def test_what_others_added_to_several_threads_is_read_at_once_and_each_stands_wh
             said = e.checkpoint(digest, n, source="loop", step=n - 2, graph="g@1", run="r", next="[]", delta=delta)
             log.append(thread, [said], (n - 1, digest) if n > 1 else (0, birth))
             digest = str(said["digest"])
-            made[thread].append(NOBODY._replace(thread=thread, n=n, digest=digest, birth=birth, conf="0-1"))
+            made[thread].append(
+                NOBODY._replace(token=thread, thread=thread, n=n, digest=digest, birth=birth, conf="0-1")
+            )
     loader, codec = Loader(log), Codec()
     for thread, n in (("known", 3), ("behind", 1)):
         loader.stand(made[thread][n])
@@ -167,14 +172,14 @@ def test_of_pages_that_nobody_asks_for_the_oldest_go(monkeypatch: pytest.MonkeyP
     for span in spans:
         birth = f"birth of {span.thread}"
         log.append(span.thread, [e.fact("run_started", "r", birth=birth, record=e.wrap(b"\x80"))], None)
-    monkeypatch.setattr(readahead, "PAGES_KEPT", 5)
+    monkeypatch.setattr(readahead, "LEASES_KEPT", 5)
     ahead = readahead.ReadAhead(log)
-    ahead.fetch(spans[:7])
-    ahead.fetch(spans[7:9])
+    ahead.fetch({span.thread: [span] for span in spans[:7]})
+    ahead.fetch({span.thread: [span] for span in spans[7:9]})
     for span in spans:
         log.delete(span.thread)
-    assert [span.thread for span in spans if ahead.read(span.thread)] == ["t4", "t5", "t6", "t7", "t8"]
-    assert not any(ahead.read(span.thread) for span in spans), "each page is given once"
+    assert [span.thread for span in spans if ahead.of(span.thread).read(span.thread)] == ["t4", "t5", "t6", "t7", "t8"]
+    assert not any(ahead.of(span.thread).read(span.thread) for span in spans), "each page is given once"
 
 
 def test_what_fails_on_its_way_is_asked_for_again_alone() -> None:
@@ -189,5 +194,34 @@ def test_what_fails_on_its_way_is_asked_for_again_alone() -> None:
     for thread in "ab":
         log.append(thread, [e.fact("run_started", "r", birth=thread, record=e.wrap(b"\x80"))], None)
     ahead = readahead.ReadAhead(log)
-    ahead.fetch([Span("a"), Span("b")])
-    assert [ahead.read(thread) for thread in "ab"] == [log.read(thread) for thread in "ab"]
+    ahead.fetch({"a": [Span("a")], "b": [Span("b")]})
+    assert [ahead.of(thread).read(thread) for thread in "ab"] == [log.read(thread) for thread in "ab"]
+
+
+def test_what_was_read_ahead_for_an_attempt_that_was_never_loaded_is_for_no_other_one() -> None:
+    """Its thread is deleted and begun anew: the new run's input has the id of the old one, its checkpoint another's."""
+
+    def begun(birth: str, value: int) -> Lease:
+        record = e.fact("run_started", f"run of {birth}", birth=birth, record=e.wrap(b"\x80"))
+        log.append("t", [record], None)
+        delta = e.wrap(pack({"x": [SET, pack(value)]}))
+        said = e.checkpoint(
+            birth, 1, source="loop", step=-1, graph="g@1", run=f"run of {birth}", next="[]", delta=delta
+        )
+        log.append("t", [said], (0, birth))
+        digest = str(said["digest"])
+        lease = NOBODY._replace(token=birth, n=1, digest=digest, birth=birth, run=f"run of {birth}", conf="0-1")
+        return lease._replace(rec="0-1")
+
+    log = MemoryLog()
+    loader = Loader(log)
+    old = begun("old", 1)
+    loader.ahead([old])
+    log.delete("t")
+    new = begun("new", 2)
+    loader.ahead([new])
+    assert loader.entry(new, "0-1").text("birth") == "new"
+    assert loader.stand(new).channels == {"x": pack(2)}
+    loader.forget(old)
+    loader.forget(new)
+    assert not loader._ahead._pages  # pyright: ignore[reportPrivateUsage]

@@ -245,6 +245,7 @@ class Work:
     def drop(self, held: Held) -> None:
         """Forget an attempt. Its slot is another matter."""
         self.held.pop(held.lease.token, None)
+        self.performer.loader.forget(held.lease)
 
     # load
 

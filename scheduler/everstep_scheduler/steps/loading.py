@@ -77,7 +77,7 @@ class Loader:
 
     def __init__(self, log: Log, cache_bytes: int = CACHE_BYTES) -> None:
         self.log = log
-        self._near = ReadAhead(log)
+        self._ahead = ReadAhead(log)
         self._cache_bytes = cache_bytes
         self._stands: OrderedDict[str, tuple[int, str, Stand]] = OrderedDict()
         self._bytes = 0
@@ -122,13 +122,13 @@ class Loader:
             return None
         known = Known(n, digest, stand.logged, lease.birth, stand.since_snapshot, stand.delta_bytes)
         try:
-            state = state_on(self._near, lease.thread, known, lease.n)
+            state = state_on(self._ahead.of(lease.token), lease.thread, known, lease.n)
         except CorruptEntry:
             return None  # reading all of it says what is wrong, if anything is
         return None if state is None or state.digest != lease.digest else _stand(state)
 
     def prove(self, lease: Lease) -> None:
-        """Read the checkpoint of a lease from the log, whatever the cache has. Raises LogError."""
+        """Read the checkpoint of a lease from the log, since that came, whatever the cache has. Raises LogError."""
         self.keep(lease.thread, lease.n, lease.digest, self._read(lease))
 
     def peek(self, thread: str, digest: str = "") -> Stand | None:
@@ -138,7 +138,7 @@ class Loader:
             return None if found is None or (digest and found[1] != digest) else found[2]
 
     def _read(self, lease: Lease) -> Stand:
-        state = state_at(self._near, lease.thread, lease.n)
+        state = state_at(self._ahead.of(lease.token), lease.thread, lease.n)
         if state.digest != lease.digest or lease.birth not in ("", state.birth):
             raise CorruptEntry(
                 "the log has another checkpoint here than the index says",
@@ -168,7 +168,7 @@ class Loader:
         with self._lock:
             if key in self._entries:
                 return self._entries[key]
-        found = self._near.read(thread, ref, ref)
+        found = self._ahead.of(lease.token).read(thread, ref, ref)
         if not found:
             raise CorruptEntry(f"the entry {ref} is missing", thread=thread, fix="fork from an earlier checkpoint")
         with self._lock:
@@ -181,8 +181,12 @@ class Loader:
         """Read what several attempts that are to begin will ask for, in one request. What is not found, or can't be
         read, is told when it is asked for. Long logs are left for then."""
         with self._lock:
-            spans = [span for lease in leases for span in self._wanted(lease)]
-        self._near.fetch(spans)
+            wanted = {lease.token: [*self._wanted(lease)] for lease in leases}
+        self._ahead.fetch(wanted)
+
+    def forget(self, lease: Lease) -> None:
+        """The attempt is over, or was never begun: what was read ahead for it is for nobody."""
+        self._ahead.forget(lease.token)
 
     def _wanted(self, lease: Lease) -> Iterator[Span]:
         """What an attempt will ask for that the caches lack: what its run says, and where its thread stands."""

@@ -1,42 +1,64 @@
 """What attempts that came together will ask of the log, asked for all of them in one request.
 
-    leases ──spans──► Log.ask, one round trip ──► pages ──each once──► whoever loads the attempt
+    leases ──spans──► Log.ask, one round trip ──► pages by lease, each once ──► whoever loads that attempt
 
-Nobody waits for the reply before somebody needs a page of it. A page that nobody asked for goes when others come. What
-could not be read is no page: who asks for it is told why.
+Nobody waits for the reply before somebody needs a page of it. A page belongs to the lease that it was asked for, and no
+other one sees it: its thread may be deleted and begun anew meanwhile. What could not be read is no page: who asks for it
+is told why.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.log import Asked, Head, Log, Span
 
-PAGES_KEPT = 128  # twice what an offer brings
+LEASES_KEPT = 128  # twice what an offer brings
+Pages = dict[Span, tuple[Asked, int]]
 
 
-class ReadAhead(Log):
-    """Another log, some pages of which are here already, or on their way. Each is given once. For several threads."""
+class ReadAhead:
+    """Pages of a log, here or on their way, by the tokens of the leases they were asked for. For several threads."""
 
     def __init__(self, log: Log) -> None:
-        self._log, self.signer = log, log.signer
-        self._pages: OrderedDict[Span, tuple[Asked, int]] = OrderedDict()
+        self._log = log
+        self._pages: OrderedDict[str, Pages] = OrderedDict()
         self._lock = threading.Lock()
 
-    def fetch(self, spans: Sequence[Span]) -> None:
-        """Ask for what is not here, if that would be more than one request."""
+    def fetch(self, wanted: Mapping[str, Sequence[Span]]) -> None:
+        """Ask for what leases want, by their tokens, if that would be more than one request."""
         with self._lock:
-            wanted = [span for span in dict.fromkeys(spans) if span not in self._pages]
-        if len(wanted) < 2:
+            fresh = {token: spans for token, spans in wanted.items() if token not in self._pages}
+        spans = [*dict.fromkeys(span for each in fresh.values() for span in each)]
+        if len(spans) < 2:
             return
-        asked = self._log.ask(wanted)
+        asked, places = self._log.ask(spans), {span: at for at, span in enumerate(spans)}
         with self._lock:
-            self._pages.update((span, (asked, at)) for at, span in enumerate(wanted))
-            while len(self._pages) > PAGES_KEPT:
+            for token, each in fresh.items():
+                self._pages[token] = {span: (asked, places[span]) for span in each}
+            while len(self._pages) > LEASES_KEPT:
                 self._pages.popitem(last=False)
+
+    def of(self, token: str) -> Log:
+        """The log as the attempt with this lease reads it."""
+        pages = self._pages.get(token) if self._pages else None
+        return Near(self._log, pages) if pages else self._log
+
+    def forget(self, token: str) -> None:
+        """The attempt is over, or was never begun."""
+        if self._pages:
+            with self._lock:
+                self._pages.pop(token, None)
+
+
+class Near(Log):
+    """Another log, some pages of which are here already, or on their way. Each is given once."""
+
+    def __init__(self, log: Log, pages: Pages) -> None:
+        self._log, self._pages, self.signer = log, pages, log.signer
 
     def read(
         self,
@@ -47,13 +69,11 @@ class ReadAhead(Log):
         *,
         reverse: bool = False,
     ) -> list[e.Entry]:
-        if self._pages and (page := self._page(Span(thread, start, end, count, reverse))) is not None:
-            return page
-        return self._log.read(thread, start, end, count, reverse=reverse)
+        page = self._page(Span(thread, start, end, count, reverse))
+        return page if page is not None else self._log.read(thread, start, end, count, reverse=reverse)
 
     def _page(self, span: Span) -> list[e.Entry] | None:
-        with self._lock:
-            found = self._pages.pop(span, None)
+        found = self._pages.pop(span, None)
         if found is None:
             return None
         asked, at = found
