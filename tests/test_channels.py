@@ -322,6 +322,21 @@ def test_a_long_chat_that_this_process_made_takes_what_any_chat_takes(more: Any)
     assert again == spec.codec.encode(add_messages(spec.codec.decode(found), said[:2]))
 
 
+class Appended(TypedDict, total=False):
+    items: Annotated[list[Any], add_messages]
+    messages: Annotated[list[Any], operator.add]
+
+
+def test_a_long_list_that_another_graph_made_here_is_looked_at() -> None:
+    """Graphs may share a thread, and a process: what one of them knows of a list does not hold for the other's."""
+    said = [{"id": str(n), "role": "user", "content": "x" * 100} for n in range(60)]
+    others, spec = spec_of(Appended), spec_of(Growing)
+    made = apply(others, {"messages": others.codec.encode(said[:-1])}, [("messages", others.codec.encode(said[-1:]))])
+    again = [{"id": "7", "role": "user", "content": "another"}]
+    found = apply(spec, made, [("messages", spec.codec.encode(again))])["messages"]
+    assert found == spec.codec.encode(add_messages(said, again))
+
+
 def test_a_list_that_grows_over_the_cap_is_refused() -> None:
     spec = spec_of(Growing)
     before = spec.codec.encode(["x" * 100])

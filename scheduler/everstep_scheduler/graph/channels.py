@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import add, is_
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NotRequired, Required, cast, get_args, get_origin
 
 from everstep_checkpoint.beside import Beside
 from everstep_checkpoint.delta import appended
@@ -171,27 +171,38 @@ def _fold(codec: Codec, channel: Channel, before: bytes | None, values: Sequence
     for each in rest:
         value = _reduce(channel, value, codec.decode(each, where))
     if channel.reducer in APPENDING and (longer := _appended(codec, first, old, value, where)) is not None:
-        return _noted(channel, longer, value)
+        return _noted(codec, channel, longer, value)
     return codec.encode(value, where)
 
 
-_ids: Beside[frozenset[str]] = Beside()  # of the messages in long lists that `add_messages` made; of other lists none
 NOTED_FROM = 4096
 
 
-def _noted(channel: Channel, longer: bytes, value: Any) -> bytes:
+class Made(NamedTuple):
+    """What made a long list here. `ids`: of its messages, if it was `add_messages`."""
+
+    codec: Codec
+    reducer: Callable[..., Any] | None
+    ids: frozenset[str]
+
+
+_made: Beside[Made] = Beside()
+
+
+def _noted(codec: Codec, channel: Channel, longer: bytes, value: Any) -> bytes:
     """Remember of a long list what it takes to put something behind it unread."""
     if len(longer) >= NOTED_FROM and (ids := ids_of(value) if channel.reducer is add_messages else NO_IDS) is not None:
-        _ids.put(longer, ids)
+        _made.put(longer, Made(codec, channel.reducer, ids))
     return longer
 
 
 def _behind(codec: Codec, channel: Channel, first: bytes, rest: Sequence[bytes], where: str) -> bytes | None:
-    """A long list that this process made, with new items put behind it unread. None where it takes a look at them."""
-    known = _ids.get(first) if len(first) >= NOTED_FROM and channel.reducer in APPENDING else None
-    if known is None:
+    """A long list that this process made, with new items put behind it unread. None where it takes a look at them, and
+    where another graph made it: that may know other types, or make no difference between messages."""
+    made = _made.get(first) if len(first) >= NOTED_FROM and channel.reducer in APPENDING else None
+    if made is None or made.codec is not codec or made.reducer is not channel.reducer:
         return None
-    items = list[Any]()
+    known, items = made.ids, list[Any]()
     for each in rest:
         value = codec.decode(each, where)
         if channel.reducer is add_messages:
@@ -206,7 +217,7 @@ def _behind(codec: Codec, channel: Channel, first: bytes, rest: Sequence[bytes],
     longer = appended(first, codec.encode(items, where))
     if len(longer) > codec.value_max:
         return None
-    _ids.put(longer, known)
+    _made.put(longer, made._replace(ids=known))
     return longer
 
 
