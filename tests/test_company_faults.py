@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 import redis
@@ -12,9 +13,12 @@ import redis
 from everstep_checkpoint import entries as e
 from everstep_scheduler.moves.contract import Commit, Offer, Start
 from everstep_scheduler.steps.perform import Result
-from everstep_workers.slots import Done, Held
+from everstep_workers.loop import Committer
+from everstep_workers.slots import OFFER_MAX, Done, Held
 from everstep_workers.work import Posted, Settled, Setup, Work
+from test_loading import NOBODY
 from test_plain import KEYS, LEASE_MS, Side, plain_commit
+from test_worker import graph
 
 
 class Company:
@@ -134,3 +138,22 @@ def test_a_company_that_leaves_more_jobs_than_it_takes_rings_for_the_others(
     rung = [process for process in ("w2", "w3", "w4") if client.llen(KEYS.bell(process))]
     assert rung == ["w2", "w3"]
     company.work.close()
+
+
+def test_one_that_cannot_be_read_ahead_keeps_no_other_one_from_its_run(redis_url: str, client: redis.Redis) -> None:
+    """Whoever writes our keys by hand can name a thread that no command can name."""
+    work = Work(Setup(redis_url, "w1", ("g",), KEYS), {"g": graph("g", a=lambda _: {})})
+    begun = list[Held]()
+    work.hands = mock.Mock(start=begun.extend)
+    held = [Held(NOBODY._replace(token=name, thread=name, graph="g", conf="0-1")) for name in ("t", "t\ud800")]
+    assert work.spread(held) == []
+    assert begun == held
+    work.close()
+
+
+def test_a_committer_that_posts_several_at_once_stops_at_its_bound() -> None:
+    nobody: Any = None
+    committer = Committer(nobody)
+    committer._ready.put(Done(Held(NOBODY), Result(None, None, 0)))  # pyright: ignore[reportPrivateUsage]
+    committer._posted.extend([Posted((), Offer("w1"), 0)] * (OFFER_MAX + 1))  # pyright: ignore[reportPrivateUsage]
+    assert committer._next() is None  # pyright: ignore[reportPrivateUsage]

@@ -76,7 +76,7 @@ class Committer:
 
     def _next(self) -> Done | None:
         """An outcome that is ready, and may be sent now."""
-        if len(self._posted) == OFFER_MAX:
+        if len(self._posted) >= OFFER_MAX:
             return None
         try:
             done = self._ready.get_nowait()

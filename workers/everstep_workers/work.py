@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
-import redis
-
 from everstep_checkpoint.errors import LogError, ServerError
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import new_id
@@ -255,8 +253,8 @@ class Work:
             return
         try:
             self.performer.loader.ahead([each.lease for each in held if each.lease.graph in self.graphs])
-        except (redis.RedisError, ServerError) as error:
-            log.debug("attempts are loaded one by one: %s", error)
+        except Exception as error:  # noqa: BLE001 - each is told of its own when it is loaded; none may take others with it
+            log.debug("attempts are loaded one by one: %r", error)
 
     def load(self, held: Held) -> bool:
         """Load the attempt. False: there is nothing to run, and its slot is free again."""
