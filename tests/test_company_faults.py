@@ -157,3 +157,17 @@ def test_a_committer_that_posts_several_at_once_stops_at_its_bound() -> None:
     committer._ready.put(Done(Held(NOBODY), Result(None, None, 0)))  # pyright: ignore[reportPrivateUsage]
     committer._posted.extend([Posted((), Offer("w1"), 0)] * (OFFER_MAX + 1))  # pyright: ignore[reportPrivateUsage]
     assert committer._next() is None  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize("error", [ValueError("I/O operation on closed file"), AttributeError("no parser")])
+def test_a_reply_that_breaks_in_an_odd_way_is_lost_like_any_other(
+    company: Company, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was posted is known to nobody but whoever collects: raised there, commits and their slots were gone."""
+    line, posted = company.work.own_line(), company.posted(company.commits)
+    at = line.post(company.work.moves.command([commit for _, commit in posted.each], posted.offer))
+    with monkeypatch.context() as patched:
+        patched.setattr(line._one, "read_response", mock.Mock(side_effect=error))  # pyright: ignore[reportPrivateUsage]
+        fresh = company.work.came(posted, line.collect(at))
+    assert len(fresh) == 3
+    company.check(fresh)

@@ -63,18 +63,15 @@ class Line(redis.Redis):
         return self._epoch
 
     def collect(self, posted: int) -> Any:
-        """The reply to the oldest command posted and not collected. None if its connection has ended since; an error
-        reply is returned, not raised."""
+        """The reply to the oldest command posted and not collected. None if its connection has ended since, or ends
+        now, for whatever reason; an error reply is returned, not raised."""
         if posted != self._epoch:
             return None
         try:
             return self._reply()
-        except redis.RedisError:
+        except Exception:  # noqa: BLE001 - a socket closed by another thread makes the parser raise errors of its own
             self._end()
             return None
-        except BaseException:
-            self._end()
-            raise
 
     def post_all(self, commands: Sequence[tuple[Any, ...]]) -> int:
         """Send several in one packet; each has a reply for `collect`. LOST if they could not be sent."""
