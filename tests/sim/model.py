@@ -254,6 +254,7 @@ class Model:
 
     def _lease(self, thread: str, t: Thread, task: str, rec: Record, call: Call) -> None:
         token, offer = call.tokens.pop(0), call.offer
+        assert token not in self.lease, "two tasks are leased under one token"
         if not rec.job:
             self._make_job(thread, t, task, rec)
         rec.place, rec.attempt, rec.token, rec.owner = "lease", rec.attempt + 1, token, offer.owner
@@ -451,6 +452,12 @@ class Model:
         for each in call.coming:
             self._push(*each)
         return Answer("ok", tuple(call.leases), (), t.status if t.run == lease.run else "rested")
+
+    def still_holds(self, lease: Lease) -> bool:
+        """Would a commit of this attempt pass now?"""
+        t = self.threads.get(lease.thread)
+        rec = t.open.get(lease.task) if t is not None else None
+        return t is not None and rec is not None and self._holds(t, rec, lease)
 
     def _holds(self, t: Thread, rec: Record, lease: Lease) -> bool:
         held = rec.place == "lease" and rec.token == lease.token and t.status == "running"

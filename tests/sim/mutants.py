@@ -9,7 +9,8 @@ from unittest import mock
 
 from everstep_scheduler.moves.contract import Answer, Commit, Lease, Offer, Renewed
 from everstep_scheduler.steps import effects, settling
-from everstep_workers.work import Work
+from everstep_workers.slots import Held
+from everstep_workers.work import Posted, Work
 
 from .gates import Gates
 from .model import Call, Model, Record, Thread
@@ -243,10 +244,25 @@ def lost_reply_is_settled() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def offer_goes_with_each() -> Iterator[None]:
+    """Where no answer came to commits that had left together, each is sent alone with the tokens of all."""
+    real = Work.came
+
+    def came(self: Work, posted: Posted, raw: object) -> list[Held]:
+        if raw is not None:
+            return real(self, posted, raw)
+        with mock.patch.object(self, "offer", lambda *_: posted.offer):
+            return real(self, posted, raw)
+
+    with mock.patch.object(Work, "came", came):
+        yield
+
+
 MODELS: tuple[type[Model], ...] = (
     NoFence, TwiceOnResend, AttemptNotRaised, RefillDoubled, ClaimForgets, LostIsForgotten, LostKeepsToken,
     WakeForgotten, NextInputForgotten, CancelLeavesLeases, SiblingOvertaken, RenewRevives, UnheardOfIsOrphan,
     StartTwice, SlotOfTheDead,
     *map(with_gates, (NobodyLetsIn, OneTooMany, LinePassed, RateUncounted, TimeLetsNobodyIn)),
 )  # fmt: skip
-PATCHES = (as_they_came, sibling_lost, effects_unread, lost_reply_is_settled)
+PATCHES = (as_they_came, sibling_lost, effects_unread, lost_reply_is_settled, offer_goes_with_each)

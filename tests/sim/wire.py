@@ -243,10 +243,12 @@ class FarLine:
                 self._waits.wakes_at = self._world.now + self._world.transit_s()
 
     def _commit(self, commits: Sequence[Commit], offer: Offer) -> Answers:
-        """Any of several may be none for such company: it is answered with nothing, and nothing was done."""
+        """Any of several may be none for such company, as one that has lost its lease is: it is answered with nothing,
+        and nothing was done. The others use the offer."""
         answers: Answers = []
         for commit in commits:
-            if len(commits) > 1 and self._wire._dice.random() < 0.1:
+            fits = self._wire._dice.random() > 0.1 and self._world.model.still_holds(commit.lease)
+            if len(commits) > 1 and not fits:
                 answers.append(None)
                 continue
             answers += self._world.model.commit([(commit, offer)])
