@@ -171,3 +171,38 @@ def test_a_reply_that_breaks_in_an_odd_way_is_lost_like_any_other(
         fresh = company.work.came(posted, line.collect(at))
     assert len(fresh) == 3
     company.check(fresh)
+
+
+def test_a_company_that_was_refused_whole_offers_with_its_first_commit(
+    company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something at the front of the queue is out of the ordinary, as jobs of fairness keys are. It is known that nothing
+    was done: no claim is needed to learn what came of the offer."""
+    company.client.lpush(KEYS.rq_queue("g"), "odd")
+    company.client.hset(KEYS.rq_job("odd"), "everstep", "odd")
+    posted, claim = company.posted(company.commits), mock.Mock(side_effect=AssertionError("a claim"))
+    raw = company.arrives(posted)
+    assert raw[3::2] == [-1, -1, -1]
+    monkeypatch.setattr(company.work.moves, "claim", claim)
+    fresh = company.work.came(posted, raw)
+    assert fresh
+    company.check(fresh)
+
+
+def test_what_runs_were_promised_is_waited_for_once_for_all_replies_that_are_there(
+    company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that stalls would hold up each of them in turn."""
+    for held in company.held:
+        held.attempt = mock.Mock(record=mock.Mock(durability="replicas=1"))
+    monkeypatch.setattr(company.work.performer, "committed", lambda *_: None)
+    monkeypatch.setattr(company.work.promises, "report", report := mock.Mock())
+    committer = Committer(company.work)
+    line = committer._line  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(line, "has_reply", lambda: True)
+    for posted in company.posted(company.commits).each:
+        (alone,) = company.work.posted(line, [posted], 0)
+        committer._posted.append(alone)  # pyright: ignore[reportPrivateUsage]
+    assert committer._collected() == []  # pyright: ignore[reportPrivateUsage]
+    assert report.call_count == 1
+    company.work.close()

@@ -99,12 +99,11 @@ class Committer:
 
     def _collected(self) -> list[Held]:
         """The leases that the answers brought: the oldest one's, and of those that are here already."""
-        posted = self._posted.popleft()
-        fresh = self._work.came(posted, self._line.collect(posted.at))
-        while self._posted and self._line.has_reply():
+        replies = list[tuple[Posted, object]]()
+        while self._posted and (not replies or self._line.has_reply()):
             posted = self._posted.popleft()
-            fresh += self._work.came(posted, self._line.collect(posted.at))
-        return fresh
+            replies.append((posted, self._line.collect(posted.at)))
+        return self._work.all_came(replies)
 
 
 class Loop:

@@ -364,27 +364,39 @@ class Work:
     def came(self, posted: Posted, raw: object) -> list[Held]:
         """The reply to commits that were posted. Returns what there is to run next. A commit that it does not settle,
         or no reply, is sent again until one does; one that Redis refuses becomes a failure."""
+        return self.all_came([(posted, raw)])
+
+    def all_came(self, replies: Sequence[tuple[Posted, object]]) -> list[Held]:
+        """Several replies at once. What runs were promised beyond their commits is waited for once."""
+        fresh, told = list[Held](), list[Held]()
+        for posted, raw in replies:
+            fresh += self._came(posted, raw, told)
+        self._kept(told)
+        return fresh
+
+    def _came(self, posted: Posted, raw: object, told: list[Held]) -> list[Held]:
         offer, own = posted.offer, sum(done.own for done, _ in posted.each)
-        answers, alone = self._read(posted, raw), len(posted.each) == 1
+        said = self._read(posted, raw)
+        answers = said or [None] * len(posted.each)
         leases = [lease for answer in answers if answer is not None for lease in answer.leases]
-        known, kept = any(answers), list[Held]()  # does anybody know what came of the offer?
+        known = any(answers)  # does anybody know what came of the offer?
+        unused = said is not None or len(posted.each) == 1  # no other commit can have used it
         for (done, commit), answer in zip(posted.each, answers, strict=True):
             try:
-                told = self._answered(done, commit, answer, offer if alone else self.offer())
+                found = self._answered(done, commit, answer, offer if unused and not known else self.offer())
             except BaseException as error:  # noqa: BLE001 - the loop's door: one must not take others with it
                 self.came_to_nothing(done.held, error)
             else:
-                kept.append(done.held)
-                leases += told.leases if answer is None else ()
-                known = known or alone
-        if not known and not alone:
+                told.append(done.held)
+                leases += found.leases if answer is None else ()
+                known = known or unused
+        if not known and not unused:
             known = self._asked_for(offer, leases)
         if not known:
             self.slots.give_new(max(len(offer.tokens), own))
             return []
         fresh = self.admit(offer, leases)
         self.slots.give_new(max(own - len(offer.tokens), 0))
-        self._kept(kept)
         return fresh
 
     def _asked_for(self, offer: Offer, leases: list[Lease]) -> bool:
@@ -402,13 +414,15 @@ class Work:
         leases += answer.leases
         return True
 
-    def _read(self, posted: Posted, raw: object) -> Sequence[Answer | None]:
-        """What a reply says of each commit. Nothing, where it can't be read: then each is asked for alone."""
+    def _read(self, posted: Posted, raw: object) -> Sequence[Answer | None] | None:
+        """What a reply says of each commit. None where none came, or can't be read: nobody knows what was done then."""
+        if raw is None or isinstance(raw, Exception):
+            return None
         try:
             return self.moves.answers_to([commit for _, commit in posted.each], posted.offer, raw)
         except Exception as error:  # noqa: BLE001 - whatever came there is no answer
             log.error("an answer can't be read: %r", error)
-            return [None] * len(posted.each)
+            return None
 
     def _answered(self, done: Done, commit: Commit, answer: Answer | None, offer: Offer) -> Answer:
         """A commit's answer, which is asked for if it is not there. Raises ServerError, LogError."""
