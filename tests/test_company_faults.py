@@ -176,8 +176,8 @@ def test_a_reply_that_breaks_in_an_odd_way_is_lost_like_any_other(
 def test_a_company_that_was_refused_whole_offers_with_its_first_commit(
     company: Company, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Something at the front of the queue is out of the ordinary, as jobs of fairness keys are. It is known that nothing
-    was done: no claim is needed to learn what came of the offer."""
+    """Something at the front of the queue is out of the ordinary, as jobs of fairness keys are. It is known that
+    nothing was done: no claim is needed to learn what came of the offer."""
     company.client.lpush(KEYS.rq_queue("g"), "odd")
     company.client.hset(KEYS.rq_job("odd"), "everstep", "odd")
     posted, claim = company.posted(company.commits), mock.Mock(side_effect=AssertionError("a claim"))

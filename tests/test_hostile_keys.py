@@ -644,9 +644,11 @@ def test_an_answer_that_can_not_be_read_costs_no_slot() -> None:
 
     nothing: Any = None
     settled = [Settled(done, nothing)] * 2
-    with patch.object(work.moves, "answers_to", side_effect=ValueError), patch.object(work, "_answered", answers):
+    claims = patch.object(work.moves, "claim", side_effect=lambda each: asked.append(each) or Answer("ok"))
+    unread = patch.object(work.moves, "answers_to", side_effect=ValueError)
+    with unread, claims, patch.object(work, "_answered", answers):
         assert work.came(Posted(settled, offer, 0), b"junk") == []
-    assert asked == [offer, None], "each is asked for alone, and tokens are offered once"
+    assert [each.tokens for each in asked] == [(), (), offer.tokens], "each is asked for alone, and tokens come last"
     assert len(work.slots) == 4
     work.close()
 
