@@ -644,7 +644,7 @@ def test_an_answer_that_can_not_be_read_costs_no_slot() -> None:
 
     nothing: Any = None
     settled = [Settled(done, nothing)] * 2
-    claims = patch.object(work.moves, "claim", side_effect=lambda each: asked.append(each) or Answer("ok"))
+    claims = patch.object(work.moves, "claim", lambda offer: answers(None, None, None, offer))
     unread = patch.object(work.moves, "answers_to", side_effect=ValueError)
     with unread, claims, patch.object(work, "_answered", answers):
         assert work.came(Posted(settled, offer, 0), b"junk") == []
