@@ -3,8 +3,8 @@
     leases ──spans──► Log.ask, one round trip ──► pages by lease, each once ──► whoever loads that attempt
 
 Nobody waits for the reply before somebody needs a page of it. A page belongs to the lease that it was asked for, and no
-other one sees it: its thread may be deleted and begun anew meanwhile. What could not be read is no page: who asks for it
-is told why.
+other one sees it: its thread may be deleted and begun anew meanwhile. What could not be read is no page: who asks for
+it is told why.
 """
 
 from __future__ import annotations
