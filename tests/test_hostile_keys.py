@@ -635,10 +635,10 @@ def test_of_an_answer_with_such_bytes_the_other_leases_hold_good(hand: Hand) -> 
 
 def test_an_answer_that_can_not_be_read_costs_no_slot() -> None:
     work = Work(Setup("redis://127.0.0.1:1", "w", ("g",), KEYS, concurrency=4), {})
-    offer, asked = work.offer(tuple(work.slots.take(3))), list[Offer | None]()
+    offer, asked = work.offer(tuple(work.slots.take(3))), list[Offer]()
     done: Any = SimpleNamespace(own=False, held=SimpleNamespace(attempt=None))
 
-    def answers(done: Any, commit: Any, answer: None, offer: Offer | None) -> Answer:
+    def answers(done: Any, commit: Any, answer: None, offer: Offer) -> Answer:
         asked.append(offer)
         return Answer("already")
 
