@@ -71,13 +71,12 @@ def company(request: pytest.FixtureRequest, redis_url: str, client: redis.Redis)
     return Company(redis_url, client, request.param)
 
 
-def elsewhere(commit: Commit) -> Commit:
-    """The same with what is next in a queue that must ring a bell: none for company."""
-    return commit._replace(next=(("p0", "a", "h", 0),))
-
-
 def test_a_lost_reply_to_a_company_of_which_only_some_were_done_leases_nothing_twice(company: Company) -> None:
-    posted = company.posted([elsewhere(company.commits[0]), *company.commits[1:]])
+    """The run of one ends, and another one is queued behind it: that is none for company."""
+    fields: e.Fields = {"run": "q0", "kind_of_run": "input", "task": "start", "node": "a", "graph": "g", "queue": "g"}
+    started = company.side.moves.start(Start(company.commits[0].lease.thread, "q0", "input", "g", "g", "q0", fields))
+    assert started.status == "queued"
+    posted = company.posted([company.commits[0]._replace(next=()), *company.commits[1:]])
     assert company.arrives(posted)[3] == -1
     company.check(company.work.came(posted, None))
 

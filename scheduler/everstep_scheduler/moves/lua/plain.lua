@@ -101,19 +101,16 @@ else
         end
       end
     end
-    local ready, answer = {}, { ms, rows }
     for _, it in ipairs(good) do
       if it.leased then
         leases[it.leased].record = '{"p":"lease","a":1,' .. it.place .. ',"o":' .. me .. ',"t":"' .. leases[it.leased].token
           .. '","L":' .. lease_ms .. ',"j":"' .. it.job .. '"}'
       elseif it.job then
         it.record = '{"p":"job","a":0,' .. it.place .. ',"j":"' .. it.job .. '"}'
+        looked[it.queue] = looked[it.queue] or 0 * call('LLEN', R .. 'queue:' .. it.queue) -- what can't be queued is not written
       end
-      -- what must ring a bell is not for here: a next task in a queue from which nothing was taken
-      if it.leased or not it.job or (looked[it.queue] or 0) > 0 then ready[#ready + 1] = it end
     end
-    if #ready == 0 then return end
-    return ready, all, leases, looked, free, answer
+    return good, all, leases, looked, free, { ms, rows }
   end
 
   local rq, owner, salt, lease_ms, proc, spare, commits, tokens, queues = unpack(ARGV, 2, 10)
