@@ -406,6 +406,25 @@ def test_a_failover_may_take_back_what_was_said_since_its_replica_parted_and_no_
     assert set(rig.verdict().by_law) >= {"I1", "I9"}, "as where the replica had all"
 
 
+def test_the_verdict_does_not_hang_on_when_a_process_wrote_its_lines(rig: Rig) -> None:
+    """One that stood still in between writes them later than they say."""
+    rig.submit()
+    rig.until("draw")
+    rig.a.claim(1)
+    late = rig.a.run(rig.a.held[0])  # begun, and the process stands still
+    aside, since = rig.aside(), time.monotonic()
+    rig.expire()
+    rig.b.claim(1)
+    rig.b.do("draw")
+    rig.fail_over(aside, since)  # to a replica that knows nothing of that
+    rig.a.send_late(late)
+    rig.finish()
+    assert rig.verdict().sound
+    lines = rig.journal.read_text().splitlines(keepends=True)
+    rig.journal.write_text("".join(reversed(lines)))
+    assert rig.verdict().sound
+
+
 def test_what_a_log_calls_done_and_no_node_did_is_found(rig: Rig) -> None:
     plain(rig)
     lines = rig.journal.read_text().splitlines(keepends=True)

@@ -245,8 +245,9 @@ def _due(case: Case) -> Counter[str]:
 
 
 def _by_key(case: Case) -> dict[str, list[Ran]]:
+    """Executions in the order of their time: a process that stood still writes its line later than it says."""
     found: dict[str, list[Ran]] = defaultdict(list)
-    for line in case.evidence.ran:
+    for line in sorted(case.evidence.ran, key=lambda each: each.at):
         if line.phase == "in":
             found[line.key].append(line)
     return found
