@@ -635,10 +635,10 @@ def test_of_an_answer_with_such_bytes_the_other_leases_hold_good(hand: Hand) -> 
 
 def test_an_answer_that_can_not_be_read_costs_no_slot() -> None:
     work = Work(Setup("redis://127.0.0.1:1", "w", ("g",), KEYS, concurrency=4), {})
-    offer, asked = work.offer(tuple(work.slots.take(3))), list[Offer]()
+    offer, asked = work.offer(tuple(work.slots.take(3))), list[Offer | None]()
     done: Any = SimpleNamespace(own=False, held=SimpleNamespace(attempt=None))
 
-    def answers(done: Any, commit: Any, answer: None, offer: Offer) -> Answer:
+    def answers(done: Any, commit: Any, answer: None, offer: Offer | None) -> Answer:
         asked.append(offer)
         return Answer("already")
 
@@ -648,7 +648,7 @@ def test_an_answer_that_can_not_be_read_costs_no_slot() -> None:
     unread = patch.object(work.moves, "answers_to", side_effect=ValueError)
     with unread, claims, patch.object(work, "_answered", answers):
         assert work.came(Posted(settled, offer, 0), b"junk") == []
-    assert [each.tokens for each in asked] == [(), (), offer.tokens], "each is asked for alone, and tokens come last"
+    assert asked == [None, None, offer], "each is asked for alone, and tokens come last"
     assert len(work.slots) == 4
     work.close()
 

@@ -38,9 +38,13 @@ class Line(redis.Redis):
         self._one: Any = pool.make_connection()
         self._epoch = 0  # of the connection: replies that were to come over an older one are lost
 
-    def _send(self, args: tuple[Any, ...]) -> None:
-        packed: list[bytes] = [_pack(args)] if _pack is not None else self._one.pack_command(*args)
-        self._one.send_packed_command(packed, False)
+    def _send(self, *commands: tuple[Any, ...]) -> None:
+        """In one packet."""
+        if _pack is not None:
+            packed = [_pack(args) for args in commands]
+        else:
+            packed = [piece for args in commands for piece in self._one.pack_command(*args)]
+        self._one.send_packed_command([b"".join(packed)], False)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send, and wait for the reply. Whatever goes wrong but an error reply ends the connection."""
@@ -53,10 +57,10 @@ class Line(redis.Redis):
             self._end()
             raise
 
-    def post(self, args: tuple[Any, ...]) -> int:
-        """Send a command. The answer is for `collect`; LOST if it could not be sent."""
+    def post(self, *commands: tuple[Any, ...]) -> int:
+        """Send commands in one packet. Each has a reply for `collect`; LOST if they could not be sent."""
         try:
-            self._send(args)
+            self._send(*commands)
         except redis.RedisError:
             self._end()
             return LOST
@@ -72,18 +76,6 @@ class Line(redis.Redis):
         except Exception:  # noqa: BLE001 - a socket closed by another thread makes the parser raise errors of its own
             self._end()
             return None
-
-    def post_all(self, commands: Sequence[tuple[Any, ...]]) -> int:
-        """Send several in one packet; each has a reply for `collect`. LOST if they could not be sent."""
-        try:
-            packed = [
-                _pack(args) if _pack is not None else b"".join(self._one.pack_command(*args)) for args in commands
-            ]
-            self._one.send_packed_command([b"".join(packed)], False)
-        except redis.RedisError:
-            self._end()
-            return LOST
-        return self._epoch
 
     def _reply(self) -> Any:
         try:
@@ -101,10 +93,6 @@ class Line(redis.Redis):
     def _end(self) -> None:
         self._epoch += 1
         self._one.disconnect()
-
-    def hang_up(self) -> None:
-        """Whatever is under way is lost; the next command connects anew."""
-        self._end()
 
     def close(self) -> None:
         self._end()
@@ -141,7 +129,7 @@ class Pages:
 
     def __del__(self) -> None:
         if self._line is not None:
-            self._line.hang_up()
+            self._line.close()
             self._log.give(self._line)
 
 
@@ -171,7 +159,7 @@ class LineLog(RedisLog):
 
     def ask(self, spans: Sequence[Span]) -> Asked:
         line = self._line()
-        return Pages(self, line, spans, line.post_all([self._command(span) for span in spans]))
+        return Pages(self, line, spans, line.post(*map(self._command, spans)))
 
     def _line(self) -> Line:
         try:

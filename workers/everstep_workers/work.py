@@ -85,8 +85,13 @@ def _alike(ready: Sequence[Settled]) -> list[Sequence[Settled]]:
     """Commits in groups that can leave together."""
     if len(ready) == 1:
         return [ready]
-    alike = [each for each in ready if is_plain(each.commit)]
-    return [*([alike] if alike else []), *([each] for each in ready if not is_plain(each.commit))]
+    alike, alone = list[Settled](), list[Sequence[Settled]]()
+    for each in ready:
+        if is_plain(each.commit):
+            alike.append(each)
+        else:
+            alone.append([each])
+    return [alike, *alone] if alike else alone
 
 
 class Runner(Protocol):
@@ -383,7 +388,7 @@ class Work:
         unused = said is not None or len(posted.each) == 1  # no other commit can have used it
         for (done, commit), answer in zip(posted.each, answers, strict=True):
             try:
-                found = self._answered(done, commit, answer, offer if unused and not known else self.offer())
+                found = self._answered(done, commit, answer, offer if unused and not known else None)
             except BaseException as error:  # noqa: BLE001 - the loop's door: one must not take others with it
                 self.came_to_nothing(done.held, error)
             else:
@@ -424,10 +429,11 @@ class Work:
             log.error("an answer can't be read: %r", error)
             return None
 
-    def _answered(self, done: Done, commit: Commit, answer: Answer | None, offer: Offer) -> Answer:
-        """A commit's answer, which is asked for if it is not there. Raises ServerError, LogError."""
+    def _answered(self, done: Done, commit: Commit, answer: Answer | None, offer: Offer | None) -> Answer:
+        """A commit's answer, which is asked for if it is not there; without an offer if that went elsewhere. Raises
+        ServerError, LogError."""
         if answer is None:
-            answer, commit = self._asked(done, commit, offer)
+            answer, commit = self._asked(done, commit, offer or self.offer())
         reach("committed")
         self._settled(done, commit, answer)
         return answer

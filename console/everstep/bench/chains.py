@@ -94,11 +94,11 @@ def p50_p99(took: Sequence[float]) -> tuple[float, float]:
     return ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
 
 
-def throughput(place: Place, runs: int, processes: int = 1, concurrency: int = SLOTS) -> Throughput:
+def throughput(place: Place, runs: int, processes: int = 1) -> Throughput:
     """Many runs at once, all submitted before the first one begins; their inputs' steps take time and don't count."""
     place.clear()
     spec, commits = chain(LENGTH), runs * (LENGTH + 1)
-    with place.workers(processes, "chain", concurrency=concurrency) as workers:
+    with place.workers(processes, "chain", concurrency=SLOTS) as workers:
         one_by_one(place, spec, 3 * processes)
         with held(workers):
             threads = [new_run(place, spec) for _ in range(runs)]

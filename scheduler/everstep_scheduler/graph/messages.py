@@ -64,7 +64,7 @@ def ids_of(messages: Sequence[Any]) -> frozenset[str] | None:
     """The ids of dicts that all have one; None for other messages."""
     if {*map(type, messages)} != {dict}:
         return None
-    ids = [each.get("id") for each in messages]
+    ids = _ids(messages)
     return frozenset(ids) if {*map(type, ids)} == {str} else None
 
 

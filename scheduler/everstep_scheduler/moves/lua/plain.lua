@@ -107,7 +107,10 @@ else
           .. '","L":' .. lease_ms .. ',"j":"' .. it.job .. '"}'
       elseif it.job then
         it.record = '{"p":"job","a":0,' .. it.place .. ',"j":"' .. it.job .. '"}'
-        looked[it.queue] = looked[it.queue] or 0 * call('LLEN', R .. 'queue:' .. it.queue) -- what can't be queued is not written
+        if not looked[it.queue] then
+          call('LLEN', R .. 'queue:' .. it.queue) -- what can't be queued is not written
+          looked[it.queue] = 0
+        end
       end
     end
     return good, all, leases, looked, free, { ms, rows }
