@@ -161,7 +161,7 @@ def shop(tmp_path: Path, redis_url: str, client: redis.Redis, monkeypatch: pytes
 
 
 def ended(pool: subprocess.Popen[str], timeout_s: float = 15.0) -> tuple[int, str]:
-    """Exit code and what it said since `until`; -9 if it had to be ended. `communicate` would lose what is read ahead."""
+    """Exit code and what it said since `until`; -9 if it came to no end. `communicate` loses what is read ahead."""
     assert pool.stderr is not None
     late = Timer(timeout_s, pool.kill)
     late.start()
