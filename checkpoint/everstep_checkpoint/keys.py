@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from uuid import UUID
 
 from .errors import InvalidThreadId
@@ -82,7 +83,7 @@ class Keys:
         if not _NAME.match(self.namespace) or not _NAME.match(self.partition):
             raise ValueError("namespace and partition are made of letters, digits, _ . -")
 
-    @property
+    @cached_property
     def stem(self) -> str:
         return f"{self.namespace}:{{{self.partition}}}:"
 

@@ -52,10 +52,10 @@ def new_id() -> str:
     try:
         return _ids.pop()
     except IndexError:
-        raw = os.urandom(16 * 256)
-        drawn = [base64.urlsafe_b64encode(raw[i : i + 16])[:22].decode() for i in range(0, len(raw), 16)]
-        _ids.extend(drawn[1:])
-        return drawn[0]
+        drawn = base64.urlsafe_b64encode(os.urandom(18 * 256)).decode()  # 24 characters each, without a rest
+        first, *others = [drawn[i : i + 22] for i in range(0, len(drawn), 24)]
+        _ids.extend(others)
+        return first
 
 
 class Log(ABC):

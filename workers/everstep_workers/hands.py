@@ -99,7 +99,8 @@ class Hand(threading.Thread):
 
     @property
     def coming(self) -> int:
-        return len(self._backlog) + sum(len(each.offer.tokens) for each in list(self._posted))
+        offered = sum([len(each.offer.tokens) for each in tuple(self._posted)]) if self._posted else 0
+        return len(self._backlog) + offered
 
     @property
     def burdened(self) -> bool:

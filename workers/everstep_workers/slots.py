@@ -72,6 +72,8 @@ class Slots:
 
     def take(self, most: int = OFFER_MAX) -> tuple[str, ...]:
         """At most `most` free slots, as tokens to offer; they are taken."""
+        if not most:
+            return ()
         taken: list[str] = []
         try:
             while len(taken) < most:
@@ -91,7 +93,8 @@ class Slots:
 
     def give_new(self, count: int = 1) -> None:
         """Slots that are free again, whose tokens are used up or in doubt."""
-        self.give([new_id() for _ in range(count)])
+        if count:
+            self.give([new_id() for _ in range(count)])
 
     def wait(self, timeout_s: float) -> None:
         """Wait until a slot is free."""

@@ -107,8 +107,8 @@ class Tempo:
         """How many attempts began a moment ago and run."""
         begun, since = self._begun, time.monotonic() - MOMENT_S
         try:
-            while begun[0].settled or begun[0].began < since:
+            while begun and (begun[0].settled or begun[0].began < since):
                 begun.popleft()
-        except IndexError:
+        except IndexError:  # another thread took the last one
             return 0
-        return sum(not held.settled for held in tuple(begun))
+        return sum(not held.settled for held in tuple(begun)) if begun else 0

@@ -339,9 +339,7 @@ class Work:
 
     def _needs_loop(self, lease: Lease) -> bool:
         spec = self.graphs.get(lease.graph)
-        if spec is None or not (lease.node == START_NODE or lease.node in spec.served):
-            return False
-        return spec.needs_loop(lease.node)
+        return spec is not None and spec.needs_loop(lease.node)
 
     # commit
 
@@ -352,7 +350,7 @@ class Work:
             return [self._post(line, ready, self.refill(ready[0].done.own, room))]
         sent = list[Posted]()
         for group in _alike(ready):
-            offer = self.refill(sum(done.own for done, _ in group), room)
+            offer = self.refill(sum([done.own for done, _ in group]), room)
             room = max(room - len(offer.tokens), 0)
             parts = [group] if offer.tokens else [[each] for each in group]
             sent += [self._post(line, part, offer) for part in parts]
@@ -380,11 +378,11 @@ class Work:
         return fresh
 
     def _came(self, posted: Posted, raw: object, told: list[Held]) -> list[Held]:
-        offer, own = posted.offer, sum(done.own for done, _ in posted.each)
+        offer, own = posted.offer, sum([done.own for done, _ in posted.each])
         said = self._read(posted, raw)
         answers = said or [None] * len(posted.each)
-        leases = [lease for answer in answers if answer is not None for lease in answer.leases]
         known = any(answers)  # does anybody know what came of the offer?
+        leases = [lease for answer in answers if answer is not None for lease in answer.leases]
         unused = said is not None or len(posted.each) == 1  # no other commit can have used it
         for (done, commit), answer in zip(posted.each, answers, strict=True):
             try:
@@ -451,10 +449,9 @@ class Work:
 
     def _kept(self, told: Sequence[Held]) -> None:
         """Wait for what runs were promised beyond the commits just answered. Leases that came are held meanwhile."""
-        more = [(held, held.attempt.record.durability) for held in told if held.attempt is not None]
-        more = [(held, durability) for held, durability in more if durability != COMMIT]
+        more = [held for held in told if held.attempt is not None and held.attempt.record.durability != COMMIT]
         if more:
-            self.promises.report({durability for _, durability in more}, more[0][0], log)
+            self.promises.report({held.attempt.record.durability for held in more if held.attempt}, more[0], log)
 
     def came_to_nothing(self, held: Held, error: BaseException) -> None:
         """The loop's door: an outcome that could not be told. Its slot is another matter."""
@@ -489,7 +486,8 @@ class Work:
         held = done.held
         self.drop(held)
         self.performer.committed(commit, answer)
-        self.tell_refused(answer)
+        if answer.refused:
+            self.tell_refused(answer)
         failed = commit.outcome in ("failed", "unplanned")
         if answer.status not in ("ok", "already"):
             log.info("%s: its outcome came too late (%s)", held, answer.status)

@@ -44,7 +44,7 @@ def node_result(spec: GraphSpec, node: str, returned: object) -> NodeResult:
 
 
 def _has_commands(returned: object) -> bool:
-    return any(isinstance(each, Command) for each in _flat(returned))
+    return type(returned) is not dict and any(isinstance(each, Command) for each in _flat(returned))
 
 
 def _flat(returned: Any) -> list[Any]:

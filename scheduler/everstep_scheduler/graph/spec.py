@@ -281,8 +281,12 @@ class GraphSpec:
 
     def needs_loop(self, node: str) -> bool:
         """Whether an attempt at the node, or a router after it, must run on an event loop."""
-        own = node != START and self.node(node).is_async
-        return own or any(each.is_async for each in self.branches_of(node))
+        return node in self._on_loop
+
+    @cached_property
+    def _on_loop(self) -> frozenset[str]:
+        routers = {each.source for each in self.branches if each.is_async}
+        return frozenset(routers | {node for node in self.served if self.node(node).is_async})
 
     # -- state
 
@@ -476,6 +480,8 @@ class GraphSpec:
 
 def form_args(form: tuple[str, ...], config: object, runtime: object, error: object = None) -> dict[str, Any]:
     """The keyword arguments that a node's or router's form asks for."""
+    if not form:
+        return {}
     before = getattr(runtime, "previous", None)
     known = {"config": config, "runtime": runtime, "error": error, "previous": before}
     return {name: known[name] for name in form}

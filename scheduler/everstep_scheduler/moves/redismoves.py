@@ -182,7 +182,9 @@ def _flat(fields: Fields) -> list[Any]:
     flat: list[Any] = []
     for name, value in fields.items():
         if name not in ("v", "kind"):
-            flat += (name, value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
+            if type(value) is str and not value.isascii():
+                value = value.encode("utf-8", "surrogatepass")
+            flat += (name, value)
     return flat
 
 
@@ -193,8 +195,9 @@ def is_plain(commit: Commit) -> bool:
         return False
     if commit.parts or commit.ahead or len(commit.entries) > 2:
         return False
-    if any(entry["kind"] != "checkpoint" for entry in commit.entries):
-        return False
+    for entry in commit.entries:
+        if entry["kind"] != "checkpoint":
+            return False
     row = commit.next[0] if commit.next else NONE
     return len(row) == 4 and lease.thread.isascii() and row[1].isascii() and row[2].isascii()
 

@@ -54,7 +54,12 @@ class Stand(NamedTuple):
 
     @property
     def size(self) -> int:
-        return sum(len(name) + len(value) for name, value in self.channels.items())
+        return size_of(self.channels)
+
+
+def size_of(channels: Channels) -> int:
+    """Bytes of the channels' names and values."""
+    return sum(map(len, channels)) + sum(map(len, channels.values()))
 
 
 NOWHERE = Stand({}, FRESH_STEP)
@@ -79,7 +84,7 @@ class Loader:
         self.log = log
         self._ahead = ReadAhead(log)
         self._cache_bytes = cache_bytes
-        self._stands: OrderedDict[str, tuple[int, str, Stand]] = OrderedDict()
+        self._stands: OrderedDict[str, tuple[int, str, Stand, int]] = OrderedDict()  # n, digest, stand, its size
         self._bytes = 0
         self._entries: OrderedDict[tuple[str, str, str, str], e.Entry] = OrderedDict()
         self._records: OrderedDict[tuple[str, str, str, str], RunRecord] = OrderedDict()
@@ -112,7 +117,7 @@ class Loader:
             if found is not None and found[:2] == (lease.n, lease.digest):
                 self._stands.move_to_end(lease.thread)
                 return found[2]
-        stand = (self._read_on(lease, *found) if found is not None else None) or self._read(lease)
+        stand = (self._read_on(lease, *found[:3]) if found is not None else None) or self._read(lease)
         self.keep(lease.thread, lease.n, lease.digest, stand)
         return stand
 
@@ -153,11 +158,11 @@ class Loader:
         size = stand.size
         with self._lock:
             old = self._stands.pop(thread, None)
-            self._bytes += size - (old[2].size if old else 0)
-            self._stands[thread] = (n, digest, stand)
+            self._bytes += size - (old[3] if old else 0)
+            self._stands[thread] = (n, digest, stand, size)
             while self._bytes > self._cache_bytes and len(self._stands) > 1:
                 _, gone = self._stands.popitem(last=False)
-                self._bytes -= gone[2].size
+                self._bytes -= gone[3]
 
     def entry(self, lease: Lease, ref: str, of: str = "") -> e.Entry:
         """One entry by id, cached: run records and Send parts are read many times. `of`: what it is as old as, at
@@ -195,10 +200,10 @@ class Loader:
         if lease.conf and (thread, birth, run, lease.conf) not in self._records:
             refs.append(lease.conf)
         yield from (Span(thread, ref, ref) for ref in refs if (thread, birth, run, ref) not in self._entries)
-        n, digest, stand = self._stands.get(thread, (0, "", NOWHERE))
+        n, digest, _, size = self._stands.get(thread, (0, "", NOWHERE, 0))
         if lease.n == n and lease.digest == digest:
             return
-        if 0 < lease.n - n <= AHEAD_MAX and stand.size <= AHEAD_BYTES:
+        if 0 < lease.n - n <= AHEAD_MAX and size <= AHEAD_BYTES:
             if n:
                 yield Span(thread, f"{n}-0", f"{lease.n}-0", PAGE)
             else:

@@ -494,8 +494,8 @@ class Performer:
             stand, record = self.loader.ground(lease), self.loader.record(lease, spec.codec)
             given = self._given(lease, stand)
             given = given._replace(answers=self.loader.answers(lease)) if lease.answers else given
-            missing = {name: value for name, value in spec.empty.items() if name not in stand.channels}
-            stand = stand._replace(channels={**missing, **stand.channels}) if missing else stand
+            if not spec.empty.keys() <= stand.channels.keys():
+                stand = stand._replace(channels={**spec.empty, **stand.channels})
             commands = self.loader.commands(lease, stand) if lease.over or stand.on else ()
             seen = overlaid(spec, stand.channels, commands) if commands else stand.channels
             stand = stand._replace(channels=seen, stored=stand.channels) if commands else stand
@@ -505,18 +505,18 @@ class Performer:
             return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, doing, broken=error)
         attempt = Attempt(lease, spec, node, stand, record, self.loader, doing, given, slotted=self.slotted)
         attempt.shelf = self.shelf or (Shelf() if spec.untracked else None)
-        attempt = self._recalled(attempt)
-        attempt.listened(self.listening)
+        attempt.cache = self.cache
+        if node is not None:
+            self._recall(attempt, node)
+            attempt.listened(self.listening)
         return attempt
 
-    def _recalled(self, attempt: Attempt) -> Attempt:
-        """With what the cache knows of it."""
-        if self.cache is None:
-            return attempt
-        attempt.cache = self.cache
+    def _recall(self, attempt: Attempt, node: NodeSpec) -> None:
+        """Give it what the cache knows of it."""
+        if self.cache is None or node.cache is None:
+            return
         if key := key_of(attempt):
             attempt.cache_key, attempt.known = key, recall(self.cache, attempt, key)
-        return attempt
 
     def _wanted(self, lease: Lease) -> str:
         """The graph's `name@fingerprint` that made the step; the name alone where nobody says it."""

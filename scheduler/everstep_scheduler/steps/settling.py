@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.delta import Delta, diff, encode_delta, encode_state, fold, refs
+from everstep_checkpoint.delta import DELETE, Delta, diff, encode_delta, encode_state, fold, refs
 from everstep_checkpoint.errors import EverstepError, InvalidUpdateError, TooLarge
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, carried, input_writes, step_of
@@ -35,7 +35,7 @@ from ..reading.questions import interrupts
 from .calling import Called, ChildAsked, ChildFailed
 from .clearing import cleared
 from .effects import Fenced
-from .loading import FRESH_STEP, Loader, Stand
+from .loading import FRESH_STEP, Loader, Stand, size_of
 from .outcome import Raised, Returned, raised
 from .plan import Done, Planned, armed, plan
 from .sending import named
@@ -254,9 +254,9 @@ class Settler:
 
     def _close_alone(self, attempt: Attempt, result: Result, value: Returned, parts: Parts) -> Commit:
         lease, nodes = attempt.lease, attempt.given.nodes
-        if clears(nodes):
+        if nodes and clears(nodes):
             return self._clear(attempt, result)
-        done = dones(lease.task, nodes or ((lease.node, -1),), value)
+        done = dones(lease.task, nodes, value) if nodes else [Done(lease.task, lease.node, value.writes, value.goto)]
         try:
             planned = plan(attempt.spec, attempt.stand.channels, done, edits=bool(nodes))
         except InvalidUpdateError as error:
@@ -427,7 +427,7 @@ class Settler:
             delta = _delta(before, planned.channels)
             if facts:
                 _take(delta, stand.logged, planned.channels, facts)
-        size = sum(len(k) + len(v) for k, v in planned.channels.items())
+        size = size_of(planned.channels)
         _check_size(attempt, size)
         pulls, rows, said_next = attempt.spec.placed(planned.pulls)
         sent = tuple((ref, count) for ref, _, count, _ in parts)
@@ -479,14 +479,17 @@ class Settler:
         if rows and attempt.lease.task == UPDATE_TASK:
             return "interrupted", ""
         before, after = _breakpoints(attempt)
-        handled = _handled_nodes(self.log, attempt.lease, facts) if after else set[str]()
-        if rows and stops_at(planned.ran - {START} | handled, after):
-            return "interrupted", ""
+        if rows and after:
+            handled = _handled_nodes(self.log, attempt.lease, facts)
+            if stops_at(planned.ran - {START} | handled, after):
+                return "interrupted", ""
         limit = attempt.record.recursion_limit
         if rows and step >= attempt.lease.base + limit + 2:
             text = f"Recursion limit of {limit} reached without hitting a stop condition"
             return "failed", json.dumps({"type": "GraphRecursionError", "text": text})
-        sent = (row[0] for _, tasks, *_ in (parts if before else ()) for row in json.loads(tasks))
+        if not before:
+            return "", ""
+        sent = (row[0] for _, tasks, *_ in parts for row in json.loads(tasks))
         return ("interrupted" if stops_at((*planned.pulls, *sent), before) else ""), ""
 
     def _snapshot(
@@ -569,10 +572,12 @@ def _snapshot_due(size: int, since: int, grown: int) -> bool:
 def _delta(before: Channels, after: Channels) -> Delta:
     """What changed, per channel."""
     delta: Delta = {}
-    for name in [*after, *(name for name in before if name not in after)]:
-        op = diff(before.get(name), after.get(name))
+    for name, value in after.items():
+        op = diff(before.get(name), value)
         if op is not None:
             delta[name] = op
+    if not before.keys() <= after.keys():
+        delta.update((name, [DELETE]) for name in before if name not in after)
     return delta
 
 
