@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, Literal, TypeVar
@@ -246,7 +246,7 @@ def _plain_answers(commits: Sequence[Commit], offer: Offer, raw: list[Any]) -> l
         try:
             leases[place] = _waited(offer.tokens[place - 1], at_ms, row)
         except UnicodeDecodeError:
-            said = [each.decode("utf-8", "backslashreplace") for each in row[1:5]]
+            said = [each.decode("utf-8", "backslashreplace") for each in row[3:7]]
             refused.append(f"{said[3]}: its task, {said[1]} of thread {said[0]}, has bytes that are no text")
     for at, commit in enumerate(commits):
         job: bytes = told[2 * at]
@@ -263,15 +263,27 @@ def _plain_answers(commits: Sequence[Commit], offer: Offer, raw: list[Any]) -> l
 
 
 def _waited(token: str, at_ms: int, row: list[Any]) -> Lease:
-    """The lease of a task that waited: names, its record, and what the hash of its thread says."""
-    _, thread, task, queue, job, record, n, digest, _, _, _, run, graph, _, birth, began, base, _, conf, _, over = row
-    rec: dict[str, Any] = _read(record.decode("utf-8", "surrogatepass"))
+    """The lease of a task that waited: its attempt and where its jobs go, or 0 and its record; names, and what the hash
+    of its thread says."""
+    _, attempt, record, thread, task, queue, job, conf, over, n, digest, run, graph, birth, began, base = row
+    rec = _placed(record) if attempt else _recorded(record)
     return Lease(
-        token, _text(thread), int(n), _text(digest), _text(task), rec["n"], rec["a"], rec.get("l", 0), _text(queue),
-        rec["w"], _text(run), _text(graph), 1, _text(job), _text(birth), _text(began), int(base), at_ms, 0,
-        _text(conf or began), rec.get("an", ""), rec.get("c", ""), rec.get("cl", ""), rec.get("ct", 0),
+        token, _text(thread), int(n), _text(digest), _text(task), rec["n"], attempt or rec["a"], rec.get("l", 0),
+        _text(queue), rec["w"], _text(run), _text(graph), 1, _text(job), _text(birth), _text(began), int(base), at_ms,
+        0, _text(conf or began), rec.get("an", ""), rec.get("c", ""), rec.get("cl", ""), rec.get("ct", 0),
         _text(over or b""), rec.get("e", ""),
     )  # fmt: skip
+
+
+def _recorded(record: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = _read(_text(record))
+    return found
+
+
+@lru_cache(1024)
+def _placed(place: bytes) -> Mapping[str, Any]:
+    """What `_place` wrote; most steps go where others went."""
+    return _recorded(b"{%s}" % place)
 
 
 def _text(said: bytes) -> str:

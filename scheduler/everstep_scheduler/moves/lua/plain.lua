@@ -6,7 +6,7 @@
 -- goes on, which paces wide steps, is left as it is.
 -- ARGV: 'plain', the 9 values below, the tokens, the queues; then for each commit its 17 values and the arguments of its
 -- entries. Or a JSON header, as for any script.
-local AT, H = 2, nil
+local AT, H, NONE = 2, nil, {}
 if ARGV[1] ~= 'plain' then
   H = cjson.decode(ARGV[1])
 else
@@ -21,14 +21,15 @@ else
     for i = 1, commits do
       local thread, n, digest, task, token, run, head_n, head_digest, head_step, next_task, next_node, next_queue, timeout, named, place,
         before, size = unpack(ARGV, at, at + 16)
-      local it = { thread = thread, token = token, run = run, n = head_n, digest = head_digest, step = head_step,
+      local key, open = S .. 'thread:' .. thread, S .. 'open:' .. thread
+      local it = { thread = thread, key = key, open = open, token = token, run = run, n = head_n, digest = head_digest, step = head_step,
         at = at + 17, before = 0 + before, size = 0 + size, task = next_task, queue = next_queue, named = named, place = place,
         timeout = timeout, gone = next_task ~= task, -- else its record takes this one's place
         q = false, j = false, job = false, says = false, home = false, leased = false, record = false, done = false }
       all[i], at = it, at + 17 + before + size
-      local T = call('HMGET', S .. 'thread:' .. thread, 'n', 'digest', 'status', 'left', 'width', 'run', 'own', 'early', 'over', 'graph',
+      local T = call('HMGET', key, 'n', 'digest', 'status', 'left', 'width', 'run', 'own', 'early', 'over', 'graph',
         'jid', 'queue', 'parent')
-      local text = call('HGET', S .. 'open:' .. thread, task) or '{}'
+      local text = call('HGET', open, task) or '{}'
       -- as it is written below; or, from elsewhere, in any order
       local q, o, t, j = match(text,
         '^{"p":"lease","a":%d+,"n":"[^"]*","q":"([^"\\]*)","w":[%d.]+,"o":("[^"]*"),"t":"([^"]*)","L":%d+,"j":"([^"]*)"}$')
@@ -59,7 +60,8 @@ else
       looked[q] = #ids
       for _, id in ipairs(ids) do
         -- a job at the front of a queue: one task alone in its step, and nothing is unusual about it
-        local named = call('HGET', R .. 'job:' .. id, 'everstep')
+        local job = R .. 'job:' .. id
+        local named = call('HGET', job, 'everstep')
         if not named or #named >= 8192 then return end
         local keys, its_task, other = match(named, '^{"keys":"([^"]*)","n":%d+,"task":"([^"\\]*)","thread":"([^"\\]*)"}$')
         if not keys then
@@ -67,14 +69,15 @@ else
           keys, its_task, other = said.keys, said.task, said.thread
         end
         if keys ~= S or seen[other] then return end
-        local O = call('HMGET', S .. 'thread:' .. other, 'n', 'digest', 'status', 'left', 'width', 'run', 'graph', 'jid', 'birth', 'rec',
-          'base', 'queue', 'conf', 'early', 'over')
-        local text = call('HGET', S .. 'open:' .. other, its_task)
-        for k = 1, 12 do
+        local open = S .. 'open:' .. other
+        local O = call('HMGET', S .. 'thread:' .. other, 'conf', 'over', 'n', 'digest', 'run', 'graph', 'birth', 'rec', 'base', 'jid',
+          'queue', 'status', 'left', 'width', 'early')
+        local text = call('HGET', open, its_task)
+        for k = 3, 14 do
           if not O[k] then return end
         end
-        if O[3] ~= 'running' or O[4] ~= '1' or O[5] ~= '1' or (O[14] or '') ~= ''
-          or limited and string.find(limited, '\n' .. O[7] .. '\n', 1, true) then return end
+        if O[12] ~= 'running' or O[13] ~= '1' or O[14] ~= '1' or (O[15] or '') ~= ''
+          or limited and string.find(limited, '\n' .. O[6] .. '\n', 1, true) then return end
         local its_token, record = ARGV[Q - free + 1], nil
         local a, where, j = match(text, '^{"p":"job","a":(%d+),("n":"[^"]*","q":"[^"]*","w":[%d.]+),"j":"([^"]*)"}$')
         if a then
@@ -86,17 +89,18 @@ else
           if its.p ~= 'job' or its.j ~= id or its.q ~= q or its.s or type(its.n) ~= 'string' or its.g or its.f then return end
           its.p, its.a, its.t, its.o, its.L = 'lease', its.a + 1, its_token, owner, lease_ms
           record = cjson.encode(its)
+          where = record
         end
         seen[other] = true
-        leases[#leases + 1] = { thread = other, task = its_task, token = its_token, job = id, queue = q, record = record,
-          waited = true }
-        rows[#rows + 1] = { #leases, other, its_task, q, id, record, unpack(O, 1, 15) }
+        leases[#leases + 1] = { thread = other, open = open, task = its_task, token = its_token, job = id, queue = q, record = record,
+          waited = job }
+        rows[#rows + 1] = { #leases, a and a + 1 or 0, where, other, its_task, q, id, unpack(O, 1, 9) }
         free = free - 1
       end
       for _, it in ipairs(good) do
         if free == 0 then break end
         if it.job and it.queue == q and not it.leased then -- nothing waits ahead of it
-          leases[#leases + 1] = { thread = it.thread, task = it.task, token = ARGV[Q - free + 1], job = it.job, queue = q }
+          leases[#leases + 1] = { thread = it.thread, open = it.open, task = it.task, token = ARGV[Q - free + 1], job = it.job, queue = q }
           it.leased, free = #leases, free - 1
         end
       end
@@ -127,7 +131,7 @@ else
     local date, till = iso(0 + ms), string.format('%d', ms + lease_ms)
     local wip_till = string.format('%d', math.floor(till / 1000) + 3600)
     local ended, jobs, steps, wip, pushed, by = {}, {}, {}, {}, {}, {}
-    local done, refused = {}, nil
+    local done, refused, begins = {}, nil, { 'worker_name', owner, 'started_at', date }
     for _, it in ipairs(ready) do
       local at, log, id = it.at, S .. 'log:' .. it.thread, ''
       if it.before > 0 then
@@ -139,7 +143,7 @@ else
       end
       if type(id) == 'string' then
         done[#done + 1], ended[#ended + 1], jobs[#jobs + 1] = it, it.token, R .. 'job:' .. it.j
-        if it.gone then steps[#steps + 1] = S .. 'open:' .. it.thread end
+        if it.gone then steps[#steps + 1] = it.open end
         local members = wip[it.q] or {}
         wip[it.q], members[#members + 1], it.done = members, it.j .. ':' .. it.token, true
       else -- its log takes no such entry
@@ -164,17 +168,17 @@ else
           'everstep', it.named, 'data', '["everstep.run_node",null,[],' .. it.named .. ']',
           'origin', it.queue, 'status', it.leased and 'started' or 'queued', 'timeout', 0 + it.timeout > 0 and math.ceil(it.timeout) or '-1',
           'created_at', date, 'enqueued_at', date, 'description', it.says,
-          'result_ttl', '0', unpack(it.leased and { 'worker_name', owner, 'started_at', date } or {}))
+          'result_ttl', '0', unpack(it.leased and begins or NONE))
         if it.leased then
           if it.queue ~= it.home then show('SADD', R .. 'queues', R .. 'queue:' .. it.queue) end
         else
-          call('HSET', S .. 'open:' .. it.thread, it.task, it.record)
+          call('HSET', it.open, it.task, it.record)
           local ids = pushed[it.queue] or {}
           pushed[it.queue], ids[#ids + 1] = ids, it.job
         end
-        call('HSET', S .. 'thread:' .. it.thread, 'n', it.n, 'digest', it.digest, 'step', it.step, 'updated', ms)
+        call('HSET', it.key, 'n', it.n, 'digest', it.digest, 'step', it.step, 'updated', ms)
       else
-        call('HSET', S .. 'thread:' .. it.thread, 'n', it.n, 'digest', it.digest, 'step', it.step, 'updated', ms, 'status', 'done',
+        call('HSET', it.key, 'n', it.n, 'digest', it.digest, 'step', it.step, 'updated', ms, 'status', 'done',
           'width', '0', 'left', '0', 'jobs', '0')
         local word = show('HGET', S .. 'runs:' .. it.thread, it.run)
         if type(word) == 'string' then call('HSET', S .. 'runs:' .. it.thread, it.run, (string.gsub(word, '^%S+', 'done', 1))) end
@@ -199,8 +203,8 @@ else
     for i = 1, #leases do
       local it, at = leases[i], #tills
       if it then
-        if it.waited then call('HSET', R .. 'job:' .. it.job, 'status', 'started', 'worker_name', owner, 'started_at', date) end
-        call('HSET', S .. 'open:' .. it.thread, it.task, it.record)
+        if it.waited then call('HSET', it.waited, 'status', 'started', 'worker_name', owner, 'started_at', date) end
+        call('HSET', it.open, it.task, it.record)
         tills[at + 1], tills[at + 2], names[at + 1], names[at + 2] = till, it.token, it.token, it.task .. ' ' .. it.thread
         held[at + 1], held[at + 2] = it.token, ms
         local members = begun[it.queue] or {}
