@@ -182,7 +182,7 @@ class Attempt:
         """Whose edges and routers follow: the node, or START for an input."""
         return self.lease.node
 
-    @cached_property
+    @property
     def steps(self) -> Steps:
         """The number of the step under way, and that at which the run stops (LangGraph's, also for an update)."""
         base = max(self.lease.base, FRESH_STEP)
