@@ -17,7 +17,7 @@ from .slots import OFFER_MAX, Held
 MOMENT_S = 0.002
 STUCK_S = 0.01  # on a busy machine a thread is often put aside for a few milliseconds: that makes it no slow one
 WAITS_S = 0.0005
-TOGETHER_S = 0.002
+TOGETHER_S = 0.004  # of four processes on two cores each is put aside for longer than 2 ms
 AHEAD_S = 0.008  # of nodes that wait in a process while others might run them
 AHEAD_LEAST, AHEAD_MOST = 4, 32
 SMOOTH = 0.1
