@@ -24,16 +24,19 @@ from test_worker import graph
 class Company:
     """Three threads that a process holds, a fourth one that waits, and the process's work."""
 
-    def __init__(self, url: str, client: Any, waiting: int = 1) -> None:
+    def __init__(self, url: str, client: Any, waiting: int = 1, idle: int = 0) -> None:
         self.client = client
         self.side = Side(True, client)
         for i in range(3 + waiting):
-            fields: e.Fields = {"run": f"r{i}", "kind_of_run": "input", "task": "start", "node": "a", "graph": "g"}
-            self.side.moves.start(Start(f"t{i}", f"r{i}", "input", "g", "g", f"r{i}", {**fields, "queue": "g"}))
-        self.work = Work(Setup(url, "w1", ("g",), KEYS, concurrency=3, lease_ms=LEASE_MS), {})
-        first = self.work.offer(self.work.slots.take())
+            self.start(i)
+        self.work = Work(Setup(url, "w1", ("g",), KEYS, concurrency=3 + idle, lease_ms=LEASE_MS), {})
+        first = self.work.offer(self.work.slots.take(3))
         self.held = self.work.admit(first, self.work.moves.claim(first).leases)
         self.commits = [plain_commit(each.lease) for each in self.held]
+
+    def start(self, i: int) -> None:
+        fields: e.Fields = {"run": f"r{i}", "kind_of_run": "input", "task": "start", "node": "a", "graph": "g"}
+        self.side.moves.start(Start(f"t{i}", f"r{i}", "input", "g", "g", f"r{i}", {**fields, "queue": "g"}))
 
     def posted(self, commits: Sequence[Commit]) -> Posted:
         each = [
@@ -170,6 +173,22 @@ def test_a_reply_that_breaks_in_an_odd_way_is_lost_like_any_other(
         fresh = company.work.came(posted, line.collect(at))
     assert len(fresh) == 3
     company.check(fresh)
+
+
+def test_a_claim_that_comes_twice_has_leased_under_no_token_that_a_commit_offers(
+    redis_url: str, client: redis.Redis
+) -> None:
+    company = Company(redis_url, client, waiting=0, idle=1)
+    work = company.work
+    claim = work.offer(work.slots.take())
+    assert claim.tokens and not work.admit(claim, work.moves.claim(claim).leases), "there is nothing"
+    company.start(3)
+    company.start(4)
+    work.moves.claim(claim)  # the same command, which a network held up
+    posted = company.posted(company.commits)
+    assert len(posted.offer.tokens) == 4
+    work.came(posted, company.arrives(posted))
+    assert [len(tasks) for tasks in company.leased().values()] == [1] * 5
 
 
 def test_a_company_that_was_refused_whole_offers_with_its_first_commit(

@@ -471,16 +471,17 @@ class Work:
         return commit
 
     def refill(self, own: int, room: int) -> Offer:
-        """One token for each slot that becomes free, and one for each idle one, as far as there is room.
+        """A new token for each slot that becomes free, and for each idle one, as far as there is room.
 
-        A hungry front gets the slots instead.
+        A hungry front gets the slots instead. New, since a claim that comes a second time, late, may lease under those
+        that it offered, and a commit does not look.
         """
         if self.draining.is_set() or self.hungry or not room:
             return self.offer()
         room = min(OFFER_MAX, room)
-        fresh = [new_id() for _ in range(min(own, room))]
-        idle = self.slots.take(room - len(fresh)) if not self.resting else ()
-        return self.offer((*fresh, *idle))
+        own = min(own, room)
+        idle = len(self.slots.take(room - own)) if not self.resting else 0
+        return self.offer(tuple([new_id() for _ in range(own + idle)]))
 
     def _settled(self, done: Done, commit: Commit, answer: Answer) -> None:
         held = done.held
