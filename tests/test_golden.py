@@ -20,7 +20,8 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN, Tagged
 from everstep_checkpoint.delta import decode_delta
 from everstep_checkpoint.errors import CorruptEntry
-from everstep_checkpoint.replay import Known, state_at, state_on, states, step_of, verify
+from everstep_checkpoint.readingon import Known, state_on
+from everstep_checkpoint.replay import state_at, states, step_of, verify
 from golden.dump import FOLDER, DumpLog, from_line, to_line
 
 STORIES = sorted(path.stem for path in FOLDER.glob("v*.jsonl"))
@@ -111,6 +112,8 @@ def test_from_a_state_that_the_log_has_no_more_there_is_no_way_on() -> None:
     assert state_on(log, log.thread, known._replace(digest="another" * 6), last.n) is None, "begun anew"
     assert state_on(log, log.thread, known, last.n + 1) is None, "rewound"
     kept = DumpLog(log.thread, [x for x in log.entries if x.n > first.n])
+    assert state_on(kept, log.thread, known, last.n) is not None, "what follows says that it stood there"
+    kept = DumpLog(log.thread, [x for x in log.entries if x.n > first.n + 1])
     assert state_on(kept, log.thread, known, last.n) is None, "trimmed"
 
 

@@ -64,7 +64,7 @@ def test_it_reads_only_what_others_have_added() -> None:
     loader.stand(leases[-3])
     log.count = 0
     loader.stand(leases[-1])
-    added = [x for x in log.entries if leases[-3].n <= x.n and (x.n, x.k) <= (leases[-1].n, 0)]
+    added = [x for x in log.entries if (leases[-3].n, 0) < (x.n, x.k) <= (leases[-1].n, 0)]
     assert log.count == len(added) < len(log.entries)
 
 
@@ -225,3 +225,15 @@ def test_what_was_read_ahead_for_an_attempt_that_was_never_loaded_is_for_no_othe
     loader.forget(old)
     loader.forget(new)
     assert not loader._ahead._pages  # pyright: ignore[reportPrivateUsage]
+
+
+def test_rows_of_next_are_remembered_so_many_and_so_long_and_without_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = dict[bytes, Any]()
+    monkeypatch.setattr(loading, "_rows_seen", seen)
+    monkeypatch.setattr(loading, "NEXTS_KEPT", 2)
+    names = ["a", "b" * loading.NEXT_BYTES, "c", "d"]
+    told = [b'[["1-1",3]]', *(f'[["p0","{name}","q",0]]'.encode() for name in names)]
+    for raw in (*told, *told):
+        entry = Entry(2, 0, {"next": raw})
+        assert loading._rows(entry) == loading.rows_of(entry.next)  # pyright: ignore[reportPrivateUsage]
+    assert [*seen] == [told[1], told[3]]

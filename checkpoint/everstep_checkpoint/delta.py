@@ -282,8 +282,9 @@ def encode_delta(delta: Delta) -> bytes:
 def decode_delta(data: bytes) -> Delta:
     """A stored delta, every op of it checked for form. Raises CorruptEntry."""
     found = _load(data, "delta")
-    if not all(type(channel) is str and _is_op(op, 0) for channel, op in found.items()):
-        raise _corrupt("a delta holds an op of an unknown form")
+    for channel, op in found.items():
+        if type(channel) is not str or not _is_op(op, 0):
+            raise _corrupt("a delta holds an op of an unknown form")
     return found
 
 

@@ -126,8 +126,11 @@ _DIGESTED_VALUES = ("delta", "state", "writes", "meta")
 def digest_of(parent: str, n: int, fields: Mapping[str, Field], sums: Iterable[str]) -> str:
     """The identity of checkpoint n. `parent` is the parent's digest, or the thread's birth for the first one."""
     said = [str(fields.get(name, "")) for name in _DIGESTED]
-    stored = [fields.get(name, b"") for name in _DIGESTED_VALUES]
-    return _sha([parent, n, said, stored, list(sums)])
+    return _digest(parent, n, said, [fields.get(name, b"") for name in _DIGESTED_VALUES], sums)
+
+
+def _digest(parent: str, n: int, said: list[str], values: list[Field], sums: Iterable[str]) -> str:
+    return _sha([parent, n, said, values, list(sums)])
 
 
 def idempotency_key(birth: str, n: int, digest: str, task: str) -> str:
@@ -187,7 +190,7 @@ class Entry:
         if len(raw) > JSON_MAX:
             raise self.corrupt(f"field {name!r} has {len(raw):,} bytes, the cap is {JSON_MAX:,}")
         try:
-            return json.loads(raw)
+            return json.loads(raw.decode("utf-8", "surrogatepass"))  # of bytes it would guess the encoding first
         except (ValueError, RecursionError):
             raise self.corrupt(f"field {name!r} is not JSON") from None
 
@@ -198,7 +201,7 @@ class Entry:
             return None
         if len(found) > FIELD_MAX:
             raise self.corrupt(f"field {name!r} has {len(found):,} bytes, the cap is {FIELD_MAX:,}")
-        return unwrap(found, f"field {name!r} of entry {self.id}")
+        return found[1:] if found[:1] == PLAIN else unwrap(found, f"field {name!r} of entry {self.id}")
 
     def writes(self) -> list[tuple[str, bytes | None]]:
         """(channel, encoded value) in order; None stands for the value that the entry's own delta carries."""
@@ -223,6 +226,15 @@ class Entry:
     @property
     def digest(self) -> str:
         return self.text("digest")
+
+    def digest_on(self, parent: str, sums: Iterable[str] = ()) -> str:
+        """The digest of a checkpoint that says the same, builds on `parent`, and takes facts of these sums."""
+        raw = self.raw
+        try:
+            said = [raw[name].decode("utf-8", "surrogatepass") if name in raw else "" for name in _DIGESTED]
+        except UnicodeDecodeError:
+            raise self.corrupt("one of its fields is no text") from None
+        return _digest(parent, self.n, said, [raw.get(name, b"") for name in _DIGESTED_VALUES], sums)
 
     @property
     def next(self) -> list[list[Any]]:
@@ -289,20 +301,27 @@ def _named(name: str | bytes) -> str:
     return decoded
 
 
-def read_entry(entry_id_text: str | bytes, raw: Mapping[Any, Any]) -> Entry:
-    """An entry from a stream. Raises CorruptEntry for a foreign one and NewerVersion for a later format."""
+def read_entry(entry_id_text: str | bytes, raw: Mapping[Any, Any] | list[Any]) -> Entry:
+    """An entry from a stream. `raw`: values by name, or in a list, each behind its name. Raises CorruptEntry for a
+    foreign one and NewerVersion for a later format."""
     text = entry_id_text.decode() if isinstance(entry_id_text, bytes) else entry_id_text
     n, k = entry_id(text)
-    fields = {_NAMES.get(name) or _named(name): value for name, value in raw.items()}
+    pairs = zip(raw[::2], raw[1::2], strict=True) if isinstance(raw, list) else raw.items()
+    fields = {_NAMES.get(name) or _named(name): value for name, value in pairs}
     entry = Entry(n, k, fields)
     version = fields.get("v", b"")
     if version != b"1":
         _refuse_version(entry, version)
+    if k or fields.get("kind") != b"checkpoint":
+        _check_kind(entry)
+    return entry
+
+
+def _check_kind(entry: Entry) -> None:
     if not entry.kind:
         raise entry.corrupt("it has no kind")
     if (entry.kind == CHECKPOINT) != entry.is_checkpoint:
         raise entry.corrupt(f"kind {entry.kind!r} can't have the id {entry.id}")
-    return entry
 
 
 def _refuse_version(entry: Entry, version: bytes) -> None:

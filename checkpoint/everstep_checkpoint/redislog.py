@@ -23,7 +23,7 @@ def _append_script() -> str:
 
 
 def entries_of(
-    rows: Iterable[tuple[bytes, Mapping[bytes, bytes]]], thread: str, signer: Signer | None = None
+    rows: Iterable[tuple[bytes, Mapping[bytes, bytes] | list[bytes]]], thread: str, signer: Signer | None = None
 ) -> list[e.Entry]:
     """Rows of a thread's log as entries, checked where there is a signer. Raises LogError, which names the thread."""
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import entries as e
 from .chain import Chain
@@ -117,7 +117,7 @@ class Fold:
         if not entry.is_checkpoint:
             self._fact(entry)
             return None
-        if "state" in entry.raw or ("parts" in entry.raw and "delta" not in entry.raw):
+        if stands_alone(entry):
             self._snapshot(entry)
         else:
             self._delta(entry)
@@ -130,7 +130,7 @@ class Fold:
             _prove_fact(entry, self.n, chain)
             return
         parent = chain.parent(entry)
-        if parent is not None and e.digest_of(parent, entry.n, entry.fields(), sums_of(entry, self)) != entry.digest:
+        if parent is not None and entry.digest_on(parent, sums_of(entry, self)) != entry.digest:
             raise forged(chain.thread, entry, "does not build on what stands before it here")
         if astray := chain.astray(entry):
             raise forged(chain.thread, entry, f"is out of its place: {astray}")
@@ -191,6 +191,11 @@ class Fold:
             if name == channel and value is not None:
                 return value
         raise entry.corrupt(f"fact {ref} wrote nothing to channel {channel!r}")
+
+
+def stands_alone(entry: e.Entry) -> bool:
+    """Does a checkpoint hold the state whole?"""
+    return "state" in entry.raw or ("parts" in entry.raw and "delta" not in entry.raw)
 
 
 def _prove_fact(entry: e.Entry, n: int, chain: Chain) -> None:
@@ -270,38 +275,6 @@ def state_at(log: Log, thread: str, n: int | None = None) -> State:
     if state is None or state.n != wanted or not (folder.birth or state.birth):
         raise _unreadable(thread, wanted)
     return state
-
-
-class Known(NamedTuple):
-    """A checkpoint that was read before, and what a `Fold` had at it."""
-
-    n: int
-    digest: str
-    channels: Channels
-    birth: str
-    since_snapshot: int
-    delta_bytes: int
-
-
-@sound
-def state_on(log: Log, thread: str, known: Known, n: int) -> State | None:
-    """The state at checkpoint n, read on from one before it. None if the log has another one there, or none.
-
-    Raises CorruptEntry also where what follows takes a fact from before that one; `state_at` reads it then.
-    """
-    entries = log.pages(thread, f"{known.n}-0", f"{n}-0")
-    first = next(entries, None)
-    if first is None or first.id != f"{known.n}-0" or not first.is_checkpoint or first.digest != known.digest:
-        return None
-    folder = folder_of(log, thread)
-    folder.n, folder.channels, folder.birth = known.n, known.channels, known.birth
-    folder.since_snapshot, folder.delta_bytes = known.since_snapshot, known.delta_bytes
-    if folder.chain is not None:
-        folder.chain.checkpoint(first)
-    state: State | None = None
-    for entry in entries:
-        state = folder.feed(entry) or state
-    return state if state is not None and state.n == n else None
 
 
 def _last(log: Log, thread: str) -> int:

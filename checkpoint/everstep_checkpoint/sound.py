@@ -20,6 +20,7 @@ from .log import Log
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_ODD: tuple[type[Exception], ...] = (AttributeError, *MALFORMED)
 
 
 def sound(read: Callable[Concatenate[Log, str, P], T]) -> Callable[Concatenate[Log, str, P], T]:
@@ -27,8 +28,11 @@ def sound(read: Callable[Concatenate[Log, str, P], T]) -> Callable[Concatenate[L
 
     @wraps(read)
     def reads(log: Log, thread: str, /, *args: P.args, **named: P.kwargs) -> T:
-        with clear(thread):
+        try:
             return read(log, thread, *args, **named)
+        except Exception as error:
+            _told(thread, error)
+            raise
 
     return reads
 
@@ -49,13 +53,16 @@ def clear(thread: str) -> Generator[None]:
     """Whatever an odd field causes leaves as CorruptEntry; errors of ours as they are, with the thread."""
     try:
         yield
-    except CorruptEntry as error:
-        if not error.thread:
-            error.of(thread)
+    except Exception as error:
+        _told(thread, error)
         raise
-    except EverstepError:
-        raise
-    except (AttributeError, *MALFORMED) as error:  # type: ignore[misc]
+
+
+def _told(thread: str, error: Exception) -> None:
+    """Raises CorruptEntry in place of an error that isn't ours; puts the thread into one that is."""
+    if isinstance(error, CorruptEntry) and not error.thread:
+        error.of(thread)
+    if isinstance(error, _ODD) and not isinstance(error, EverstepError):
         why = str(error) or type(error).__name__
         raise CorruptEntry(
             f"its log says what no entry of ours says ({why})",

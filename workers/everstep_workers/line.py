@@ -16,7 +16,7 @@ import redis
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.keys import Keys
 from everstep_checkpoint.log import Asked, Span
-from everstep_checkpoint.redislog import RedisLog
+from everstep_checkpoint.redislog import RedisLog, entries_of
 from everstep_scheduler.moves.connection import Client, connect
 
 try:  # the extra `fast`: redis-py would look at each argument before it calls this
@@ -101,8 +101,6 @@ class Line(redis.Redis):
 
 def _rows(answer: Any) -> Any:
     """Entries with their names and values in turn, as redis-py would give them."""
-    if isinstance(answer, Exception):
-        return answer
     return [(row[0], dict(zip(row[1][::2], row[1][1::2], strict=True))) for row in answer]
 
 
@@ -122,7 +120,7 @@ class Pages:
                 answers = [line.collect(self._at) for _ in self._spans]
                 self._log.give(line)
                 self._found = [
-                    self._log.page(span.thread, _rows(answer)) if answer is not None else None
+                    self._log.page(span.thread, answer) if answer is not None else None
                     for span, answer in zip(self._spans, answers, strict=True)
                 ]
             return self._found
@@ -142,17 +140,23 @@ class LineLog(RedisLog):
         self._made = lines
         self._idle: list[Line] = []
 
+    def read(
+        self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False
+    ) -> list[e.Entry]:
+        return entries_of(self._reply(Span(thread, start, end, count, reverse)), thread, self.signer)
+
     def rows(
         self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False
     ) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        found: list[tuple[bytes, dict[bytes, bytes]]] = _rows(self._reply(Span(thread, start, end, count, reverse)))
+        return found
+
+    def _reply(self, span: Span) -> Any:
         line = self._line()
         try:
-            found: list[tuple[bytes, dict[bytes, bytes]]] = _rows(
-                line.execute_command(*self._command(Span(thread, start, end, count, reverse)))
-            )
+            return line.execute_command(*self._command(span))
         finally:
             self.give(line)
-        return found
 
     def read_all(self, spans: Sequence[Span]) -> list[list[e.Entry] | None]:
         return self.ask(spans)()

@@ -16,7 +16,8 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import CorruptEntry
 from everstep_checkpoint.log import PAGE, Log, Span
-from everstep_checkpoint.replay import Channels, Known, State, commands_of, state_at, state_on
+from everstep_checkpoint.readingon import Known, span_on, state_on
+from everstep_checkpoint.replay import Channels, State, commands_of, state_at
 
 from ..moves.contract import JOIN_TASK, START_TASK, UPDATE_TASK, Lease
 from ..moves.record import RunRecord
@@ -28,6 +29,7 @@ RECORDS_KEPT = 16_384
 BEHIND_MAX = 64  # checkpoints; from further behind, a snapshot may be nearer
 AHEAD_MAX = 16  # checkpoints that are read for an attempt before it is loaded,
 AHEAD_BYTES = 256 * 2**10  # and how large the state may be: what changes it may be as large
+NEXTS_KEPT, NEXT_BYTES = 1024, 512  # fields `next` whose rows are remembered: how many, and how long at most
 FRESH_STEP = -2
 _FIRST = (START_TASK, UPDATE_TASK, JOIN_TASK)  # tasks a run may begin with
 
@@ -71,10 +73,27 @@ def rows_of(next_rows: Any) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...
     return pulls, tuple((row[0], row[1]) for row in next_rows if len(row) == 2)
 
 
+_rows_seen: dict[bytes, tuple[tuple[str, ...], tuple[tuple[str, int], ...]]] = {}
+
+
+def _rows(entry: e.Entry) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """`rows_of` a checkpoint. A graph has few that name no parts, and all its runs have the same: these are kept."""
+    raw = entry.raw.get("next", b"")
+    if (found := _rows_seen.get(raw)) is None:
+        found = rows_of(entry.next)
+        if not found[1] and len(raw) <= NEXT_BYTES and len(_rows_seen) < NEXTS_KEPT:
+            _rows_seen[raw] = found
+    return found
+
+
 def _stand(state: State) -> Stand:
-    pulls, parts = rows_of(state.entry.next)
+    pulls, parts = _rows(state.entry)
     step, run = state.entry.number("step"), state.entry.text("run")
     return Stand(state.channels, step, parts, pulls, state.since_snapshot, state.delta_bytes, run)
+
+
+def _is_at(lease: Lease, state: State) -> bool:
+    return state.digest == lease.digest and lease.birth in ("", state.birth)
 
 
 class Loader:
@@ -130,7 +149,7 @@ class Loader:
             state = state_on(self._ahead.of(lease.token), lease.thread, known, lease.n)
         except CorruptEntry:
             return None  # reading all of it says what is wrong, if anything is
-        return None if state is None or state.digest != lease.digest else _stand(state)
+        return _stand(state) if state is not None and _is_at(lease, state) else None
 
     def prove(self, lease: Lease) -> None:
         """Read the checkpoint of a lease from the log, since that came, whatever the cache has. Raises LogError."""
@@ -144,7 +163,7 @@ class Loader:
 
     def _read(self, lease: Lease) -> Stand:
         state = state_at(self._ahead.of(lease.token), lease.thread, lease.n)
-        if state.digest != lease.digest or lease.birth not in ("", state.birth):
+        if not _is_at(lease, state):
             raise CorruptEntry(
                 "the log has another checkpoint here than the index says",
                 thread=lease.thread,
@@ -199,13 +218,15 @@ class Loader:
         refs = [lease.rec] if lease.width == 1 and lease.task in _FIRST and lease.rec else []
         if lease.conf and (thread, birth, run, lease.conf) not in self._records:
             refs.append(lease.conf)
-        yield from (Span(thread, ref, ref) for ref in refs if (thread, birth, run, ref) not in self._entries)
+        for ref in refs:
+            if (thread, birth, run, ref) not in self._entries:
+                yield Span(thread, ref, ref)
         n, digest, _, size = self._stands.get(thread, (0, "", NOWHERE, 0))
         if lease.n == n and lease.digest == digest:
             return
         if 0 < lease.n - n <= AHEAD_MAX and size <= AHEAD_BYTES:
             if n:
-                yield Span(thread, f"{n}-0", f"{lease.n}-0", PAGE)
+                yield span_on(thread, n, lease.n)
             else:
                 yield Span(thread, "-", f"{lease.n}-0", PAGE, reverse=True)
 

@@ -32,10 +32,13 @@ class ReadAhead:
         """Ask for what leases want, by their tokens, if that would be more than one request."""
         with self._lock:
             fresh = {token: spans for token, spans in wanted.items() if token not in self._pages}
-        spans = [*dict.fromkeys(span for each in fresh.values() for span in each)]
-        if len(spans) < 2:
+        places = dict[Span, int]()
+        for each in fresh.values():
+            for span in each:
+                places.setdefault(span, len(places))
+        if len(places) < 2:
             return
-        asked, places = self._log.ask(spans), {span: at for at, span in enumerate(spans)}
+        asked = self._log.ask([*places])
         with self._lock:
             for token, each in fresh.items():
                 self._pages[token] = {span: (asked, places[span]) for span in each}
