@@ -572,6 +572,15 @@ def test_the_context_reaches_nodes_with_its_type(saver: Saver) -> None:
     assert seen == [Tenant("acme"), Tenant("acme")]
 
 
+def test_a_context_that_does_not_fit_fails_the_run_before_any_node(saver: Saver) -> None:
+    """Also where no node and no router asks for it."""
+    ran: list[State] = []
+    builder = StateGraph(State, Tenant).add_node("n", ran.append).add_edge(START, "n")
+    with pytest.raises(InvalidInput, match="The context does not fit Tenant"):
+        builder.compile(checkpointer=saver, name="g").invoke({"count": 0}, on(), context={"size": 1})
+    assert not ran
+
+
 # leaving, waiting and giving back
 
 

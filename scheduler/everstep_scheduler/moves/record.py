@@ -156,7 +156,7 @@ class RunRecord:
                 "the run's record is not a mapping", fix="the log was left as it is; look at it with `everstep log`"
             )
         given = cast("dict[str, Any]", said)
-        known = {each.name: given[each.name] for each in fields(cls) if each.name in given}
+        known = {name: given[name] for name in _KINDS if name in given}
         if odd := [name for name, value in known.items() if not isinstance(value, _KINDS[name])]:
             raise CorruptEntry(
                 f"the run's record has a {odd[0]!r} of another kind than is written",

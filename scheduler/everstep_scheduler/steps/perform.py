@@ -400,9 +400,12 @@ class Attempt:
     # what a node is told
 
     def _told(self) -> tuple[dict[str, Any] | None, Runtime[Any] | None]:
-        """Config and runtime, each only where the node or a router of its asks for it. An input always makes both, so
-        that a context which does not fit its schema fails the run at once."""
+        """Config and runtime, each only where the node or a router of its asks for it. An input looks at the context,
+        so that one which does not fit its schema fails the run at once."""
         if self.node is None:
+            if self.lease.task == START_TASK and not self.spec.branches_of(START_NODE):
+                self.spec.make_context(self.record.context)
+                return None, None
             return self.config(), self.runtime()
         asked = self.spec.asked[self.node.name]
         if not asked:

@@ -15,6 +15,7 @@ import json
 import random
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
@@ -375,7 +376,7 @@ class Settler:
         lease, stand = attempt.lease, attempt.stand
         said: e.Fields = {
             "source": "input", "step": step, "graph": attempt.spec.version, "run": lease.run, "by": self.by,
-            "next": json.dumps([[START_TASK, START_NODE, lease.queue, 0]]),
+            "next": _start_next(lease.queue),
         }  # fmt: skip
         if stand.on is not None:
             whole, pieces = self._snapshot(attempt, channels, stand.on[1], None)
@@ -520,6 +521,12 @@ class Settler:
             raise Fenced
         attempt.ahead += ids
         return {**fields, "parts": json.dumps(ids)}, [str(piece["sum"]) for piece in pieces]
+
+
+@lru_cache(1024)
+def _start_next(queue: str) -> str:
+    """What comes next at the checkpoint of an input: a step with the task that applies it."""
+    return json.dumps([[START_TASK, START_NODE, queue, 0]])
 
 
 def _breakpoints(attempt: Attempt) -> tuple[tuple[str, ...], tuple[str, ...]]:
