@@ -59,6 +59,7 @@ class Side:
     dice: Dice = field(default_factory=Dice)
     plainly: int = 0
     in_company: int = 0
+    usual: int = 0
 
     def __post_init__(self) -> None:
         self.client.flushdb()
@@ -73,6 +74,8 @@ class Side:
         done = len(commits) - answers.count(None)
         self.plainly += done
         self.in_company += done if len(commits) > 1 else 0
+        pairs = zip(commits, answers, strict=True)
+        self.usual += sum(IS_USUAL(each, each.entries[-1], offer.owner) for each, answer in pairs if answer is not None)
         return answers
 
     def together(self, commits: Sequence[Commit], offer: Offer) -> list[Answer | None]:
@@ -258,10 +261,13 @@ class Story:
         made = list[e.Fields]()
         digest = lease.digest
         for i in range(2 if lease.task == "start" and self.dice.random() < 0.8 else 1):  # behind START there are two
-            said = e.checkpoint(
-                digest, lease.n + i + 1, source="loop", step=lease.n + i, graph="g@1", run=lease.run, task=lease.task,
-                token=lease.token, next=json.dumps(rows), delta=e.wrap(b"\x80"),
-            )  # fmt: skip
+            shown: e.Fields = {"source": "loop", "step": lease.n + i, "graph": "g@1", "run": lease.run, "by": "w1"}
+            shown |= {"node": self.dice.choice(("a", "\u00e4")), "task": lease.task, "attempt": lease.attempt}
+            shown |= {"token": lease.token, "queue": lease.queue, "started": lease.at_ms, "ms": 7}
+            shown["next"] = json.dumps(rows)
+            usual = self.dice.random() < 0.8
+            shown |= {"delta": e.wrap(b"\x80"), "writes": e.pack_writes([])} if usual else {"delta": e.wrap(b"\x80")}
+            said = e.checkpoint(digest, lease.n + i + 1, **shown)
             digest = str(said["digest"])
             made.append(said)
         head = (lease.n + len(made), digest, lease.n + len(made) - 1)
@@ -336,6 +342,7 @@ def _told(answer: Any) -> Any:
 
 
 IS_PLAIN, PLAIN_ANSWERS = redismoves.is_plain, redismoves._plain_answers  # pyright: ignore[reportPrivateUsage]
+IS_USUAL = redismoves._is_usual  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize("part", range(2))
@@ -347,7 +354,7 @@ def test_a_plain_commit_leaves_behind_what_a_general_one_does(
     other = redis.Redis(
         connection_pool=redis.ConnectionPool(pool.connection_class, **{**pool.connection_kwargs, "db": 1})
     )
-    plainly = in_company = 0
+    plainly = in_company = usual = 0
     for number in range(25):
         story = Story(random.Random(f"{seed} {number}"), (Side(True, client), Side(False, other)), monkeypatch)
         try:
@@ -358,7 +365,9 @@ def test_a_plain_commit_leaves_behind_what_a_general_one_does(
             raise
         plainly += story.sides[0].plainly
         in_company += story.sides[0].in_company
+        usual += story.sides[0].usual
     assert plainly > 70 and in_company > 15, "the stories must be about plain commits, and company"
+    assert 20 < usual < plainly, "most with a usual checkpoint"
 
 
 def plain_commit(lease: Lease) -> Commit:

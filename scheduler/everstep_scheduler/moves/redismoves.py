@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import redis
 from redis.exceptions import NoScriptError
 
-from everstep_checkpoint.entries import Fields
+from everstep_checkpoint.entries import Field, Fields
 from everstep_checkpoint.errors import Conflict, CorruptEntry, EverstepError, LogError, ServerUnavailable
 from everstep_checkpoint.keys import Keys, is_within
 from everstep_checkpoint.log import new_id
@@ -55,6 +55,11 @@ STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
 _ODD = re.compile(r"\\udc[89a-f]|[\udc80-\udcff]")  # a byte that is no text, as it is decoded, and as `repr` shows that
 Header = dict[str, Any]
+_USUAL = (
+    "v", "kind", "source", "step", "graph", "run", "by", "node", "task", "attempt", "token", "queue", "started", "ms",
+    "next", "delta", "writes", "digest",
+)  # fmt: skip
+_OWN = ("graph", "node", "attempt", "queue", "started", "ms", "next", "delta", "writes")
 _json = json.JSONEncoder(separators=(",", ":")).encode
 _read = json.JSONDecoder().decode
 
@@ -182,10 +187,12 @@ def _flat(fields: Fields) -> list[Any]:
     flat: list[Any] = []
     for name, value in fields.items():
         if name not in ("v", "kind"):
-            if type(value) is str and not value.isascii():
-                value = value.encode("utf-8", "surrogatepass")
-            flat += (name, value)
+            flat += (name, _sent(value))
     return flat
+
+
+def _sent(value: Field) -> Field:
+    return value.encode("utf-8", "surrogatepass") if type(value) is str and not value.isascii() else value
 
 
 def is_plain(commit: Commit) -> bool:
@@ -215,17 +222,34 @@ def _offered(offer: Offer, commits: int) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _plain(commit: Commit, stem: str) -> list[Any]:
+def _plain(commit: Commit, stem: str, owner: str) -> list[Any]:
     """One commit's part of what `plain.lua` takes."""
     lease, (n, digest, step) = commit.lease, commit.head or NO_HEAD
     row: Sequence[Any] = commit.next[0] if commit.next else NONE
     named = f'{{"keys":{_json(stem)},"n":{n},"task":"{row[0]}","thread":{_json(lease.thread)}}}'
-    *first, last = map(_flat, commit.entries)
-    before = first[0] if first else ()
+    *first, last = commit.entries
+    before = _flat(first[0]) if first else ()
+    is_usual = _is_usual(commit, last, owner)
+    said = [_sent(last[name]) for name in _OWN] if is_usual else _flat(last)
     return [
         lease.thread, lease.n, lease.digest, lease.task, lease.token, lease.run, n, digest, step, *row, named,
-        _place(*row[1:]), len(before), len(last), *before, *last,
+        _place(*row[1:]), len(before), 0 if is_usual else len(said), *before, *said,
     ]  # fmt: skip
+
+
+def _is_usual(commit: Commit, entry: Fields, owner: str) -> bool:
+    """Does the checkpoint say what `plain.lua` makes of what it is told of the commit, and of `_OWN`?"""
+    lease, (_, digest, step) = commit.lease, commit.head or NO_HEAD
+    return (
+        tuple(entry) == _USUAL
+        and entry["source"] == "loop"
+        and entry["by"] == owner
+        and entry["token"] == lease.token
+        and entry["task"] == lease.task
+        and entry["run"] == lease.run
+        and entry["step"] == step
+        and entry["digest"] == digest
+    )
 
 
 @lru_cache(1024)
@@ -505,7 +529,7 @@ class RedisMoves:
         sealed = [self.sealer.commit(each) if self.sealer is not None else each for each in commits]
         stem, flat = self.scripts.keys.stem, list[Any]()
         for commit in sealed:
-            flat += _plain(commit, stem)
+            flat += _plain(commit, stem, offer.owner)
         return self.scripts.command("commit", {PLAIN: _offered(offer, len(sealed))}, flat)
 
     def answers_to(self, commits: Sequence[Commit], offer: Offer, raw: object) -> list[Answer | None]:
@@ -523,7 +547,7 @@ class RedisMoves:
         lease, header = commit.lease, Header()
         if is_plain(commit) and can_refill(offer):
             header = {"thread": lease.thread, PLAIN: _offered(offer, 1)}
-            return "commit", header, _plain(commit, self.scripts.keys.stem)
+            return "commit", header, _plain(commit, self.scripts.keys.stem, offer.owner)
         heads, flat = _entries(commit.entries, lease.n)
         header = {
             "thread": lease.thread, "n": lease.n, "digest": lease.digest, "task": lease.task, "token": lease.token,

@@ -5,8 +5,15 @@
 -- alone, `commit` behind this decides, else it is answered with -1, and the caller sends it alone. `jobs` of a thread that
 -- goes on, which paces wide steps, is left as it is.
 -- ARGV: 'plain', the 9 values below, the tokens, the queues; then for each commit its 17 values and the arguments of its
--- entries. Or a JSON header, as for any script.
-local AT, H, NONE = 2, nil, {}
+-- entries, names and values in turn, or, with a size of 0, the 9 values below of a usual checkpoint. Or a JSON header, as for
+-- any script.
+local AT, H, NONE, USUAL = 2, nil, {}, 9
+-- What a usual checkpoint says: the rest stands in what is said of its commit.
+local function usual(at, owner, run, task, token, step, digest)
+  local graph, node, attempt, queue, started, took, next_rows, delta, writes = unpack(ARGV, at, at + USUAL - 1)
+  return 'source', 'loop', 'step', step, 'graph', graph, 'run', run, 'by', owner, 'node', node, 'task', task, 'attempt', attempt,
+    'token', token, 'queue', queue, 'started', started, 'ms', took, 'next', next_rows, 'delta', delta, 'writes', writes, 'digest', digest
+end
 if ARGV[1] ~= 'plain' then
   H = cjson.decode(ARGV[1])
 else
@@ -23,10 +30,10 @@ else
         before, size = unpack(ARGV, at, at + 16)
       local key, open = S .. 'thread:' .. thread, S .. 'open:' .. thread
       local it = { thread = thread, key = key, open = open, token = token, run = run, n = head_n, digest = head_digest, step = head_step,
-        at = at + 17, before = 0 + before, size = 0 + size, task = next_task, queue = next_queue, named = named, place = place,
+        at = at + 17, before = 0 + before, size = 0 + size, was = task, task = next_task, queue = next_queue, named = named, place = place,
         timeout = timeout, gone = next_task ~= task, -- else its record takes this one's place
         q = false, j = false, job = false, says = false, home = false, leased = false, record = false, done = false }
-      all[i], at = it, at + 17 + before + size
+      all[i], at = it, at + 17 + before + (it.size > 0 and it.size or USUAL)
       local T = call('HMGET', key, 'n', 'digest', 'status', 'left', 'width', 'run', 'own', 'early', 'over', 'graph',
         'jid', 'queue', 'parent')
       local text = call('HGET', open, task) or '{}'
@@ -138,8 +145,11 @@ else
         id = show('XADD', log, it.n - 1 .. '-0', 'v', '1', 'kind', 'checkpoint', 'at', ms, unpack(ARGV, at, at + it.before - 1))
         at = at + it.before
       end
-      if type(id) == 'string' then
+      if type(id) == 'string' and it.size > 0 then
         id = show('XADD', log, it.n .. '-0', 'v', '1', 'kind', 'checkpoint', 'at', ms, unpack(ARGV, at, at + it.size - 1))
+      elseif type(id) == 'string' then
+        id = show('XADD', log, it.n .. '-0', 'v', '1', 'kind', 'checkpoint', 'at', ms,
+          usual(at, owner, it.run, it.was, it.token, it.step, it.digest))
       end
       if type(id) == 'string' then
         done[#done + 1], ended[#ended + 1], jobs[#jobs + 1] = it, it.token, R .. 'job:' .. it.j
@@ -235,6 +245,11 @@ else
   local thread, n, digest, task, token, run, head_n, head_digest, head_step, next_task, next_node, next_queue, timeout, _, _, before,
     size = unpack(ARGV, AT, AT + 16)
   local Q = 10 + tokens
+  if size == '0' then
+    local said, at = { usual(AT + 17 + before, owner, run, task, token, head_step, head_digest) }, AT + 16 + before
+    for i, value in ipairs(said) do ARGV[at + i] = value end
+    size = #said
+  end
   H = { rq = rq, thread = thread, n = 0 + n, digest = digest, task = task, token = token, owner = owner, salt = salt, lease_ms = 0 + lease_ms,
     proc = proc ~= '' and proc or nil, run = run, spare = spare, outcome = 'next', stop = '',
     head = { 0 + head_n, head_digest, 0 + head_step },
