@@ -172,9 +172,9 @@ class Loader:
             )
         return _stand(state)
 
-    def keep(self, thread: str, n: int, digest: str, stand: Stand) -> None:
+    def keep(self, thread: str, n: int, digest: str, stand: Stand, size: int | None = None) -> None:
         """Remember where a thread stands, within the byte budget; the longest unused goes first."""
-        size = stand.size
+        size = stand.size if size is None else size
         with self._lock:
             old = self._stands.pop(thread, None)
             self._bytes += size - (old[3] if old else 0)
@@ -205,12 +205,19 @@ class Loader:
         """Read what several attempts that are to begin will ask for, in one request. What is not found, or can't be
         read, is told when it is asked for. Long logs are left for then."""
         with self._lock:
-            wanted = {lease.token: [*self._wanted(lease)] for lease in leases}
-        self._ahead.fetch(wanted)
+            wanted = {lease.token: [*self._wanted(lease)] for lease in leases if not self._has(lease)}
+        if wanted:
+            self._ahead.fetch(wanted)
 
     def forget(self, lease: Lease) -> None:
         """The attempt is over, or was never begun: what was read ahead for it is for nobody."""
         self._ahead.forget(lease.token)
+
+    def _has(self, lease: Lease) -> bool:
+        """Have the caches all that an attempt will ask for, as for nearly every one of a process that is alone?"""
+        found = self._stands.get(lease.thread)
+        stands = found is not None and found[0] == lease.n and found[1] == lease.digest and lease.task not in _FIRST
+        return stands and (not lease.conf or (lease.thread, lease.birth, lease.run, lease.conf) in self._records)
 
     def _wanted(self, lease: Lease) -> Iterator[Span]:
         """What an attempt will ask for that the caches lack: what its run says, and where its thread stands."""

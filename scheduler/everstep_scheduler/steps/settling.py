@@ -65,7 +65,7 @@ class Settler:
         self.log = log
         self.loader = loader
         self.by = by
-        self._coming: dict[str, tuple[int, str, Stand]] = {}
+        self._coming: dict[str, tuple[int, str, Stand, int]] = {}  # n, digest, stand, its size
         self._lock = threading.Lock()
 
     def settle(self, attempt: Attempt, result: Result) -> Commit:
@@ -457,7 +457,7 @@ class Settler:
         stop, why = self._stop(attempt, step, rows, planned, parts, facts)
         new = Stand(planned.channels, step, sent, pulls, count, grown, lease.run)
         with self._lock:
-            self._coming[lease.token] = (n + 1, str(made["digest"]), new)
+            self._coming[lease.token] = (n + 1, str(made["digest"]), new, size)
         return Commit(
             lease, "next", (made,) if first is None else (first, made), head=(n + 1, str(made["digest"]), step),
             next=rows, parts={ref: tasks for ref, tasks, *_ in parts}, stop=stop, why=why,
