@@ -123,7 +123,7 @@ def array_header(count: int) -> bytes:
 
 def _refuse_timestamps(value: object, data: bytes) -> None:
     """msgpack builds its own timestamps (ext code -1, a rare byte) without asking the table."""
-    if b"\xff" in data and _Timestamp in _survey(value, len(data))[0]:
+    if type(value) not in _ATOMS and b"\xff" in data and _Timestamp in _survey(value, len(data))[0]:
         raise ValueError("a msgpack timestamp, which is not in the table of types")
 
 
@@ -209,6 +209,7 @@ class Codec:
         self._registry = registry if registry is not None else Registry()
         self.value_max = value_max
         self._top_hook = partial(self._read, 0)
+        self._top_ext = partial(self._ext, 0)
 
     def encode(self, value: object, where: str = "value") -> bytes:
         """The canonical encoding. Raises UnknownType with the path to what has none, TooLarge over a cap."""
@@ -240,12 +241,12 @@ class Codec:
 
     def _pack(self, value: Any, depth: int) -> bytes:
         """Encode a value that is `depth` levels inside. Raises Refused."""
-        height = 0
-        if type(value) not in _ATOMS:
+        if type(value) in _ATOMS:
+            data = pack(value, self._top_ext)  # large numbers are an ext
+        else:
             kinds, height = _survey(value, self.value_max)
-            if not kinds.isdisjoint(_UNASKED):
-                value = _carried(value)
-        data = pack(value, partial(self._ext, depth + height))
+            value = value if kinds.isdisjoint(_UNASKED) else _carried(value)
+            data = pack(value, partial(self._ext, depth + height))
         if len(data) > self.value_max:
             raise _too_large(self.value_max)
         return data
