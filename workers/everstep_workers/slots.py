@@ -1,6 +1,7 @@
 """Slots and what occupies them.
 
-A free slot is a fresh token, ready to be offered; an offered token that came back without a lease is a free slot again.
+A free slot is a token, ready to be offered by a claim; one that came back without a lease is a free slot again. A
+commit that fills a free slot offers a new token in its place.
 An attempt occupies its slot until the thread or task that runs it has ended, even when its outcome was settled before.
 """
 
