@@ -201,6 +201,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: graph().add_node(only_keywords), "takes no state"),
     (lambda: graph().add_node("x", inc, timeout=0), "timeout of 0 can't be kept (node 'x')"),
     (lambda: graph().add_node("x", inc, timeout=float("nan")), "can't be kept"),
+    (lambda: graph().add_node("x", inc, timeout=1e16), "timeout of 1e+16 can't be kept"),
     (lambda: graph().add_node("x", inc, timeout=TimeoutPolicy(idle_timeout=-1)), "timeout of -1 can't be kept"),
     (lambda: graph().add_node("x", inc, timeout=TimeoutPolicy(1, refresh_on="never")), "refresh_on='never' is unknown"),  # type: ignore[arg-type]
     (lambda: graph().add_node("x", inc, queue=""), "'' can't be a queue's name"),

@@ -20,6 +20,7 @@ NodeT = TypeVar("NodeT")
 START = "__start__"
 END = "__end__"
 RESERVED = (START, END)
+TIMEOUT_MAX_S = 2**53  # the scripts take no larger number for one that we wrote
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ class Command(Generic[NodeT]):
 
 
 def seconds(timeout: float | timedelta | None, node: str) -> float | None:
-    """A timeout as seconds. Raises GraphError unless it is more than 0 and finite."""
+    """A timeout as seconds. Raises GraphError unless it is more than 0 and less than `TIMEOUT_MAX_S`."""
     if timeout is None:
         return None
     found = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
-    if not 0 < found < float("inf"):
-        raise GraphError(f"A timeout of {timeout} can't be kept", node=node, fix="Seconds, more than 0.")
+    if not 0 < found < TIMEOUT_MAX_S:
+        raise GraphError(f"A timeout of {timeout} can't be kept", node=node, fix="Seconds, more than 0; None for none.")
     return found
 
 
