@@ -25,7 +25,9 @@ from everstep_scheduler.moves.contract import Answer, Commit, Lease, Offer, Star
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 
 KEYS = Keys(rq="rq")
-THREADS = ("t0", "t1", "t2", "t3", "t4", "t5")
+THREADS = ("t0", 't"1', "t\\2", "t 3", "{t4}", "t%5/")
+NODES = ("a", "b", "c", 'a"b', "a\\", 'n","q":"h","w":0,"j":"x', "/%d+[^", "\u00e4")  # told as they are
+TIMEOUTS = (0, 0, 2.5, 30, 10**12, 1e-5)
 QUEUES = ("g", "h", "g.suspect")
 LEASE_MS = 60_000
 Pair = tuple[Commit, Offer]
@@ -253,10 +255,9 @@ class Story:
 
     def _next(self, lease: Lease) -> Commit:
         """The next checkpoint: mostly with one task next."""
-        nodes = [self.dice.choice("abc") for _ in range(self.dice.choice((*[1] * 20, 0, 2)))]
+        nodes = [self.dice.choice(NODES) for _ in range(self.dice.choice((*[1] * 20, 0, 2)))]
         rows = tuple(
-            (f"p{i}", node, self.dice.choice(QUEUES[:2]), self.dice.choice((0, 0, 2.5, 30)))
-            for i, node in enumerate(nodes)
+            (f"p{i}", node, self.dice.choice(QUEUES[:2]), self.dice.choice(TIMEOUTS)) for i, node in enumerate(nodes)
         )
         made = list[e.Fields]()
         digest = lease.digest
