@@ -406,3 +406,21 @@ def test_in_company_each_commit_stands_for_itself(client: redis.Redis) -> None:
         side.moves.commit([(commits[1], Offer("w1"))])
     assert side.moves.commit([(commits[2], Offer("w1"))])[0].status == "fenced"
     assert side.moves.commit([(commits[0], Offer("w1"))])[0].status == "already"
+
+
+@pytest.mark.parametrize("queue", ["g", "team/g", "team g"])
+def test_what_a_plain_commit_queued_is_taken_by_the_next_one(queue: str, client: redis.Redis) -> None:
+    """Whatever the queue's name: its record is read as it was written."""
+    side = Side(True, client)
+    for i in range(2):
+        fields: e.Fields = {"run": f"r{i}", "kind_of_run": "input", "task": "start", "node": "a", "graph": "g"}
+        side.moves.start(Start(f"t{i}", f"r{i}", "input", "g", queue, f"r{i}", {**fields, "queue": queue}))
+    tokens = tuple(f"{i:022d}" for i in range(4))
+    leases = side.moves.claim(Offer("w1", tokens[:2], (queue,), "w1", LEASE_MS)).leases
+    first, second = [plain_commit(lease)._replace(next=(("p0", "a", queue, 0),)) for lease in leases]
+    for commit, token, where in ((first, tokens[2], "other"), (second, tokens[3], queue)):
+        raw = side.client.execute_command(
+            *side.moves.command([commit], Offer("w1", (token,), (where,), "w1", LEASE_MS))
+        )
+        assert isinstance(raw, list), "it was plain in the script, too"
+    assert [row[3:6] for row in raw[1]] == [[b"t0", b"p0", queue.encode()]]

@@ -62,7 +62,7 @@ else
     for i = 1, queues do
       if free == 0 then break end
       local q = ARGV[Q + i]
-      local here = '","q":' .. cjson.encode(q) .. ',"w":'
+      local here = '","q":' .. string.gsub(cjson.encode(q), '\\/', '/') .. ',"w":' -- as `_place` writes it
       local ids = call('LRANGE', R .. 'queue:' .. q, 0, free - 1)
       looked[q] = #ids
       for _, id in ipairs(ids) do
