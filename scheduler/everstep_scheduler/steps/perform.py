@@ -511,7 +511,7 @@ class Performer:
         attempt.cache = self.cache
         if node is not None:
             self._recall(attempt, node)
-            attempt.listened(self.listening)
+        attempt.listened(self.listening)
         return attempt
 
     def _recall(self, attempt: Attempt, node: NodeSpec) -> None:
