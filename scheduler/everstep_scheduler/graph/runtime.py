@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any, ClassVar, Generic, TypeVar
 
 from everstep_checkpoint.errors import GraphError
+from everstep_checkpoint.replay import TIMEOUT_MAX_S
 
 from .writing import StreamWriter, unheard
 
@@ -20,7 +21,6 @@ NodeT = TypeVar("NodeT")
 START = "__start__"
 END = "__end__"
 RESERVED = (START, END)
-TIMEOUT_MAX_S = 2**53  # the scripts take no larger number for one that we wrote
 
 
 @dataclass(frozen=True)
