@@ -23,7 +23,6 @@ from .sound import clear, sound, sounds
 
 Channels = dict[str, bytes]
 RUN_FACTS = ("run_started", "run_queued")
-TIMEOUT_MAX_S = 2**53  # the scripts take no such number for one that we wrote
 HANDLER = "h_"  # before the name of a task: its error handler
 NO_WRITES = e.pack_writes(())
 
@@ -408,7 +407,7 @@ def _ref(entry: e.Entry, task: Any, rest: Sequence[Any], part: str = "", index: 
     node, queue, timeout_s = rest
     if not all(isinstance(each, str) for each in (task, node, queue)) or type(timeout_s) not in (int, float):
         raise entry.corrupt("a row of its tasks is not [task, node, queue, seconds]")
-    if not 0 <= timeout_s < TIMEOUT_MAX_S:
+    if not 0 <= timeout_s < e.TIMEOUT_MAX_S:
         raise entry.corrupt(f"a task of it has a timeout of {timeout_s} seconds")
     return TaskRef(task, node, queue, timeout_s, part, index)
 
@@ -419,7 +418,7 @@ def timeout_of(entry: e.Entry) -> float:
         found = float(entry.text("timeout_s") or 0)
     except ValueError:
         found = -1.0
-    if not 0 <= found < TIMEOUT_MAX_S:
+    if not 0 <= found < e.TIMEOUT_MAX_S:
         raise entry.corrupt(f"a task of it has a timeout of {entry.text('timeout_s')[:40]!r} seconds")
     return found
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, ClassVar, Generic, TypeVar
 
+from everstep_checkpoint.entries import TIMEOUT_MAX_S
 from everstep_checkpoint.errors import GraphError
-from everstep_checkpoint.replay import TIMEOUT_MAX_S
 
 from .writing import StreamWriter, unheard
 

@@ -54,10 +54,18 @@ local function load(thread)
   return T
 end
 
--- Only what changed is written: the rest would be most of what the append-only file gets.
+-- Only what changed is written: the rest would be most of what the append-only file gets. Of a new thread what `plain` reads
+-- comes first: Redis walks a small hash from its front for each field.
 local function save()
   for thread, T in pairs(threads) do
-    local flat, was = {}, stored[thread] or {}
+    local flat, was = {}, stored[thread]
+    if not was then
+      was = {}
+      for _, name in ipairs({ 'n', 'digest', 'status', 'left', 'width', 'run', 'graph', 'early', 'own', 'jid', 'queue', 'base', 'rec',
+        'birth', 'conf' }) do
+        if T[name] then was[name], flat[#flat + 1], flat[#flat + 2] = T[name], name, T[name] end
+      end
+    end
     for name, value in pairs(T) do
       if was[name] ~= value then
         flat[#flat + 1] = name
