@@ -6,12 +6,13 @@ import operator
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
 import pytest
+import redis
 
 from everstep_checkpoint.errors import ThreadBusy
 from everstep_checkpoint.replay import verify
@@ -20,6 +21,8 @@ from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import START, Command
 from everstep_scheduler.inline.compiled import CompiledGraph
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
+from everstep_scheduler.moves.contract import Moves, Renewed
+from everstep_scheduler.moves.keeper import LeaseKeeper
 from everstep_scheduler.recovery.recovery import recover
 from hand import KEYS, working
 from servers import wait_for
@@ -280,5 +283,41 @@ def test_callers_that_ended_leave_nothing_behind(saver: Saver) -> None:
     for i in range(3):
         graph.invoke({"count": i}, ON)
     if isinstance(saver, RedisSaver):
-        assert saver.client.zcard(KEYS.callers) == 0
-        assert saver.keeper is not None and saver.keeper.callers == ()
+        client, keeper = saver.client, saver.keeper
+        assert keeper is not None and keeper.callers == ()
+        wait_for(lambda: client.zcard(KEYS.callers) == 0, 10, "the end of a renewal that was on its way")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_word_that_a_late_renewal_gave_for_a_caller_is_taken_back(redis_url: str, ended: bool) -> None:
+    saver = RedisSaver(redis_url, lease_ms=LEASE_MS)
+    moves, client = saver.moves, saver.client
+    named, left, renewed = threading.Event(), threading.Event(), threading.Event()
+
+    class Late:
+        """Its renewals leave late, with the words that were to be given."""
+
+        def renew(self, *args: Any, callers: Sequence[str], **told: Any) -> Renewed:
+            named.set()
+            assert left.wait(10)
+            answer = moves.renew(*args, callers=callers, **told)
+            renewed.set()
+            return answer
+
+        def leave(self, caller: str, *, ended: bool) -> None:
+            moves.leave(caller, ended=ended)
+
+    keeper = LeaseKeeper(cast("Moves", Late()), "me", LEASE_MS)
+    keeper.drive("me/1")
+    assert named.wait(10)
+    moves.leave("me/1", ended=ended)
+    keeper.undrive("me/1", ended=ended)
+    left.set()
+    assert renewed.wait(10)
+    wait_for(lambda: _is_left(client, ended), 10, "the word to be taken back")
+    client.close()
+
+
+def _is_left(client: redis.Redis, ended: bool) -> bool:
+    word: Any = client.zscore(KEYS.callers, "me/1")
+    return word is None if ended else word is not None and word < 0

@@ -542,7 +542,7 @@ class Inline:
         for token in left:
             self._drop(token)
         if self.keeper is not None:
-            self.keeper.undrive(self.caller)
+            self.keeper.undrive(self.caller, ended=self.ended is not None)
         try:
             if left:
                 self.saver.moves.release(self.owner, left, "job")

@@ -31,6 +31,8 @@ class LeaseKeeper:
         self._sweep = sweep
         self._swept = float("-inf")
         self._callers: set[str] = set()
+        self._named: tuple[str, ...] = ()  # whose word the last renewal gave, or gives now
+        self._over: dict[str, bool] = {}  # who drives no more, and had the word given: has it ended?
         self._owner = owner
         self._lease_ms = lease_ms
         self._held: dict[str, Lease] = {}
@@ -56,12 +58,16 @@ class LeaseKeeper:
         """Begin to give this caller's word."""
         with self._lock:
             self._callers.add(caller)
+            self._over.pop(caller, None)
             self._wake()
 
-    def undrive(self, caller: str) -> None:
-        """It drives no run any more."""
+    def undrive(self, caller: str, *, ended: bool) -> None:
+        """It drives no run any more, as `Moves.leave` says. A renewal that is on its way may give its word once more:
+        that is taken back behind it."""
         with self._lock:
             self._callers.discard(caller)
+            if caller in self._named:
+                self._over[caller] = ended
 
     @property
     def callers(self) -> tuple[str, ...]:
@@ -91,11 +97,12 @@ class LeaseKeeper:
         while True:
             pause.wait(self._lease_ms / 3000)
             with self._lock:
-                if not self._held and not self._callers:
+                if not self._held and not self._callers and not self._over:
                     self._thread = None
                     return
             try:
                 self.renew()
+                self._leave()
             except Exception as error:  # noqa: BLE001 - whatever it is, the next round names them again
                 _log.warning("leases were not renewed, trying again: %s", error)
             self.sweep()
@@ -116,11 +123,22 @@ class LeaseKeeper:
         registry = time.monotonic() > self._registry_at
         tokens = tuple(lease.token for lease in self.held)
         offer = Offer(self._owner, tokens, lease_ms=self._lease_ms)
-        lost, at_ms = self._moves.renew(offer, self._renewed[0], registry=registry, callers=self.callers)
+        with self._lock:
+            self._named = tuple(self._callers)
+        lost, at_ms = self._moves.renew(offer, self._renewed[0], registry=registry, callers=self._named)
         self._renewed.append(at_ms)
         self._tell(lost)
         if registry:
             self._registry_at = time.monotonic() + REGISTRY_EVERY_S
+
+    def _leave(self) -> None:
+        """Take back the word of those who drive no more. Where Redis is away, the next round does it."""
+        with self._lock:
+            over = dict(self._over)
+        for caller, ended in over.items():
+            self._moves.leave(caller, ended=ended)
+            with self._lock:
+                self._over.pop(caller, None)
 
     def _tell(self, lost: Sequence[str]) -> None:
         with self._lock:
