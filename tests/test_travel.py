@@ -184,6 +184,21 @@ CASES: dict[str, tuple[str, str, tuple[Callable[[Any], Any], ...]]] = {
     "a copy of the input": ("chain", "", (update(-1, None, "__copy__"), go_on)),
     "a copy of a copy": ("chain", "", (update(1, None, "__copy__"), update(2, None, "__copy__"), go_on)),
     "a copy of Sends": ("sends", "", (update(1, None, "__copy__"), go_on)),
+    "a copy, updated": ("chain", "", (update(1, None, "__copy__"), update(None, U), go_on)),
+    "a copy of the first step, updated": ("chain", "", (update(0, None, "__copy__"), update(None, U), go_on)),
+    "a copy of the input, updated": ("chain", "", (update(-1, None, "__copy__"), update(None, U), go_on)),
+    "a copy of a copy, updated": (
+        "chain",
+        "",
+        (update(1, None, "__copy__"), update(1, None, "__copy__"), update(None, U), go_on),
+    ),
+    "a copy of a wide step, updated": ("wide", "", (update(1, None, "__copy__"), update(None, U))),
+    "a copy behind a wide step, updated": ("wide", "", (update(2, None, "__copy__"), update(None, U))),
+    "a copy of an update, updated": (
+        "chain",
+        "",
+        (update(1, U), update(None, None, "__copy__"), update(None, U), go_on),
+    ),
     "a copy with updates": ("chain", "", (update(1, [(U, "b")], "__copy__"), go_on)),
     "a copy with updates, wide": ("wide", "", (update(1, [(U, "b"), (U, "c")], "__copy__"), go_on)),
 }

@@ -82,13 +82,25 @@ def last_writer(log: Log, thread: str, at: e.Entry | None) -> str:
 
 
 def _back(log: Log, thread: str, at: e.Entry) -> Iterator[e.Entry]:
-    """A checkpoint and those before it, along its branch."""
+    """A checkpoint and those before it, along its branch. Before a copy is what it repeats, though it stands beside
+    that one: who wrote last there wrote last here."""
     entry: e.Entry | None = at
     for _ in range(WALK_MAX):
         if entry is None:
             return
         yield entry
-        entry = _before(log, thread, entry)
+        entry = _repeated(log, thread, entry) or _before(log, thread, entry)
+
+
+def _repeated(log: Log, thread: str, entry: e.Entry) -> e.Entry | None:
+    """The checkpoint of this thread that a copy repeats, as its run's fact says; None for what is no copy of one."""
+    if entry.text("source") != "fork":
+        return None
+    facts, run = log.pages(thread, f"{entry.n - 1}-1", str(entry.n - 1)), entry.text("run")
+    named = next((x.text("on") for x in facts if x.kind == "run_started" and x.text("run") == run), "")
+    n, _, digest = named.partition(" ")
+    found = log.read(thread, f"{n}-0", f"{n}-0") if n.isdecimal() and 0 < int(n) < entry.n else []
+    return found[0] if found and found[0].digest == digest else None
 
 
 def _before(log: Log, thread: str, entry: e.Entry) -> e.Entry | None:
