@@ -56,10 +56,15 @@ def patient_oracle() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_runner, "id", address, raising=False)
-        patch.setattr(_runner, "_should_stop_others", lambda done, **_: False)
+        wait_for_siblings(patch)
         patch.setattr(_executor, "get_executor_for_config", lambda config: nullcontext(AtOnce()))
         patch.setattr(_utils, "get_function_nonlocals", lambda function: [])
         yield
+
+
+def wait_for_siblings(patch: pytest.MonkeyPatch) -> None:
+    """LangGraph, when a node fails, lets those beside it come to their end."""
+    patch.setattr(_runner, "_should_stop_others", lambda done, **_: False)
 
 
 class AtOnce(Executor):

@@ -31,6 +31,7 @@ from everstep_scheduler.reading.children import children
 from everstep_scheduler.steps.caches import InMemoryCache
 from everstep_workers.worker import specs_of
 from servers import wait_for
+from sidebyside import wait_for_siblings
 from test_interrupts import (
     IN,
     OURS,
@@ -315,7 +316,8 @@ def sound(log: Log, thread: str) -> bool:
 
 
 @pytest.mark.parametrize("story", STORIES)
-def test_graphs_in_graphs_go_as_in_langgraph(story: str, saver: Saver) -> None:
+def test_graphs_in_graphs_go_as_in_langgraph(story: str, saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_siblings(monkeypatch)
     build, steps = STORIES[story]
     ours = build(OURS).compile(checkpointer=saver, name="g")
     theirs = build(THEIRS).compile(checkpointer=OracleSaver())

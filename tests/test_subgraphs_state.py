@@ -11,6 +11,7 @@ from langgraph.checkpoint.memory import InMemorySaver as OracleSaver
 from everstep_checkpoint.errors import InvalidInput
 from everstep_scheduler.client.client import connect
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
+from sidebyside import wait_for_siblings
 from test_interrupts import IN, OURS, THEIRS, Answer, call, history, on, shown, waiting, working
 from test_subgraphs import STORIES, all_ask, asking, chain, deep_question, keeping, plain
 
@@ -52,7 +53,10 @@ def deepest(graph: Any, config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("story", STORIES)
-def test_states_and_histories_are_langgraphs_at_every_depth(story: str, saver: Saver) -> None:
+def test_states_and_histories_are_langgraphs_at_every_depth(
+    story: str, saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_for_siblings(monkeypatch)
     build, steps = STORIES[story]
     ours = build(OURS).compile(checkpointer=saver, name="g")
     theirs = build(THEIRS).compile(checkpointer=OracleSaver())
