@@ -133,25 +133,20 @@ def a_branch(log: Story) -> None:
     log.adds("more")
 
 
-def trimmed(log: Story) -> None:
+def trimmed(log: Story, more: int = 1) -> None:
+    """The snapshot is the third one behind the known checkpoint."""
     log.adds("more", 2)
     log.whole("whole")
-    log.trim("t", f"{KNOWN + 1}-0")
+    log.trim("t", f"{KNOWN + more}-0")
     log.adds("more")
 
 
 def trimmed_past_the_next_one(log: Story) -> None:
-    log.adds("more", 2)
-    log.whole("whole")
-    log.trim("t", f"{KNOWN + 2}-0")
-    log.adds("more")
+    trimmed(log, 2)
 
 
 def trimmed_up_to_a_snapshot(log: Story) -> None:
-    log.adds("more", 2)
-    log.whole("whole")
-    log.trim("t", f"{log.at[0]}-0")
-    log.adds("more")
+    trimmed(log, 3)
 
 
 def another_way(log: Story) -> None:

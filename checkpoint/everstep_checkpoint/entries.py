@@ -24,9 +24,9 @@ VERSION = 1
 ENTRY_MAX = 16 * 2**20
 # What a reader takes of one stored value, or of one field of JSON; no writer of ours comes near.
 FIELD_MAX = 64 * 2**20
-TIMEOUT_MAX_S = 2**53  # of a task; the scripts take no such number for one that we wrote
 JSON_MAX = 16 * 2**20
 NUMBER_MAX = 2**53
+TIMEOUT_MAX_S = NUMBER_MAX  # of a task, this one no more: the scripts take it for none that we wrote
 TIME_MAX = 253_402_300_799_999  # ms: the last one of the year 9999
 PART_BYTES_MAX = 64 * 1024
 PART_TASKS_MAX = 128

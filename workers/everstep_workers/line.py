@@ -99,11 +99,6 @@ class Line(redis.Redis):
         self.connection_pool.disconnect()
 
 
-def _rows(answer: Any) -> Any:
-    """Entries with their names and values in turn, as redis-py would give them."""
-    return [(row[0], dict(zip(row[1][::2], row[1][1::2], strict=True))) for row in answer]
-
-
 class Pages:
     """Reads under way over a line, which is theirs until all replies are here. One that nobody waits for ends it."""
 
@@ -143,20 +138,12 @@ class LineLog(RedisLog):
     def read(
         self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False
     ) -> list[e.Entry]:
-        return entries_of(self._reply(Span(thread, start, end, count, reverse)), thread, self.signer)
-
-    def rows(
-        self, thread: str, start: str = "-", end: str = "+", count: int | None = None, *, reverse: bool = False
-    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        found: list[tuple[bytes, dict[bytes, bytes]]] = _rows(self._reply(Span(thread, start, end, count, reverse)))
-        return found
-
-    def _reply(self, span: Span) -> Any:
         line = self._line()
         try:
-            return line.execute_command(*self._command(span))
+            found = line.execute_command(*self._command(Span(thread, start, end, count, reverse)))
         finally:
             self.give(line)
+        return entries_of(found, thread, self.signer)
 
     def read_all(self, spans: Sequence[Span]) -> list[list[e.Entry] | None]:
         return self.ask(spans)()

@@ -381,8 +381,8 @@ class Work:
         offer, own = posted.offer, sum([done.own for done, _ in posted.each])
         said = self._read(posted, raw)
         answers = said or [None] * len(posted.each)
-        known = any(answers)  # does anybody know what came of the offer?
         leases = [lease for answer in answers if answer is not None for lease in answer.leases]
+        known = any(answers)  # does anybody know what came of the offer?
         unused = said is not None or len(posted.each) == 1  # no other commit can have used it
         for (done, commit), answer in zip(posted.each, answers, strict=True):
             try:
@@ -449,9 +449,13 @@ class Work:
 
     def _kept(self, told: Sequence[Held]) -> None:
         """Wait for what runs were promised beyond the commits just answered. Leases that came are held meanwhile."""
-        more = [held for held in told if held.attempt is not None and held.attempt.record.durability != COMMIT]
+        more = [
+            (held, durability)
+            for held in told
+            if held.attempt is not None and (durability := held.attempt.record.durability) != COMMIT
+        ]
         if more:
-            self.promises.report({held.attempt.record.durability for held in more if held.attempt}, more[0], log)
+            self.promises.report({durability for _, durability in more}, more[0][0], log)
 
     def came_to_nothing(self, held: Held, error: BaseException) -> None:
         """The loop's door: an outcome that could not be told. Its slot is another matter."""

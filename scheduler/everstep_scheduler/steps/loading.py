@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from everstep_checkpoint import entries as e
@@ -205,7 +205,7 @@ class Loader:
         """Read what several attempts that are to begin will ask for, in one request. What is not found, or can't be
         read, is told when it is asked for. Long logs are left for then."""
         with self._lock:
-            wanted = {lease.token: [*self._wanted(lease)] for lease in leases if not self._has(lease)}
+            wanted = {lease.token: spans for lease in leases if (spans := self._wanted(lease))}
         if wanted:
             self._ahead.fetch(wanted)
 
@@ -213,29 +213,17 @@ class Loader:
         """The attempt is over, or was never begun: what was read ahead for it is for nobody."""
         self._ahead.forget(lease.token)
 
-    def _has(self, lease: Lease) -> bool:
-        """Have the caches all that an attempt will ask for, as for nearly every one of a process that is alone?"""
-        found = self._stands.get(lease.thread)
-        stands = found is not None and found[0] == lease.n and found[1] == lease.digest and lease.task not in _FIRST
-        return stands and (not lease.conf or (lease.thread, lease.birth, lease.run, lease.conf) in self._records)
-
-    def _wanted(self, lease: Lease) -> Iterator[Span]:
+    def _wanted(self, lease: Lease) -> list[Span]:
         """What an attempt will ask for that the caches lack: what its run says, and where its thread stands."""
         thread, birth, run = lease.thread, lease.birth, lease.run
         refs = [lease.rec] if lease.width == 1 and lease.task in _FIRST and lease.rec else []
         if lease.conf and (thread, birth, run, lease.conf) not in self._records:
             refs.append(lease.conf)
-        for ref in refs:
-            if (thread, birth, run, ref) not in self._entries:
-                yield Span(thread, ref, ref)
-        n, digest, _, size = self._stands.get(thread, (0, "", NOWHERE, 0))
-        if lease.n == n and lease.digest == digest:
-            return
+        wanted = [Span(thread, ref, ref) for ref in refs if (thread, birth, run, ref) not in self._entries]
+        n, _, _, size = self._stands.get(thread, (0, "", NOWHERE, 0))
         if 0 < lease.n - n <= AHEAD_MAX and size <= AHEAD_BYTES:
-            if n:
-                yield span_on(thread, n, lease.n)
-            else:
-                yield Span(thread, "-", f"{lease.n}-0", PAGE, reverse=True)
+            wanted.append(span_on(thread, n, lease.n) if n else Span(thread, "-", f"{lease.n}-0", PAGE, reverse=True))
+        return wanted
 
     def record(self, lease: Lease, codec: Codec) -> RunRecord:
         """The record of the run that a lease belongs to, its context of the graph's types."""
