@@ -153,6 +153,8 @@ class Fleet:
         if kind is not None:
             for process in self.processes:
                 sys.stderr.write(f"--- process {process.pid} said:\n{process.said[-4000:]}\n")
+            for pid in sorted({line.pid for line in self.lines()} - {process.pid for process in self.processes}):
+                sys.stderr.write(f"--- process {pid} is not of this fleet:\n{_looked_at(pid)}\n")
 
     # who works
 
@@ -308,6 +310,17 @@ class Fleet:
         if graph in ("chain", "achain"):
             state = self.state(graph, thread)
             assert state["saw"] == ["", *state["marks"][:-1]]
+
+
+def _looked_at(pid: int) -> str:
+    """Which process that is: its parent, its command, its threads where it is ours."""
+    if pid == os.getpid():
+        return f"our own, with the threads {[thread.name for thread in threading.enumerate()]}"
+    try:
+        parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+        return f"of {parent}: {Path(f'/proc/{pid}/cmdline').read_text()!r}"
+    except OSError as error:
+        return f"it is gone: {error}"
 
 
 def done_tasks(log: RedisLog, thread: str) -> Counter[str]:
