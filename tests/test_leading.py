@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,28 @@ def test_what_waits_behind_a_slow_node_goes_to_other_threads(at: Client) -> None
         counting.gate.set()
         wait_for(lambda: finished(at) == 60, 20, "the others to end")
     assert set(counting.runs.values()) == {1}
+
+
+def test_inputs_stay_with_one_thread_of_a_worker_that_knows_no_node_yet(
+    at: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are over in a moment, whatever its nodes are like: a thread each would only be in the way of the others."""
+    threads = Counter[str]()
+    stepped = Hand._step  # pyright: ignore[reportPrivateUsage]
+
+    def counted(hand: Hand, held: Held) -> None:
+        threads[hand.name] += 1
+        stepped(hand, held)
+
+    monkeypatch.setattr(Hand, "_step", counted)
+    spec = graph("inputs", elsewhere=lambda state: {})
+    spec = replace(spec, nodes={name: replace(node, queue="elsewhere") for name, node in spec.nodes.items()})
+    for i in range(80):
+        at.submit(spec, name=f"run{i}")
+    with running(at.url, spec, queues=["inputs"]):
+        wait_for(lambda: at.redis.llen(KEYS.rq_queue("elsewhere")) == 80, 30, "all inputs to be applied")
+    assert threads.total() == 80
+    assert max(threads.values()) > 60, "the front claims, too, where it has not for a second"
 
 
 @pytest.mark.parametrize("tokens", [(), ("t",)])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -559,12 +560,32 @@ def test_a_commit_that_can_t_be_made_up_or_sent_keeps_no_slot(at: Client, monkey
     assert len(work.slots) == 4
     work.slots.take(2)  # their own
     offer, failed = work.refill(2, 4), list[BaseException]()
-    assert len(offer.tokens) == 4 and len(work.slots) == 0
+    assert len(offer.tokens) == 3 and len(work.slots) == 1
     monkeypatch.setattr(work, "came_to_nothing", lambda held, error: failed.append(error))
     posted = Posted([Settled(Done(held, nothing), nothing)] * 2, offer, 0)
     assert work.came(posted, None) == []  # no answer came, and they can't be sent again
     assert [type(error) for error in failed] == [AttributeError] * 2
     assert len(work.slots) == 4
+    work.close()
+
+
+def test_a_commit_offers_for_more_idle_slots_the_more_work_there_was(redis_url: str) -> None:
+    """A lone chain would offer all of them with each step, for nothing."""
+    work = Worker(redis_url, [graph(one=says("one"))], concurrency=40).work
+    work.slots.take(1)  # its own
+
+    def offered(brings: int) -> int:
+        offer = work.refill(1, 64)
+        leases: Any = [SimpleNamespace(token=token) for token in offer.tokens[:brings]]
+        for held in work.admit(offer, leases):
+            work.drop(held)
+        work.slots.give(offer.tokens[1:brings])
+        work.slots.take(len(work.slots) - 39)
+        return len(offer.tokens) - 1
+
+    assert [offered(64) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 39, 39]
+    assert [offered(2), offered(1), offered(0), offered(64), offered(64)] == [39, 1, 1, 1, 2]
+    assert len(work.slots) == 39
     work.close()
 
 

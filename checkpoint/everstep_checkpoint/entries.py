@@ -32,6 +32,7 @@ PART_BYTES_MAX = 64 * 1024
 PART_TASKS_MAX = 128
 
 CHECKPOINT = "checkpoint"
+BEGINS: Mapping[str, Field] = {"v": VERSION, "kind": CHECKPOINT}  # the fields of every checkpoint
 FACTS = frozenset(
     {
         "run_started", "run_queued", "run_rested", "run_cancel_asked", "part", "task_added", "task_called",
@@ -126,8 +127,9 @@ _DIGESTED_VALUES = ("delta", "state", "writes", "meta")
 
 def digest_of(parent: str, n: int, fields: Mapping[str, Field], sums: Iterable[str]) -> str:
     """The identity of checkpoint n. `parent` is the parent's digest, or the thread's birth for the first one."""
-    said = [str(fields.get(name, "")) for name in _DIGESTED]
-    return _digest(parent, n, said, [fields.get(name, b"") for name in _DIGESTED_VALUES], sums)
+    get = fields.get
+    said = [str(get(name, "")) for name in _DIGESTED]
+    return _digest(parent, n, said, [get(name, b"") for name in _DIGESTED_VALUES], sums)
 
 
 def _digest(parent: str, n: int, said: list[str], values: list[Field], sums: Iterable[str]) -> str:
@@ -366,7 +368,10 @@ def summed(fields: Fields) -> Fields:
 
 def checkpoint(parent: str, n: int, sums: Iterable[str] = (), /, **fields: Field | None) -> Fields:
     """The fields of checkpoint n, digest included. `parent`: the digest (or birth) it builds on."""
-    made: Fields = {"v": VERSION, "kind": CHECKPOINT}
-    made.update({name: value for name, value in fields.items() if value is not None})
+    return digested(parent, n, sums, {**BEGINS, **{k: v for k, v in fields.items() if v is not None}})
+
+
+def digested(parent: str, n: int, sums: Iterable[str], made: Fields) -> Fields:
+    """The same from fields that begin with BEGINS: what is given gets its digest."""
     made["digest"] = digest_of(parent, n, made, sums)
     return made

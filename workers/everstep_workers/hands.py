@@ -17,8 +17,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import cached_property
 from queue import SimpleQueue
 
 from everstep_scheduler.steps.failpoints import reach
@@ -132,7 +132,7 @@ class Hand(threading.Thread):
         held = _popped(self._backlog)
         if held is not None:
             self._began = time.monotonic()
-            self._guarded(held, partial(self._step, held))
+            self._guarded(held)
             self._began = 0.0
         goes_on = self._goes_on()
         with self._wire:
@@ -162,10 +162,15 @@ class Hand(threading.Thread):
         return self._work.tempo.expects(coming) or self._work.is_input(coming.lease)
 
     def _take(self, fresh: list[Held]) -> None:
-        """Leases that came: quick ones stay with this thread, else it has one, and other threads have the others."""
+        """Leases that came: quick ones stay with this thread. Else inputs do, as long as it has nothing slower, or one
+        node; other threads have the others."""
         if fresh:
-            keep = len(fresh) if self._work.tempo.quick else 1 - len(self._backlog)
-            self._backlog.extend(self._work.spread(fresh, keep))
+            work, has = self._work, tuple(self._backlog)
+            if work.tempo.quick:
+                self._backlog.extend(work.spread(fresh, len(fresh)))
+            else:
+                inputs = all(work.is_input(held.lease) for held in has)
+                self._backlog.extend(work.spread(fresh, 1 - len(has), inputs=inputs))
 
     def relieve(self) -> None:
         """By another thread: what waits here goes to others, also what came in answers that nobody reads now."""
@@ -179,10 +184,10 @@ class Hand(threading.Thread):
                 self._wire.release()
         self._work.pass_on([*_emptied(self._backlog), *fresh])
 
-    def _guarded(self, held: Held, action: Callable[[], None]) -> None:
+    def _guarded(self, held: Held) -> None:
         """The loop's door: nothing that is raised ends the thread."""
         try:
-            action()
+            self._step(held)
         except BaseException as error:  # noqa: BLE001
             self._work.came_to_nothing(held, error)
             self._work.slots.give_new()

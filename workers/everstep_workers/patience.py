@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import redis
@@ -49,10 +50,10 @@ class Patience:
             self._told = now
             log.warning("%s", text)
 
-    def insist(self, action: Callable[[], T]) -> T:
+    def insist(self, action: Callable[..., T], *args: object) -> T:
         """Do it until Redis lets it pass. Raises ServerError once given up, and Hopeless."""
         try:
-            return action()
+            return action(*args)
         except ServerError as error:
             self.say(f"{error.what}; trying again")
         except redis.RedisError as error:
@@ -61,7 +62,7 @@ class Patience:
             self._troubles += 1
             self._pulse.away(True)
         try:
-            return patiently(self._counted(action), self._given_up)
+            return patiently(self._counted(partial(action, *args)), self._given_up)
         finally:
             with self._lock:
                 self._troubles -= 1

@@ -131,6 +131,7 @@ class Work:
         self.suspended = False
         self.claims = 0
         self._rest_until = 0.0  # no thread could be begun; nothing is claimed for idle slots until then
+        self._spare = 1  # for how many idle slots a commit offers beside its own
         self.patience = Patience(setup.url, self._gives_up, self.pulse)
         self.insist = self.patience.insist
         self._clients: list[Client] = []
@@ -209,11 +210,14 @@ class Work:
 
     def admit(self, offer: Offer, leases: Sequence[Lease]) -> list[Held]:
         """The leases that came for an offer; its other slots are free again. While draining they go back at once."""
+        spare, self._spare = self._spare, 1
         if not leases:
             self.slots.give(offer.tokens)
             return []
         self.claims += 1
-        if len(leases) < len(offer.tokens):
+        if len(leases) >= len(offer.tokens):
+            self._spare = min(2 * spare, OFFER_MAX)
+        else:
             used = {lease.token for lease in leases}
             self.slots.give([token for token in offer.tokens if token not in used])
         fresh = [Held(lease) for lease in leases if lease.token not in self.held]
@@ -265,7 +269,7 @@ class Work:
         """Load the attempt. False: there is nothing to run, and its slot is free again."""
         reach("claimed")
         try:
-            held.attempt = self.insist(lambda: self.performer.load(held.lease))
+            held.attempt = self.insist(self.performer.load, held.lease)
         except Unserved as error:
             self._park(held, error.reason)
         if held.settled:
@@ -287,22 +291,25 @@ class Work:
         else:
             self.spread(held)
 
-    def spread(self, fresh: Sequence[Held], keep: int = 0) -> list[Held]:
-        """Start attempts where they belong. So many of the sync ones are left to the calling thread. Inputs go to one
-        thread, one behind the other: a thread each would only be in its way."""
+    def spread(self, fresh: Sequence[Held], keep: int = 0, *, inputs: bool = False) -> list[Held]:
+        """Start attempts where they belong. So many of the sync ones are left to the calling thread; or, if it says so,
+        the inputs, and no node then. These are for one thread, one behind the other: a thread each would only be in its
+        way."""
         self._read_ahead(fresh)
-        kept, inputs, asleep = list[Held](), list[Held](), list[Held]()
+        kept, begun, asleep = list[Held](), list[Held](), list[Held]()
+        if inputs and (here := [held for held in fresh if self.is_input(held.lease)]):
+            kept, keep, fresh = here, 0, [held for held in fresh if not self.is_input(held.lease)]
         for held in fresh:
             if self._needs_loop(held.lease):
                 asleep += [held] if self._loaded(held) else []
             elif len(kept) < keep:
                 kept.append(held)
             elif self.is_input(held.lease):
-                inputs.append(held)
+                begun.append(held)
             else:
                 self._begin(self.hands, [held])
-        if inputs:
-            self._begin(self.hands, inputs)
+        if begun:
+            self._begin(self.hands, begun)
         if asleep:
             self._begin(self.loop, asleep)
         return kept
@@ -470,12 +477,13 @@ class Work:
         """The commit that tells an outcome. It is planned here, and may read or write the log for that."""
         attempt = done.held.attempt
         assert attempt is not None
-        commit = self.insist(lambda: self.performer.settle(attempt, done.result))
+        commit = self.insist(self.performer.settle, attempt, done.result)
         reach("settled")
         return commit
 
     def refill(self, own: int, room: int) -> Offer:
-        """A new token for each slot that becomes free, and for each idle one, as far as there is room.
+        """A new token for each slot that becomes free, and for idle ones, as far as there is room: for one, and for
+        twice as many after each answer that left none free.
 
         A hungry front gets the slots instead. New, since a claim that comes a second time, late, may lease under those
         that it offered, and a commit does not look.
@@ -484,7 +492,7 @@ class Work:
             return self.offer()
         room = min(OFFER_MAX, room)
         own = min(own, room)
-        idle = len(self.slots.take(room - own)) if not self.resting else 0
+        idle = len(self.slots.take(min(room - own, self._spare))) if not self.resting else 0
         return self.offer(tuple([new_id() for _ in range(own + idle)]))
 
     def _settled(self, done: Done, commit: Commit, answer: Answer) -> None:

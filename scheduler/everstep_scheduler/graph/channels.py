@@ -122,7 +122,10 @@ def apply(
     """
     grouped: dict[str, list[bytes]] = {}
     for name, value in writes:
-        grouped.setdefault(name, []).append(value)
+        if name in grouped:
+            grouped[name].append(value)
+        else:
+            grouped[name] = [value]
     after = dict(channels)
     for name, values in grouped.items():
         found = _update(spec, name, channels.get(name), values, wrote)

@@ -303,7 +303,7 @@ class GraphSpec:
         if channel.reducer is None:
             return None
         try:
-            return self.codec.encode(channel.empty(), f"channel {channel.name!r}")
+            return self.codec.encode(channel.empty(), _where(channel.name))
         except (TypeError, ValueError):  # not constructible without arguments, or not storable: starts absent
             return None
 
@@ -319,7 +319,8 @@ class GraphSpec:
 
     def decoded(self, names: Iterable[str], channels: Mapping[str, bytes]) -> dict[str, Any]:
         """The available channels among `names`, freshly decoded."""
-        values = {n: self.codec.decode(channels[n], f"channel {n!r}") for n in names if n in channels}
+        decode = self.codec.decode
+        values = {name: decode(channels[name], _where(name)) for name in names if name in channels}
         return taken(values) if self.untracked else values
 
     def values(self, channels: Mapping[str, bytes]) -> Any:
@@ -467,15 +468,19 @@ class GraphSpec:
     def encoded(self, pairs: Iterable[tuple[str, Any]], node: str) -> list[Write]:
         """Keys and values as writes of a node. Raises UnknownType, naming it."""
         try:
-            return [
-                (name, self.codec.encode(self._as_stored(name, value), f"channel {name!r}")) for name, value in pairs
-            ]
+            return [(name, self.codec.encode(self._as_stored(name, value), _where(name))) for name, value in pairs]
         except UnknownType as error:
             error.node = node
             raise
 
     def _as_stored(self, name: str, value: object) -> object:
         return mark(value) if name in self.untracked else stored(value)
+
+
+@lru_cache(PLACED_MAX)
+def _where(name: str) -> str:
+    """A channel, as errors name it."""
+    return f"channel {name!r}"
 
 
 def form_args(form: tuple[str, ...], config: object, runtime: object, error: object = None) -> dict[str, Any]:

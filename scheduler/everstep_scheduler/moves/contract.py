@@ -263,7 +263,6 @@ class Commit(NamedTuple):
     `question`: what a paused task asks, several with spaces between, none at a breakpoint of what it called; `kept`:
     its answers that hold good (as in `Lease.answers`). `call`: the run that it called, begun by the same move.
     `handler`: node, queue and timeout of the task that handles a failure; its facts are the entries, failure first.
-    `wrote`: the keys that the closed step wrote, changed or not; for streams, not stored.
     `ahead`: the parts that the attempt wrote before; where one is gone, as after a failover, nothing is committed, and
     the task is open again, uncounted.
     """
@@ -282,7 +281,6 @@ class Commit(NamedTuple):
     kept: str = ""
     handler: tuple[str, str, float] | None = None
     call: Call | None = None
-    wrote: frozenset[str] = frozenset()
     ahead: tuple[str, ...] = ()
 
 

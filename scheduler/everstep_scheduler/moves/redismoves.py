@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.resources import files
+from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
 import redis
@@ -60,7 +61,9 @@ _USUAL = (
     "next", "delta", "writes", "digest",
 )  # fmt: skip
 _OWN = ("graph", "node", "attempt", "queue", "started", "ms", "next", "delta", "writes")
+_own_values = itemgetter(*_OWN)
 _json = json.JSONEncoder(separators=(",", ":")).encode
+_quoted = json.encoder.encode_basestring_ascii  # what `_json` does with text
 _read = json.JSONDecoder().decode
 
 
@@ -226,11 +229,11 @@ def _plain(commit: Commit, stem: str, owner: str) -> list[Any]:
     """One commit's part of what `plain.lua` takes."""
     lease, (n, digest, step) = commit.lease, commit.head or NO_HEAD
     row: Sequence[Any] = commit.next[0] if commit.next else NONE
-    named = f'{{"keys":{_json(stem)},"n":{n},"task":"{row[0]}","thread":{_json(lease.thread)}}}'
+    named = f'{{"keys":{_quoted(stem)},"n":{n},"task":"{row[0]}","thread":{_quoted(lease.thread)}}}'
     *first, last = commit.entries
     before = _flat(first[0]) if first else ()
     is_usual = _is_usual(commit, last, owner)
-    said = [_sent(last[name]) for name in _OWN] if is_usual else _flat(last)
+    said = [*map(_sent, _own_values(last))] if is_usual else _flat(last)
     return [
         lease.thread, lease.n, lease.digest, lease.task, lease.token, lease.run, n, digest, step, *row, named,
         _place(*row[1:]), len(before), 0 if is_usual else len(said), *before, *said,

@@ -26,7 +26,7 @@ from everstep_checkpoint.replay import input_writes
 from ..graph.asking import CURRENT, PLACE, Answers, CalledCommand, GraphBubbleUp
 from ..graph.entry import PREVIOUS
 from ..graph.handling import NodeError, raised_again
-from ..graph.managed import Steps
+from ..graph.managed import NO_STEPS, Steps
 from ..graph.options import Cache
 from ..graph.placing import Place
 from ..graph.results import NodeResult, node_result
@@ -192,6 +192,11 @@ class Attempt:
         return Steps(step, base + self.record.recursion_limit + 2)
 
     @property
+    def _managed(self) -> Steps:
+        """The same for managed values; most graphs have none."""
+        return self.steps if self.spec.managed else NO_STEPS
+
+    @property
     def is_async(self) -> bool:
         """Whether it has to run on an event loop: an async node, or a router of one."""
         if self.given.nodes:
@@ -221,7 +226,7 @@ class Attempt:
                 return Result(updated(self, config, runtime), None, self.elapsed_ms)
             with self._speaking():
                 gave = self._given() if self.node is None else self._gave(self._called(self.node, config, runtime))
-                there = destinations(self.spec, self.source, self.stand.channels, gave, config, runtime, self.steps)
+                there = destinations(self.spec, self.source, self.stand.channels, gave, config, runtime, self._managed)
             return Result(returned(gave.writes, there), None, self.elapsed_ms)
         except BaseException as error:  # noqa: BLE001 - the door to the user's code
             return Result(None, error, self.elapsed_ms)
@@ -261,7 +266,7 @@ class Attempt:
                 with self._speaking():
                     gave = self._given() if self.node is None else self._gave(await self._awaited(config, runtime))
                     there = await adestinations(
-                        self.spec, self.source, self.stand.channels, gave, config, runtime, self.steps
+                        self.spec, self.source, self.stand.channels, gave, config, runtime, self._managed
                     )
             return Result(returned(gave.writes, there), None, self.elapsed_ms)
         except TimeoutError as error:
@@ -343,7 +348,7 @@ class Attempt:
             state = taken(self.spec.codec.decode(self.given.arg, "the Send's argument"))
         else:
             node = self.given.error.node if self.given.error is not None else self.lease.node
-            state = self.spec.node_input(node, self.stand.channels, self.steps)
+            state = self.spec.node_input(node, self.stand.channels, self._managed)
         if self.voice is not None:
             self.voice.given(state)
         return (state,)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -66,7 +65,6 @@ class Settler:
         self.loader = loader
         self.by = by
         self._coming: dict[str, tuple[int, str, Stand, int]] = {}  # n, digest, stand, its size
-        self._lock = threading.Lock()
 
     def settle(self, attempt: Attempt, result: Result) -> Commit:
         commit = self._settled(attempt, result)
@@ -111,8 +109,7 @@ class Settler:
 
     def keep(self, commit: Commit, *, passed: bool) -> None:
         """The commit is settled. If it passed, its checkpoint is where the thread stands."""
-        with self._lock:
-            coming = self._coming.pop(commit.lease.token, None)
+        coming = self._coming.pop(commit.lease.token, None)
         if passed and coming is not None:
             self.loader.keep(commit.lease.thread, *coming)
 
@@ -267,16 +264,19 @@ class Settler:
         source = "update" if lease.task == UPDATE_TASK else "loop"
         step = max(lease.base, -1) + 1 if lease.task == UPDATE_TASK else attempt.stand.step + 1
         said = self._said(attempt, result, shown_node(nodes) if nodes else lease.node)
-        said |= {"cached": 1} if result.cached else {}
+        if result.cached:
+            said["cached"] = 1
         return self._checkpoint(attempt, planned, parts, source, step, said, value.writes)
 
     def _said(self, attempt: Attempt, result: Result, node: str | None) -> e.Fields:
         lease = attempt.lease
         said: e.Fields = {
-            "task": lease.task, "attempt": lease.attempt, "token": lease.token, "queue": lease.queue,
-            "started": lease.at_ms, "ms": result.ms,
+            "node": node or "", "task": lease.task, "attempt": lease.attempt, "token": lease.token,
+            "queue": lease.queue, "started": lease.at_ms, "ms": result.ms,
         }  # fmt: skip
-        return {"node": node, **said} if node else said
+        if not node:
+            del said["node"]
+        return said
 
     def _clear(self, attempt: Attempt, result: Result) -> Commit:
         """An update as END: a checkpoint without what was open. Send parts that still come next are written again."""
@@ -431,15 +431,16 @@ class Settler:
         size = size_of(planned.channels)
         _check_size(attempt, size)
         pulls, rows, said_next = attempt.spec.placed(planned.pulls)
-        sent = tuple((ref, count) for ref, _, count, _ in parts)
-        if sent:
+        sums, sent = [*taken, *(_sums(delta, facts, taken) if facts else ())], tuple[tuple[str, int], ...]()
+        if parts:
+            sent = tuple((ref, count) for ref, _, count, _ in parts)
+            sums += [s for *_, s in parts]
             rows = (*rows, *sent)
             said_next = _json(rows)
         body = encode_delta(delta)
-        sums = [*taken, *(_sums(delta, facts, taken) if facts else ()), *(s for *_, s in parts)]
         fields: e.Fields = {
-            "source": source, "step": step, "graph": attempt.spec.version, "run": lease.run, "by": self.by, **said,
-            "next": said_next,
+            **e.BEGINS, "source": source, "step": step, "graph": attempt.spec.version, "run": lease.run, "by": self.by,
+            **said, "next": said_next,
         }  # fmt: skip
         count, grown = since or (stand.since_snapshot, stand.delta_bytes)
         count, grown = count + 1, grown + len(body)
@@ -453,16 +454,12 @@ class Settler:
             fields["delta"] = e.wrap(body)
             if writes is not None:
                 fields["writes"] = e.pack_writes(_referred(writes, delta))
-        made = e.checkpoint(on, n + 1, sums, **fields)
+        digest = str(e.digested(on, n + 1, sums, fields)["digest"])
         stop, why = self._stop(attempt, step, rows, planned, parts, facts)
         new = Stand(planned.channels, step, sent, pulls, count, grown, lease.run)
-        with self._lock:
-            self._coming[lease.token] = (n + 1, str(made["digest"]), new, size)
-        return Commit(
-            lease, "next", (made,) if first is None else (first, made), head=(n + 1, str(made["digest"]), step),
-            next=rows, parts={ref: tasks for ref, tasks, *_ in parts}, stop=stop, why=why,
-            wrote=_wrote(writes, facts),
-        )  # fmt: skip
+        self._coming[lease.token] = (n + 1, digest, new, size)
+        entries, sends = (fields,) if first is None else (first, fields), {ref: tasks for ref, tasks, *_ in parts}
+        return Commit(lease, "next", entries, (n + 1, digest, step), rows, sends, stop, why)
 
     def _stop(
         self,
@@ -635,13 +632,9 @@ def _referred(writes: Sequence[tuple[str, bytes]], delta: Delta) -> list[tuple[s
     found: list[tuple[str, bytes | None]] = []
     for name, value in writes:
         op = delta.get(name)
-        same = op is not None and op[0] in (0, 1) and names.count(name) == 1 and carried(op) == value
+        same = op is not None and op[0] in (0, 1) and carried(op) == value and names.count(name) == 1
         found.append((name, None if same else value))
     return found
-
-
-def _wrote(writes: Sequence[tuple[str, bytes]] | None, facts: Sequence[e.Entry]) -> frozenset[str]:
-    return frozenset([name for name, _ in writes or ()] + [name for fact in facts for name, _ in fact.writes()])
 
 
 def _handled_nodes(log: Log, lease: Lease, facts: Sequence[e.Entry]) -> set[str]:
