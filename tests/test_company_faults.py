@@ -13,6 +13,7 @@ import redis
 from everstep_checkpoint import entries as e
 from everstep_scheduler.moves.contract import Commit, Offer, Start
 from everstep_scheduler.steps.perform import Result
+from everstep_workers.line import LOST
 from everstep_workers.loop import Committer
 from everstep_workers.slots import OFFER_MAX, Done, Held
 from everstep_workers.work import Posted, Settled, Setup, Work
@@ -173,6 +174,33 @@ def test_a_reply_that_breaks_in_an_odd_way_is_lost_like_any_other(
         fresh = company.work.came(posted, line.collect(at))
     assert len(fresh) == 3
     company.check(fresh)
+
+
+def test_an_answer_to_other_commits_than_these_ends_the_connection(company: Company) -> None:
+    """One reply unread, and each later one would be taken for the answer to the commits before it."""
+    line, posted = company.work.own_line(), company.posted(company.commits)
+    at = line.post(company.work.moves.command([commit for _, commit in posted.each], posted.offer), ("PING",))
+    fresh = company.work.came(posted._replace(at=at, line=line), [*line.collect(at), b"", 0])
+    assert line.collect(at) is None, "nobody knows what it answers"
+    assert len(fresh) == 3
+    company.check(fresh)
+
+
+@pytest.mark.parametrize("error", [redis.ConnectionError("gone"), ValueError("odd")])
+def test_what_goes_wrong_while_a_command_leaves_loses_what_left_before(
+    company: Company, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = company.work.own_line()
+    at = line.post(("PING",))
+    with monkeypatch.context() as patched:
+        patched.setattr(line._one, "send_packed_command", mock.Mock(side_effect=error))  # pyright: ignore[reportPrivateUsage]
+        if isinstance(error, redis.RedisError):
+            assert line.post(("PING",)) == LOST
+        else:
+            with pytest.raises(ValueError, match="odd"):
+                line.post(("PING",))
+    assert line.collect(at) is None
+    assert line.collect(line.post(("ECHO", "new"))) == b"new"
 
 
 def test_a_claim_that_comes_twice_has_leased_under_no_token_that_a_commit_offers(

@@ -5,6 +5,7 @@ one among them, and whatever breaks under way, each node runs once.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.contract import Offer
 from everstep_workers.hands import UNDER_WAY_MAX, Hand, Hands
 from everstep_workers.slots import Held
-from everstep_workers.tempo import AHEAD_LEAST, AHEAD_MOST, MOMENT_S, WAITS_S, Tempo
+from everstep_workers.tempo import AHEAD_LEAST, AHEAD_MOST, MOMENT_S, STUCK_S, WAITS_S, Tempo
 from everstep_workers.work import Posted
 from proxy import FaultProxy
 from servers import wait_for
@@ -133,6 +134,26 @@ def test_a_stuck_thread_is_relieved_of_a_commit_under_way_also_if_that_offers_no
         hand._ready.append(nobody)
         hands.relieve()
     assert relieved == [hand, hand]
+
+
+def test_a_thread_is_stuck_only_if_it_was_at_its_attempt_when_somebody_looked_before() -> None:
+    """After a pause of the whole process each attempt seems to take long: on busy cores others took a leader's work."""
+    nobody: Any = None
+    hand = Hand(nobody, Hands(nobody), "put aside")
+
+    def looked(began: float, now: float) -> bool:
+        hand._began = began
+        with mock.patch.object(time, "monotonic", lambda: now):
+            hand.look()
+        return hand.stuck
+
+    assert not looked(10.0, 10.5), "half a second, and nobody looked meanwhile"
+    assert not looked(10.6, 11.0), "it got on"
+    assert not looked(10.6, 11.0 + STUCK_S / 4), "two looks at one moment"
+    assert looked(10.6, 11.0 + STUCK_S)
+    hand._began = 0.0
+    assert not hand.stuck, "it is at none"
+    assert not looked(0.0, 20.0) and not looked(0.0, 30.0)
 
 
 def test_commits_under_way_when_the_connection_breaks_are_sent_again_and_no_node_is(

@@ -233,7 +233,7 @@ class Story:
         if len(commits) < 2:
             return
         self.made += 1
-        tokens = tuple(f"{self.made:018d}{i:04d}" for i in range(self.dice.randint(1, len(commits))))
+        tokens = tuple(f"{self.made:018d}{i:04d}" for i in range(self.dice.randint(0, len(commits))))
         queue = self.dice.choice(QUEUES[:2])
         commits.sort(key=lambda each: 2 if not each.next else int(each.next[0][2] != queue))
         offer = Offer("w1", tokens, (queue,), self.dice.choice(("", "w1")), LEASE_MS)

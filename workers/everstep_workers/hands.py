@@ -66,6 +66,7 @@ class Hands:
     def relieve(self) -> None:
         """Let other threads have what waits behind a node that takes its time."""
         for hand in list(self._all):
+            hand.look()
             if hand.stuck and hand.burdened:
                 hand.relieve()
 
@@ -88,10 +89,11 @@ class Hand(threading.Thread):
         self._hands = hands
         self._backlog: deque[Held] = deque()
         self._ready: list[Settled] = []  # what leaves together
-        self._ready_since = 0.0
+        self._ready_since = self._ready_nodes_s = 0.0  # since when something is, and how long nodes ran meanwhile
         self._posted: deque[Posted] = deque()
         self._wire = threading.Lock()  # the connection, what is ready for it, and the order of what is posted
         self._began = 0.0  # when it took up the attempt that it is at; 0: it is at none
+        self._seen = self._seen_at = self._stuck = 0.0  # which one it was at when somebody looked; which takes long
 
     @cached_property
     def _line(self) -> Line:
@@ -110,8 +112,15 @@ class Hand(threading.Thread):
 
     @property
     def stuck(self) -> bool:
-        began = self._began
-        return began > 0 and time.monotonic() - began > STUCK_S
+        return self._stuck == self._began > 0
+
+    def look(self) -> None:
+        """See whether its attempt takes long. One look says nothing: the process may have been put aside until now."""
+        began, now = self._began, time.monotonic()
+        if began != self._seen:
+            self._seen, self._seen_at = began, now
+        elif now - began > STUCK_S and now - self._seen_at > STUCK_S / 2:
+            self._stuck = began
 
     def run(self) -> None:
         while (held := self.inbox.get()) is not None:
@@ -147,7 +156,9 @@ class Hand(threading.Thread):
     def _awaits_more(self) -> bool:
         """Should more leave with what is ready? At most half of all that this thread has: while Redis is at the one, it
         is at the other."""
-        return len(self._ready) < min(self.coming, TOGETHER_MAX) and self._work.tempo.waits(self._ready_since)
+        if len(self._ready) >= min(self.coming, TOGETHER_MAX):
+            return False
+        return self._work.tempo.waits(self._ready_since, self._ready_nodes_s)
 
     def _is_answered(self) -> bool:
         """Is an answer here, while a little is left to run? What its leases need comes meanwhile, once asked for."""
@@ -206,7 +217,7 @@ class Hand(threading.Thread):
             work.watch(held)
         work.tempo.begins(held)
         computed_s = time.thread_time() if work.tempo.looks else None
-        result = _called(attempt)
+        result, seconds = _called(attempt), 0.0
         if not work.is_input(held.lease):  # it says nothing of how quick nodes are
             seconds = time.monotonic() - held.began
             work.tempo.ended(held, seconds, None if computed_s is None else time.thread_time() - computed_s)
@@ -218,8 +229,10 @@ class Hand(threading.Thread):
         commit = work.settle(done)
         work.tempo.take_lead(self)
         with self._wire:
-            if not self._ready:
-                self._ready_since = time.monotonic()
+            if self._ready:
+                self._ready_nodes_s += seconds
+            else:
+                self._ready_since, self._ready_nodes_s = time.monotonic(), 0.0
             self._ready.append(Settled(done, commit))
 
     def _send(self) -> None:

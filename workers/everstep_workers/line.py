@@ -38,32 +38,36 @@ class Line(redis.Redis):
         self._one: Any = pool.make_connection()
         self._epoch = 0  # of the connection: replies that were to come over an older one are lost
 
-    def _send(self, *commands: tuple[Any, ...]) -> None:
+    def _packed(self, *commands: tuple[Any, ...]) -> list[bytes]:
         """In one packet."""
         if _pack is not None:
-            packed = [_pack(args) for args in commands]
-        else:
-            packed = [piece for args in commands for piece in self._one.pack_command(*args)]
-        self._one.send_packed_command([b"".join(packed)], False)
+            return [b"".join([_pack(args) for args in commands])]
+        return [b"".join([piece for args in commands for piece in self._one.pack_command(*args)])]
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send, and wait for the reply. Whatever goes wrong but an error reply ends the connection."""
+        packed = self._packed(args)
         try:
-            self._send(args)
+            self._one.send_packed_command(packed, False)
             return self._one.read_response()
         except redis.ResponseError:
             raise
         except BaseException:
-            self._end()
+            self.end()
             raise
 
     def post(self, *commands: tuple[Any, ...]) -> int:
-        """Send commands in one packet. Each has a reply for `collect`; LOST if they could not be sent."""
+        """Send commands in one packet. Each has a reply for `collect`; LOST if they could not be sent. Whatever goes
+        wrong ends the connection: a new one has no replies to what is under way over this one."""
+        packed = self._packed(*commands)
         try:
-            self._send(*commands)
+            self._one.send_packed_command(packed, False)
         except redis.RedisError:
-            self._end()
+            self.end()
             return LOST
+        except BaseException:
+            self.end()
+            raise
         return self._epoch
 
     def collect(self, posted: int) -> Any:
@@ -74,7 +78,7 @@ class Line(redis.Redis):
         try:
             return self._reply()
         except Exception:  # noqa: BLE001 - a socket closed by another thread makes the parser raise errors of its own
-            self._end()
+            self.end()
             return None
 
     def _reply(self) -> Any:
@@ -88,14 +92,16 @@ class Line(redis.Redis):
         try:
             return bool(self._one.can_read(0))
         except redis.RedisError:
+            self.end()
             return True
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End the connection; what is under way is lost. The next command has a new one."""
         self._epoch += 1
         self._one.disconnect()
 
     def close(self) -> None:
-        self._end()
+        self.end()
         self.connection_pool.disconnect()
 
 

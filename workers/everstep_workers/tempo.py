@@ -17,7 +17,8 @@ from .slots import OFFER_MAX, Held
 MOMENT_S = 0.002
 STUCK_S = 0.01  # on a busy machine a thread is often put aside for a few milliseconds: that makes it no slow one
 WAITS_S = 0.0005
-TOGETHER_S = 0.004  # of four processes on two cores each is put aside for longer than 2 ms
+TOGETHER_S = 0.004  # of nodes that run while what is ready waits for their company,
+TOGETHER_MOST_S = 0.02  # and in all: of four processes on two cores each is put aside for 3 to 12 ms again and again
 AHEAD_S = 0.008  # of nodes that wait in a process while others might run them
 AHEAD_LEAST, AHEAD_MOST = 4, 32
 SMOOTH = 0.1
@@ -77,9 +78,9 @@ class Tempo:
         """Will its node be over at once, as it was the last time, if there was one?"""
         return self.quick and self._of_node.get((held.lease.graph, held.lease.node), 0.0) < MOMENT_S
 
-    def waits(self, since: float) -> bool:
-        """May what has been ready since then wait for more to leave with it?"""
-        return time.monotonic() - since < TOGETHER_S
+    def waits(self, since: float, nodes_s: float) -> bool:
+        """May what has been ready since then, while nodes ran for so long, wait for more to leave with it?"""
+        return nodes_s < TOGETHER_S and time.monotonic() - since < TOGETHER_MOST_S
 
     def take_lead(self, hand: Leader) -> None:
         """This thread is the one to take more work while nodes are quick, if no other one is at it."""

@@ -74,11 +74,12 @@ class Settled(NamedTuple):
 
 
 class Posted(NamedTuple):
-    """Commits under way that left together, with one offer."""
+    """Commits under way that left together, with one offer; over a line, if they did leave."""
 
     each: Sequence[Settled]
     offer: Offer
     at: int
+    line: Line | None = None
 
 
 def _alike(ready: Sequence[Settled]) -> list[Sequence[Settled]]:
@@ -359,8 +360,7 @@ class Work:
         for group in _alike(ready):
             offer = self.refill(sum([done.own for done, _ in group]), room)
             room = max(room - len(offer.tokens), 0)
-            parts = [group] if offer.tokens else [[each] for each in group]
-            sent += [self._post(line, part, offer) for part in parts]
+            sent.append(self._post(line, group, offer))
         return sent
 
     def _post(self, line: Line, each: Sequence[Settled], offer: Offer) -> Posted:
@@ -369,7 +369,7 @@ class Work:
         except Exception as error:  # noqa: BLE001 - each will be told alone, and raise that again
             log.debug("%d commits are not sent together: %s", len(each), error)
             at = LOST
-        return Posted(each, offer, at)
+        return Posted(each, offer, at, line)
 
     def came(self, posted: Posted, raw: object) -> list[Held]:
         """The reply to commits that were posted. Returns what there is to run next. A commit that it does not settle,
@@ -400,7 +400,7 @@ class Work:
                 told.append(done.held)
                 leases += found.leases if answer is None else ()
                 known = known or unused
-        if not known and not unused:
+        if offer.tokens and not known and not unused:
             known = self._asked_for(offer, leases)
         if not known:
             self.slots.give_new(max(len(offer.tokens), own))
@@ -432,6 +432,8 @@ class Work:
             return self.moves.answers_to([commit for _, commit in posted.each], posted.offer, raw)
         except Exception as error:  # noqa: BLE001 - whatever came there is no answer
             log.error("an answer can't be read: %r", error)
+            if posted.line is not None:  # nor may the next ones be answers to what they seem to be
+                posted.line.end()
             return None
 
     def _answered(self, done: Done, commit: Commit, answer: Answer | None, offer: Offer | None) -> Answer:

@@ -213,8 +213,8 @@ def is_plain(commit: Commit) -> bool:
 
 
 def can_refill(offer: Offer) -> bool:
-    """Can a plain commit bring what is offered for?"""
-    return bool(offer.tokens and offer.queues and not offer.thread)
+    """Can a plain commit bring what is offered for, if anything?"""
+    return not offer.thread
 
 
 def _offered(offer: Offer, commits: int) -> tuple[Any, ...]:
@@ -267,6 +267,8 @@ def _plain_answers(commits: Sequence[Commit], offer: Offer, raw: list[Any]) -> l
     at_ms = int(raw[0])
     rows: list[list[Any]] = raw[1]
     told: list[Any] = raw[2:]
+    if len(told) != 2 * len(commits):
+        raise ValueError(f"an answer for {len(told) // 2} commits, where {len(commits)} were sent")
     leases, refused, answers = dict[int, Lease](), list[str](), list[Answer | None]()
     for row in rows:
         place: int = row[0]

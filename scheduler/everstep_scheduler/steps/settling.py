@@ -18,7 +18,19 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.delta import DELETE, Delta, diff, encode_delta, encode_state, fold, refs
+from everstep_checkpoint.delta import (
+    APPEND,
+    DELETE,
+    SET,
+    TAKE,
+    TAKE_APPEND,
+    Delta,
+    diff,
+    encode_delta,
+    encode_state,
+    fold,
+    refs,
+)
 from everstep_checkpoint.errors import EverstepError, InvalidUpdateError, TooLarge
 from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import Channels, carried, input_writes, step_of
@@ -375,15 +387,15 @@ class Settler:
         """The checkpoint of an input, and (checkpoints, bytes) since the last snapshot; a branch is one itself."""
         lease, stand = attempt.lease, attempt.stand
         said: e.Fields = {
-            "source": "input", "step": step, "graph": attempt.spec.version, "run": lease.run, "by": self.by,
+            **e.BEGINS, "source": "input", "step": step, "graph": attempt.spec.version, "run": lease.run, "by": self.by,
             "next": _start_next(lease.queue),
         }  # fmt: skip
         if stand.on is not None:
             whole, pieces = self._snapshot(attempt, channels, stand.on[1], None)
-            return e.checkpoint(stand.on[1], lease.n + 1, pieces, **said, **whole), (0, 0)
+            return e.digested(stand.on[1], lease.n + 1, pieces, said | whole), (0, 0)
         before = {} if stand.step == FRESH_STEP or lease.n == 0 else stand.logged
-        delta = e.wrap(encode_delta(_delta(before, channels)))
-        return e.checkpoint(lease.digest, lease.n + 1, **said, delta=delta), (stand.since_snapshot, stand.delta_bytes)
+        said["delta"] = e.wrap(encode_delta(_delta(before, channels)))
+        return e.digested(lease.digest, lease.n + 1, (), said), (stand.since_snapshot, stand.delta_bytes)
 
     def _input_delta(
         self, attempt: Attempt, before: Channels, after: Channels, value: Returned, payload: e.Entry
@@ -392,16 +404,16 @@ class Settler:
         delta = _delta(before, after)
         if "sum" not in payload.raw:
             return delta
-        stored = dict(input_writes(payload))
+        stored = dict(attempt.given.input or input_writes(payload))
         for name in delta:
             given = stored.get(name)
             if given is None or len(given) < TAKE_FROM_BYTES:
                 continue
-            ops: list[list[Any]] = [[5, payload.id, name, []], [6, [payload.id], name]]
-            for op in ops:
-                if _gives(before, name, op, given, after[name]):
-                    delta[name] = op
-                    break
+            adds: list[Any] = [TAKE_APPEND, [payload.id], name]
+            if given == after[name]:
+                delta[name] = [TAKE, payload.id, name, []]
+            elif _gives(before, name, adds, given, after[name]):
+                delta[name] = adds
         return delta
 
     def _checkpoint(
@@ -603,9 +615,9 @@ def _take(delta: Delta, before: Channels, after: Channels, facts: Sequence[e.Ent
         if not found or name not in after or sum(len(value) for _, value in found) < TAKE_FROM_BYTES:
             continue
         values = dict(found)
-        op: list[Any] = [6, [k for k, _ in found], name]
+        op: list[Any] = [TAKE_APPEND, [k for k, _ in found], name]
         if len(found) == 1 and found[0][1] == after[name]:
-            delta[name] = [5, found[0][0], name, []]
+            delta[name] = [TAKE, found[0][0], name, []]
         elif len(values) == len(found) and _appends(before, name, op, values, after[name]):
             delta[name] = op
 
@@ -632,7 +644,7 @@ def _referred(writes: Sequence[tuple[str, bytes]], delta: Delta) -> list[tuple[s
     found: list[tuple[str, bytes | None]] = []
     for name, value in writes:
         op = delta.get(name)
-        same = op is not None and op[0] in (0, 1) and carried(op) == value and names.count(name) == 1
+        same = op is not None and op[0] in (SET, APPEND) and carried(op) == value and names.count(name) == 1
         found.append((name, None if same else value))
     return found
 

@@ -254,7 +254,8 @@ else
     proc = proc ~= '' and proc or nil, run = run, spare = spare, outcome = 'next', stop = '',
     head = { 0 + head_n, head_digest, 0 + head_step },
     next = next_task ~= '' and { { next_task, next_node, next_queue, 0 + timeout } } or {},
-    entries = { { head_n .. '-0', 'checkpoint', 0 + size } }, tokens = { unpack(ARGV, 11, Q) }, queues = { unpack(ARGV, Q + 1, AT - 1) } }
+    entries = { { head_n .. '-0', 'checkpoint', 0 + size } }, tokens = Q > 10 and { unpack(ARGV, 11, Q) } or nil,
+    queues = { unpack(ARGV, Q + 1, AT - 1) } }
   if 0 + before > 0 then table.insert(H.entries, 1, { head_n - 1 .. '-0', 'checkpoint', 0 + before }) end
   AT = AT + 17
 end
