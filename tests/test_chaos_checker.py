@@ -609,7 +609,11 @@ BUGS: dict[str, tuple[Callable[[Rig], None], Script | Python, set[str]]] = {
     "a submit is acknowledged before it is written": (plain, Python(RedisMoves, "start", _unwritten), {"I1"}),
     "tasks that are done stay open": (
         plain,
-        changed("commit", ("  call('UNLINK', S .. 'open:' .. H.thread)\n", "")),
+        changed(
+            "commit",
+            ("  call('UNLINK', S .. 'open:' .. H.thread)\n", ""),
+            ("    if #steps > 0 then call('UNLINK', unpack(steps)) end\n", ""),
+        ),
         {"I16"},
     ),
     "a commit that names what a failover has taken back": (

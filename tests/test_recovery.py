@@ -142,8 +142,8 @@ def job(client: Any, job_id: bytes) -> str:
 
 def thread_picture(client: Any, thread: str) -> dict[str, Any]:
     fields = {k.decode(): v.decode() for k, v in client.hgetall(KEYS.thread(thread)).items()}
-    for name in ("updated", "cleaning"):
-        fields.pop(name, None)
+    for name in ("updated", "cleaning", *(("jobs",) if fields.get("width") == "1" else ())):
+        fields.pop(name, None)  # `jobs` paces wide steps: a plain commit leaves it as it is
     open_now: dict[str, Any] = {}
     for task, stored in client.hgetall(KEYS.open(thread)).items():
         rec = json.loads(stored)

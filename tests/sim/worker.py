@@ -58,7 +58,7 @@ class Whim:
     def looks(self) -> bool:
         return False
 
-    def waits(self, since: float) -> bool:
+    def waits(self, since: float, nodes_s: float) -> bool:
         return self._dice.random() < 0.7
 
     @property
