@@ -141,19 +141,20 @@ def test_a_thread_is_stuck_only_if_it_was_at_its_attempt_when_somebody_looked_be
     nobody: Any = None
     hand = Hand(nobody, Hands(nobody), "put aside")
 
-    def looked(began: float, now: float) -> bool:
+    def looked(began: float, now: float) -> tuple[bool, bool]:
         hand._began = began
         with mock.patch.object(time, "monotonic", lambda: now):
-            hand.look()
-        return hand.stuck
+            unsure = hand.look()
+        return hand.stuck, unsure
 
-    assert not looked(10.0, 10.5), "half a second, and nobody looked meanwhile"
-    assert not looked(10.6, 11.0), "it got on"
-    assert not looked(10.6, 11.0 + STUCK_S / 4), "two looks at one moment"
-    assert looked(10.6, 11.0 + STUCK_S)
+    assert looked(10.0, 10.0 + STUCK_S / 2) == (False, False)
+    assert looked(10.1, 10.5) == (False, True), "nobody looked meanwhile"
+    assert looked(10.6, 11.0) == (False, True), "it got on"
+    assert looked(10.6, 11.0 + STUCK_S / 4) == (False, True), "two looks at one moment"
+    assert looked(10.6, 11.0 + STUCK_S) == (True, False)
     hand._began = 0.0
     assert not hand.stuck, "it is at none"
-    assert not looked(0.0, 20.0) and not looked(0.0, 30.0)
+    assert [looked(0.0, 20.0), looked(0.0, 30.0)] == [(False, False)] * 2
 
 
 def test_commits_under_way_when_the_connection_breaks_are_sent_again_and_no_node_is(

@@ -63,12 +63,14 @@ class Hands:
                 self._idle.append(hand)
             return not self._ended
 
-    def relieve(self) -> None:
-        """Let other threads have what waits behind a node that takes its time."""
+    def relieve(self) -> bool:
+        """Let other threads have what waits behind a node that takes its time. True: of one, another look will tell."""
+        unsure = False
         for hand in list(self._all):
-            hand.look()
+            unsure = hand.look() or unsure
             if hand.stuck and hand.burdened:
                 hand.relieve()
+        return unsure
 
     def end(self) -> None:
         """Idle threads end now, busy ones when their node returns."""
@@ -89,11 +91,14 @@ class Hand(threading.Thread):
         self._hands = hands
         self._backlog: deque[Held] = deque()
         self._ready: list[Settled] = []  # what leaves together
-        self._ready_since = self._ready_nodes_s = 0.0  # since when something is, and how long nodes ran meanwhile
+        self._ready_since = 0.0  # since when something is,
+        self._ready_nodes_s = 0.0  # and how long nodes ran meanwhile
         self._posted: deque[Posted] = deque()
         self._wire = threading.Lock()  # the connection, what is ready for it, and the order of what is posted
         self._began = 0.0  # when it took up the attempt that it is at; 0: it is at none
-        self._seen = self._seen_at = self._stuck = 0.0  # which one it was at when somebody looked; which takes long
+        self._seen: float = 0.0  # which one it was at when somebody looked,
+        self._seen_at = 0.0  # and when that was first
+        self._stuck = 0.0  # the one that takes long
 
     @cached_property
     def _line(self) -> Line:
@@ -114,13 +119,17 @@ class Hand(threading.Thread):
     def stuck(self) -> bool:
         return self._stuck == self._began > 0
 
-    def look(self) -> None:
-        """See whether its attempt takes long. One look says nothing: the process may have been put aside until now."""
+    def look(self) -> bool:
+        """See whether its attempt takes long. One look says nothing: the process may have been put aside until now.
+        True: it seems so, and another look will tell."""
         began, now = self._began, time.monotonic()
         if began != self._seen:
             self._seen, self._seen_at = began, now
-        elif now - began > STUCK_S and now - self._seen_at > STUCK_S / 2:
+        if not began or now - began <= STUCK_S:
+            return False
+        if now - self._seen_at > STUCK_S / 2:
             self._stuck = began
+        return self._stuck != began
 
     def run(self) -> None:
         while (held := self.inbox.get()) is not None:

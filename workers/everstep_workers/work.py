@@ -102,7 +102,7 @@ class Runner(Protocol):
 
 
 class Threads(Runner, Protocol):
-    def relieve(self) -> None: ...
+    def relieve(self) -> bool: ...
 
 
 class Stopper(Runner, Protocol):

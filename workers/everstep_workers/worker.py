@@ -41,6 +41,7 @@ from .loop import Committer, Loop
 from .patience import Hopeless
 from .pulse import DRAINING, MAIN, WORKING, Pulse
 from .slots import Deadlines, Held
+from .tempo import STUCK_S
 from .work import Setup, Work, log
 
 LOOK_EVERY_S = 0.25
@@ -226,7 +227,7 @@ class Worker:
     def _look(self) -> None:
         """One look of the main thread: deadlines, what waits behind a slow node, the parent, idleness."""
         self.work.pulse.beat(MAIN)
-        self._hands.relieve()
+        unsure = self._hands.relieve()
         for held in self._deadlines.passed():
             if self.work.overrule(held, Result.timeout):
                 log.warning("%s: %s", held, held.attempt.pace.why() if held.attempt is not None else "over its time")
@@ -234,7 +235,7 @@ class Worker:
             log.warning("the parent process is gone; draining")
             self.drain()
         self._note_claims()
-        pause_s = END_LOOK_EVERY_S if self.work.draining.is_set() else LOOK_EVERY_S
+        pause_s = STUCK_S if unsure else END_LOOK_EVERY_S if self.work.draining.is_set() else LOOK_EVERY_S
         self._woken.wait(min(pause_s, self._deadlines.first_in_s()))
         self._woken.clear()
 
