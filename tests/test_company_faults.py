@@ -13,10 +13,12 @@ import redis
 from everstep_checkpoint import entries as e
 from everstep_scheduler.moves.contract import Commit, Offer, Start
 from everstep_scheduler.steps.perform import Result
+from everstep_workers.hands import Hand, Hands
 from everstep_workers.line import LOST
 from everstep_workers.loop import Committer
 from everstep_workers.slots import OFFER_MAX, Done, Held
 from everstep_workers.work import Posted, Settled, Setup, Work
+from servers import wait_for
 from test_loading import NOBODY
 from test_plain import KEYS, LEASE_MS, Side, plain_commit
 from test_worker import graph
@@ -180,10 +182,55 @@ def test_an_answer_to_other_commits_than_these_ends_the_connection(company: Comp
     """One reply unread, and each later one would be taken for the answer to the commits before it."""
     line, posted = company.work.own_line(), company.posted(company.commits)
     at = line.post(company.work.moves.command([commit for _, commit in posted.each], posted.offer), ("PING",))
-    fresh = company.work.came(posted._replace(at=at, line=line), [*line.collect(at), b"", 0])
+    stamp, *rest = line.collect(at)
+    fresh = company.work.came(posted._replace(at=at, line=line), [stamp[:-1] + b"x", *rest])
     assert line.collect(at) is None, "nobody knows what it answers"
     assert len(fresh) == 3
     company.check(fresh)
+
+
+def test_answers_that_are_shifted_by_one_that_nobody_read_are_believed_by_nobody(company: Company) -> None:
+    """All of the same size, and all read from the socket before the first is looked at."""
+    committer = Committer(company.work)
+    line = committer._line  # pyright: ignore[reportPrivateUsage]
+    line.post(("PING",))
+    for held, commit in zip(company.held, company.commits, strict=True):
+        settled = Settled(Done(held, Result(None, None, 0)), commit)
+        committer._posted += company.work.posted(line, [settled], 1)  # pyright: ignore[reportPrivateUsage]
+    fresh = list[Held]()
+    while committer._posted:  # pyright: ignore[reportPrivateUsage]
+        fresh += committer._collected()  # pyright: ignore[reportPrivateUsage]
+    company.check(fresh)
+
+
+def broken(company: Company) -> Hand:
+    """A thread whose connection the server has ended."""
+    company.work.hands = mock.Mock()
+    hand = Hand(company.work, Hands(company.work), "stuck")
+    line = hand._line  # pyright: ignore[reportPrivateUsage]
+    line.collect(line.post(("PING",)))
+    return hand
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_what_a_stuck_thread_posted_over_a_connection_that_broke_is_sent_again(
+    company: Company, client: redis.Redis, lost: int
+) -> None:
+    """redis-py connects where it is asked whether there is a reply: over the new connection none was under way."""
+    hand = broken(company)
+    untyped: Any = client
+    with mock.patch.object(hand._line._one, "send_packed_command"):  # pyright: ignore[reportPrivateUsage]
+        for held, commit in [*zip(company.held, company.commits, strict=True)][:lost]:
+            hand._ready = [Settled(Done(held, Result(None, None, 0)), commit)]  # pyright: ignore[reportPrivateUsage]
+            hand._send()  # pyright: ignore[reportPrivateUsage]
+    untyped.client_kill_filter(_type="normal", skipme=True)
+
+    def sent() -> bool:
+        hand.relieve()
+        return not hand._posted  # pyright: ignore[reportPrivateUsage]
+
+    wait_for(sent, 10, "both to be sent again")
+    assert [held.lease.token in company.work.held for held in company.held[:lost]] == [False] * lost
 
 
 @pytest.mark.parametrize("error", [redis.ConnectionError("gone"), ValueError("odd")])
@@ -245,7 +292,7 @@ def test_what_runs_were_promised_is_waited_for_once_for_all_replies_that_are_the
     monkeypatch.setattr(company.work.promises, "report", report := mock.Mock())
     committer = Committer(company.work)
     line = committer._line  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(line, "has_reply", lambda: True)
+    monkeypatch.setattr(line, "has_reply", lambda posted: True)
     for posted in company.posted(company.commits).each:
         (alone,) = company.work.posted(line, [posted], 0)
         committer._posted.append(alone)  # pyright: ignore[reportPrivateUsage]

@@ -264,8 +264,11 @@ class FarLine:
         self._waits = None
         return self._replies.popleft() if posted == self._epoch else None
 
-    def has_reply(self) -> bool:
-        return bool(self._replies)
+    def lost(self, posted: int) -> bool:
+        return posted != self._epoch
+
+    def has_reply(self, posted: int) -> bool:
+        return self.lost(posted) or bool(self._replies)
 
     def _end(self, late: Together | None) -> None:
         """The connection breaks. What was sent and did not arrive is lost, or comes when nobody waits for it."""

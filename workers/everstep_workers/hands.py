@@ -95,9 +95,8 @@ class Hand(threading.Thread):
         self._ready_nodes_s = 0.0  # and how long nodes ran meanwhile
         self._posted: deque[Posted] = deque()
         self._wire = threading.Lock()  # the connection, what is ready for it, and the order of what is posted
-        self._began = 0.0  # when it took up the attempt that it is at; 0: it is at none
-        self._seen: float = 0.0  # which one it was at when somebody looked,
-        self._seen_at = 0.0  # and when that was first
+        self._began: float = 0.0  # when it took up the attempt that it is at; 0: none
+        self._seen: tuple[float, float] = (0.0, 0.0)  # which one somebody saw it at, and when first
         self._stuck = 0.0  # the one that takes long
 
     @cached_property
@@ -123,11 +122,13 @@ class Hand(threading.Thread):
         """See whether its attempt takes long. One look says nothing: the process may have been put aside until now.
         True: it seems so, and another look will tell."""
         began, now = self._began, time.monotonic()
-        if began != self._seen:
-            self._seen, self._seen_at = began, now
+        seen, seen_at = self._seen
+        if began != seen:
+            seen_at = now
+            self._seen = (began, now)
         if not began or now - began <= STUCK_S:
             return False
-        if now - self._seen_at > STUCK_S / 2:
+        if now - seen_at > STUCK_S / 2:
             self._stuck = began
         return self._stuck != began
 
@@ -171,7 +172,7 @@ class Hand(threading.Thread):
 
     def _is_answered(self) -> bool:
         """Is an answer here, while a little is left to run? What its leases need comes meanwhile, once asked for."""
-        return bool(self._posted) and len(self._backlog) <= LITTLE and self._line.has_reply()
+        return bool(self._posted) and len(self._backlog) <= LITTLE and self._line.has_reply(self._posted[0].at)
 
     def _goes_on(self) -> bool:
         """Is what comes next over in a moment, so that no answer need be awaited before?"""
@@ -198,7 +199,7 @@ class Hand(threading.Thread):
         if self._wire.acquire(blocking=False):
             try:
                 self._send()
-                while self._posted and self._line.has_reply():
+                while self._posted and self._line.has_reply(self._posted[0].at):
                     fresh += self._collected()
             finally:
                 self._wire.release()

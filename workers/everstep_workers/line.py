@@ -59,7 +59,7 @@ class Line(redis.Redis):
     def post(self, *commands: tuple[Any, ...]) -> int:
         """Send commands in one packet. Each has a reply for `collect`; LOST if they could not be sent. Whatever goes
         wrong ends the connection: a new one has no replies to what is under way over this one."""
-        packed = self._packed(*commands)
+        packed, at = self._packed(*commands), self._epoch
         try:
             self._one.send_packed_command(packed, False)
         except redis.RedisError:
@@ -68,18 +68,21 @@ class Line(redis.Redis):
         except BaseException:
             self.end()
             raise
-        return self._epoch
+        return at
 
     def collect(self, posted: int) -> Any:
         """The reply to the oldest command posted and not collected. None if its connection has ended since, or ends
         now, for whatever reason; an error reply is returned, not raised."""
-        if posted != self._epoch:
+        if self.lost(posted):
             return None
         try:
             return self._reply()
         except Exception:  # noqa: BLE001 - a socket closed by another thread makes the parser raise errors of its own
             self.end()
             return None
+        except BaseException:
+            self.end()
+            raise
 
     def _reply(self) -> Any:
         try:
@@ -87,8 +90,15 @@ class Line(redis.Redis):
         except redis.ResponseError as error:
             return error
 
-    def has_reply(self) -> bool:
-        """Can `collect` go on without waiting?"""
+    def lost(self, posted: int) -> bool:
+        """Has the connection ended over which something was posted?"""
+        return posted != self._epoch
+
+    def has_reply(self, posted: int) -> bool:
+        """Can `collect` go on without waiting? Where nothing will come, too: asked for a socket that is not there,
+        redis-py makes one, over which nothing is under way."""
+        if self.lost(posted):
+            return True
         try:
             return bool(self._one.can_read(0))
         except redis.RedisError:
@@ -156,7 +166,12 @@ class LineLog(RedisLog):
 
     def ask(self, spans: Sequence[Span]) -> Asked:
         line = self._line()
-        return Pages(self, line, spans, line.post(*map(self._command, spans)))
+        try:
+            at = line.post(*map(self._command, spans))
+        except BaseException:
+            self.give(line)
+            raise
+        return Pages(self, line, spans, at)
 
     def _line(self) -> Line:
         try:

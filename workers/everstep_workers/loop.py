@@ -100,7 +100,7 @@ class Committer:
     def _collected(self) -> list[Held]:
         """The leases that the answers brought: the oldest one's, and of those that are here already."""
         replies = list[tuple[Posted, object]]()
-        while self._posted and (not replies or self._line.has_reply()):
+        while self._posted and (not replies or self._line.has_reply(self._posted[0].at)):
             posted = self._posted.popleft()
             replies.append((posted, self._line.collect(posted.at)))
         return self._work.all_came(replies)

@@ -211,7 +211,9 @@ class Work:
 
     def admit(self, offer: Offer, leases: Sequence[Lease]) -> list[Held]:
         """The leases that came for an offer; its other slots are free again. While draining they go back at once."""
-        spare, self._spare = self._spare, 1
+        spare = self._spare
+        if offer.tokens:  # an answer to who offered nothing says nothing of how much work there is
+            self._spare = 1
         if not leases:
             self.slots.give(offer.tokens)
             return []
@@ -426,7 +428,7 @@ class Work:
 
     def _read(self, posted: Posted, raw: object) -> Sequence[Answer | None] | None:
         """What a reply says of each commit. None where none came, or can't be read: nobody knows what was done then."""
-        if raw is None or isinstance(raw, Exception):
+        if raw is None or isinstance(raw, Exception) or (posted.line is not None and posted.line.lost(posted.at)):
             return None
         try:
             return self.moves.answers_to([commit for _, commit in posted.each], posted.offer, raw)

@@ -300,6 +300,7 @@ class Worker:
             log.info("%s: given back", held)
         end = time.monotonic() + COMMITS_END_S
         while self.work.held and time.monotonic() < end:
+            self._hands.relieve()  # what nodes came to is ready behind one that still runs
             time.sleep(END_LOOK_EVERY_S)
         self._try("giving leases back", lambda: self.work.moves.release(self.name, None, "job"))
 

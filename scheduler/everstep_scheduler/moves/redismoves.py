@@ -220,8 +220,8 @@ def can_refill(offer: Offer) -> bool:
 def _offered(offer: Offer, commits: int) -> tuple[Any, ...]:
     """What plain commits that leave together have in common."""
     return (
-        offer.owner, salt(), offer.lease_ms, offer.process, new_id(), commits, len(offer.tokens), len(offer.queues),
-        *offer.tokens, *offer.queues,
+        offer.owner, salt(), offer.lease_ms, offer.process, new_id() if offer.queues else "", commits,
+        len(offer.tokens), len(offer.queues), *offer.tokens, *offer.queues,
     )  # fmt: skip
 
 
@@ -262,13 +262,15 @@ def _place(node: str, queue: str, timeout_s: float) -> str:
 
 
 def _plain_answers(commits: Sequence[Commit], offer: Offer, raw: list[Any]) -> list[Answer | None]:
-    """What `plain.lua` answers: the time, the leases of tasks that waited, and for each commit the job of its next task
-    if that is leased at once, and as which lease; -1 if nothing was done. The first one done has all the leases."""
-    at_ms = int(raw[0])
+    """What `plain.lua` answers: the time and the first commit's token, the leases of tasks that waited, and for each
+    commit the job of its next task if that is leased at once, and as which lease; -1 if nothing was done. The first one
+    done has all the leases. Raises ValueError for an answer to other commits."""
+    time_ms, _, token = raw[0].partition(b" ")
+    if token.decode() != commits[0].lease.token:  # whose answer it is: nobody has to trust the order of replies
+        raise ValueError(f"an answer to other commits than that of {commits[0].lease.token}")
+    at_ms = int(time_ms)
     rows: list[list[Any]] = raw[1]
     told: list[Any] = raw[2:]
-    if len(told) != 2 * len(commits):
-        raise ValueError(f"an answer for {len(told) // 2} commits, where {len(commits)} were sent")
     leases, refused, answers = dict[int, Lease](), list[str](), list[Answer | None]()
     for row in rows:
         place: int = row[0]

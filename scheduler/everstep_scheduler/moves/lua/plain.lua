@@ -124,7 +124,7 @@ else
         end
       end
     end
-    return good, all, leases, looked, free, { ms, rows }
+    return good, all, leases, looked, free, { ms .. ' ' .. all[1].token, rows }
   end
 
   local rq, owner, salt, lease_ms, proc, spare, commits, tokens, queues = unpack(ARGV, 2, 10)
@@ -237,7 +237,7 @@ else
     return answer
   end
   if 0 + commits > 1 then
-    answer = { ms, {} }
+    answer = { ms .. ' ' .. ARGV[AT + 4], {} }
     for i = 1, commits do answer[2 * i + 1], answer[2 * i + 2] = '', -1 end
     return answer
   end
