@@ -45,7 +45,7 @@ class Company:
         each = [
             Settled(Done(held, Result(None, None, 0)), commit) for held, commit in zip(self.held, commits, strict=True)
         ]
-        return Posted(each, self.work.refill(len(each), 8), 0)
+        return Posted(each, self.work.refill(len(each), 8), 0, self.work.own_line())
 
     def arrives(self, posted: Posted) -> Any:
         return self.client.execute_command(*self.work.moves.command([x for _, x in posted.each], posted.offer))
@@ -160,7 +160,7 @@ def test_a_committer_that_posts_several_at_once_stops_at_its_bound() -> None:
     nobody: Any = None
     committer = Committer(nobody)
     committer._ready.put(Done(Held(NOBODY), Result(None, None, 0)))  # pyright: ignore[reportPrivateUsage]
-    committer._posted.extend([Posted((), Offer("w1"), 0)] * (OFFER_MAX + 1))  # pyright: ignore[reportPrivateUsage]
+    committer._posted.extend([Posted((), Offer("w1"), 0, nobody)] * (OFFER_MAX + 1))  # pyright: ignore[reportPrivateUsage]
     assert committer._next() is None  # pyright: ignore[reportPrivateUsage]
 
 
@@ -169,7 +169,8 @@ def test_a_reply_that_breaks_in_an_odd_way_is_lost_like_any_other(
     company: Company, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was posted is known to nobody but whoever collects: raised there, commits and their slots were gone."""
-    line, posted = company.work.own_line(), company.posted(company.commits)
+    posted = company.posted(company.commits)
+    line = posted.line
     at = line.post(company.work.moves.command([commit for _, commit in posted.each], posted.offer))
     with monkeypatch.context() as patched:
         patched.setattr(line._one, "read_response", mock.Mock(side_effect=error))  # pyright: ignore[reportPrivateUsage]
@@ -180,10 +181,11 @@ def test_a_reply_that_breaks_in_an_odd_way_is_lost_like_any_other(
 
 def test_an_answer_to_other_commits_than_these_ends_the_connection(company: Company) -> None:
     """One reply unread, and each later one would be taken for the answer to the commits before it."""
-    line, posted = company.work.own_line(), company.posted(company.commits)
+    posted = company.posted(company.commits)
+    line = posted.line
     at = line.post(company.work.moves.command([commit for _, commit in posted.each], posted.offer), ("PING",))
     stamp, *rest = line.collect(at)
-    fresh = company.work.came(posted._replace(at=at, line=line), [stamp[:-1] + b"x", *rest])
+    fresh = company.work.came(posted._replace(at=at), [stamp[:-1] + b"x", *rest])
     assert line.collect(at) is None, "nobody knows what it answers"
     assert len(fresh) == 3
     company.check(fresh)

@@ -647,7 +647,7 @@ def test_an_answer_that_can_not_be_read_costs_no_slot() -> None:
     claims = patch.object(work.moves, "claim", lambda offer: answers(None, None, None, offer))
     unread = patch.object(work.moves, "answers_to", side_effect=ValueError)
     with unread, claims, patch.object(work, "_answered", answers):
-        assert work.came(Posted(settled, offer, 0), b"junk") == []
+        assert work.came(Posted(settled, offer, 0, work.own_line()), b"junk") == []
     assert asked == [None, None, offer], "each is asked for alone, and tokens come last"
     assert len(work.slots) == 4
     work.close()

@@ -128,7 +128,7 @@ def test_a_stuck_thread_is_relieved_of_a_commit_under_way_also_if_that_offers_no
     with mock.patch.object(Hand, "relieve", lambda each: relieved.append(each)), mock.patch.object(Hand, "stuck", True):
         hands.relieve()
         assert relieved == [], "nothing waits behind it"
-        hand._posted.append(Posted((), Offer("me", tokens), 0))
+        hand._posted.append(Posted((), Offer("me", tokens), 0, nobody))
         hands.relieve()
         hand._posted.clear()
         hand._ready.append(nobody)

@@ -562,7 +562,7 @@ def test_a_commit_that_can_t_be_made_up_or_sent_keeps_no_slot(at: Client, monkey
     offer, failed = work.refill(2, 4), list[BaseException]()
     assert len(offer.tokens) == 3 and len(work.slots) == 1
     monkeypatch.setattr(work, "came_to_nothing", lambda held, error: failed.append(error))
-    posted = Posted([Settled(Done(held, nothing), nothing)] * 2, offer, 0)
+    posted = Posted([Settled(Done(held, nothing), nothing)] * 2, offer, 0, work.own_line())
     assert work.came(posted, None) == []  # no answer came, and they can't be sent again
     assert [type(error) for error in failed] == [AttributeError] * 2
     assert len(work.slots) == 4
@@ -588,6 +588,25 @@ def test_a_commit_offers_for_more_idle_slots_the_more_work_there_was(redis_url: 
     assert work.admit(work.offer(), []) == [], "what was sent without an offer says nothing of how much there is"
     assert offered(64) == 2
     assert len(work.slots) == 39
+    work.close()
+
+
+def test_at_a_cold_stop_what_is_ready_behind_a_node_that_still_runs_is_told(at: Client) -> None:
+    """It was given back, and its node ran again."""
+    spec = graph(one=says("one"))
+    worker, thread = Worker(at.url, [spec]), at.submit(spec)
+    work, hands = worker.work, worker._hands
+    offer = work.offer(work.slots.take(1))
+    (held,) = work.admit(offer, work.moves.claim(offer).leases)
+    worker.drain()
+    assert work.load(held) and held.attempt is not None and held.take_right()
+    done = Done(held, held.attempt.call())
+    busy = Hand(work, hands, "busy")
+    busy._ready, busy._began = [Settled(done, work.settle(done))], time.monotonic() - 1  # at another node since then
+    hands._all.append(busy)
+    worker._give_back()
+    assert at.kinds(thread).count("checkpoint") == 2, "its input is applied"
+    assert at.redis.hlen(KEYS.lease) == 0
     work.close()
 
 

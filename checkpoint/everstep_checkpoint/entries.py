@@ -127,9 +127,8 @@ _DIGESTED_VALUES = ("delta", "state", "writes", "meta")
 
 def digest_of(parent: str, n: int, fields: Mapping[str, Field], sums: Iterable[str]) -> str:
     """The identity of checkpoint n. `parent` is the parent's digest, or the thread's birth for the first one."""
-    get = fields.get
-    said = [str(get(name, "")) for name in _DIGESTED]
-    return _digest(parent, n, said, [get(name, b"") for name in _DIGESTED_VALUES], sums)
+    said = [str(fields.get(name, "")) for name in _DIGESTED]
+    return _digest(parent, n, said, [fields.get(name, b"") for name in _DIGESTED_VALUES], sums)
 
 
 def _digest(parent: str, n: int, said: list[str], values: list[Field], sums: Iterable[str]) -> str:

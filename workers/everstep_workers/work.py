@@ -74,12 +74,12 @@ class Settled(NamedTuple):
 
 
 class Posted(NamedTuple):
-    """Commits under way that left together, with one offer; over a line, if they did leave."""
+    """Commits under way that left together over a line, with one offer."""
 
     each: Sequence[Settled]
     offer: Offer
     at: int
-    line: Line | None = None
+    line: Line
 
 
 def _alike(ready: Sequence[Settled]) -> list[Sequence[Settled]]:
@@ -428,14 +428,13 @@ class Work:
 
     def _read(self, posted: Posted, raw: object) -> Sequence[Answer | None] | None:
         """What a reply says of each commit. None where none came, or can't be read: nobody knows what was done then."""
-        if raw is None or isinstance(raw, Exception) or (posted.line is not None and posted.line.lost(posted.at)):
+        if raw is None or isinstance(raw, Exception) or posted.line.lost(posted.at):
             return None
         try:
             return self.moves.answers_to([commit for _, commit in posted.each], posted.offer, raw)
         except Exception as error:  # noqa: BLE001 - whatever came there is no answer
             log.error("an answer can't be read: %r", error)
-            if posted.line is not None:  # nor may the next ones be answers to what they seem to be
-                posted.line.end()
+            posted.line.end()  # nor may the next ones be answers to what they seem to be
             return None
 
     def _answered(self, done: Done, commit: Commit, answer: Answer | None, offer: Offer | None) -> Answer:

@@ -122,10 +122,7 @@ def apply(
     """
     grouped: dict[str, list[bytes]] = {}
     for name, value in writes:
-        if name in grouped:
-            grouped[name].append(value)
-        else:
-            grouped[name] = [value]
+        grouped.setdefault(name, []).append(value)
     after = dict(channels)
     for name, values in grouped.items():
         found = _update(spec, name, channels.get(name), values, wrote)

@@ -77,12 +77,10 @@ def plan(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done], *
 
 def _planned_plainly(spec: GraphSpec, channels: Mapping[str, bytes], done: Sequence[Done]) -> Planned:
     """The same for a graph without joins, deferred nodes and channels of one step: what most are."""
-    writes = done[0].writes if len(done) == 1 else [write for each in done for write in each.writes]
-    after = apply(spec, channels, writes, partial(_wrote, done))
+    after = apply(spec, channels, [write for each in done for write in each.writes], partial(_wrote, done))
     pulls = {node for each in done for node in each.goto if node != END}
-    if not pulls <= spec.nodes.keys():
-        for node in pulls:
-            _known(spec, node, "An edge")
+    for node in pulls:
+        _known(spec, node, "An edge")
     return Planned(after, tuple(sorted(pulls)), frozenset([each.node for each in done]))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -275,20 +275,10 @@ class Settler:
             return self._begin(attempt, result, planned, parts, value)
         source = "update" if lease.task == UPDATE_TASK else "loop"
         step = max(lease.base, -1) + 1 if lease.task == UPDATE_TASK else attempt.stand.step + 1
-        said = self._said(attempt, result, shown_node(nodes) if nodes else lease.node)
+        said = _said(lease, result.ms, shown_node(nodes) if nodes else lease.node)
         if result.cached:
             said["cached"] = 1
         return self._checkpoint(attempt, planned, parts, source, step, said, value.writes)
-
-    def _said(self, attempt: Attempt, result: Result, node: str | None) -> e.Fields:
-        lease = attempt.lease
-        said: e.Fields = {
-            "node": node or "", "task": lease.task, "attempt": lease.attempt, "token": lease.token,
-            "queue": lease.queue, "started": lease.at_ms, "ms": result.ms,
-        }  # fmt: skip
-        if not node:
-            del said["node"]
-        return said
 
     def _clear(self, attempt: Attempt, result: Result) -> Commit:
         """An update as END: a checkpoint without what was open. Send parts that still come next are written again."""
@@ -297,7 +287,7 @@ class Settler:
         entries = [loader.entry(lease, ref, lease.digest) for ref in refs]
         parts = self._write_parts(attempt, [(part.text("tasks"), part.sends()) for part in entries])
         step = max(lease.base, -1) + 1
-        said = self._said(attempt, result, END)
+        said = _said(lease, result.ms, END)
         return self._checkpoint(attempt, planned, parts, "update", step, said, ())
 
     def _unplanned(
@@ -352,10 +342,7 @@ class Settler:
         entrypoint's input leads to its node at once: it is one."""
         lease, stand = attempt.lease, attempt.stand
         payload = self.loader.entry(lease, lease.rec)
-        said: e.Fields = {
-            "node": START_NODE, "task": lease.task, "attempt": lease.attempt, "token": lease.token,
-            "queue": lease.queue, "started": lease.at_ms, "ms": result.ms if result else 0,
-        }  # fmt: skip
+        said = _said(lease, result.ms if result else 0, START_NODE)
         waits = START_TASK in stand.order and payload.text("run") == stand.run
         before = stand.channels if waits else armed(attempt.spec, stand.channels)
         delta = self._input_delta(attempt, stand.logged if waits else before, planned.channels, value, payload)
@@ -412,7 +399,7 @@ class Settler:
             adds: list[Any] = [TAKE_APPEND, [payload.id], name]
             if given == after[name]:
                 delta[name] = [TAKE, payload.id, name, []]
-            elif _gives(before, name, adds, given, after[name]):
+            elif _gives(before, name, adds, {payload.id: given}, after[name]):
                 delta[name] = adds
         return delta
 
@@ -532,6 +519,15 @@ class Settler:
         return {**fields, "parts": json.dumps(ids)}, [str(piece["sum"]) for piece in pieces]
 
 
+def _said(lease: Lease, ms: int, node: str | None) -> e.Fields:
+    """What a checkpoint says of the attempt that made it, and of its node, if one is told."""
+    said: e.Fields = {"node": node} if node else {}
+    return said | {
+        "task": lease.task, "attempt": lease.attempt, "token": lease.token, "queue": lease.queue,
+        "started": lease.at_ms, "ms": ms,
+    }  # fmt: skip
+
+
 @lru_cache(1024)
 def _start_next(queue: str) -> str:
     """What comes next at the checkpoint of an input: a step with the task that applies it."""
@@ -597,9 +593,10 @@ def _delta(before: Channels, after: Channels) -> Delta:
     return delta
 
 
-def _gives(before: Channels, name: str, op: list[Any], given: bytes, after: bytes) -> bool:
+def _gives(before: Channels, name: str, op: list[Any], values: Mapping[Any, bytes], after: bytes) -> bool:
+    """Does the op, with these values for what it refers to, come to what is there after it?"""
     try:
-        return fold(before, {name: op}, lambda _ref, _channel: given)[name] == after
+        return fold(before, {name: op}, lambda ref, _channel: values[ref])[name] == after
     except EverstepError:
         return False
 
@@ -618,15 +615,8 @@ def _take(delta: Delta, before: Channels, after: Channels, facts: Sequence[e.Ent
         op: list[Any] = [TAKE_APPEND, [k for k, _ in found], name]
         if len(found) == 1 and found[0][1] == after[name]:
             delta[name] = [TAKE, found[0][0], name, []]
-        elif len(values) == len(found) and _appends(before, name, op, values, after[name]):
+        elif len(values) == len(found) and _gives(before, name, op, values, after[name]):
             delta[name] = op
-
-
-def _appends(before: Channels, name: str, op: list[Any], values: dict[int, bytes], after: bytes) -> bool:
-    try:
-        return fold(before, {name: op}, lambda ref, _channel: values[int(ref)])[name] == after
-    except EverstepError:
-        return False
 
 
 def _sums(delta: Delta, facts: Sequence[e.Entry], taken: Sequence[str]) -> list[str]:
