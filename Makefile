@@ -11,10 +11,10 @@ CODE := $(wildcard checkpoint scheduler workers console tests examples bench)
 # Bytecode is kept: tests start hundreds of interpreters, which would compile all of it anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo check audit test soak bench peers dev
+.PHONY: help demo check audit test test-compiled soak bench bench-compiled peers dev compiled
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.runtime ## the tour: graphs on three workers, one of which gets killed
 	$(BIN)/everstep demo
@@ -34,6 +34,13 @@ audit: $(VENV)/.dev ## known holes in what is installed here; needs a vulnerabil
 test: $(VENV)/.dev ## all tests but soak, on the server that the run's seed chooses
 	$(BIN)/pytest -m "not soak" -n $(JOBS) --dist worksteal
 
+# What a step goes through, and stories beside LangGraph. All that there is: make test-compiled TESTS=tests
+TESTS ?= $(patsubst %,tests/test_%.py,bench called channels company_faults differential effects faults_kill faults_zombie \
+	functional hostile_keys in_place leading loading plain plan traces worker)
+
+test-compiled: $(VENV)/.compiled ## tests of a step's path on the compiled package
+	$(COMPILED)/bin/pytest -m "not soak" -n $(JOBS) --dist worksteal $(TESTS)
+
 # What measures runs alone, everything else side by side. A part: make soak SOAK=tests/test_chaos.py, or
 # SOAK='tests/test_chaos.py -k kill'. A trial in a tenth of the time, that leaves the results as they are:
 # make soak EVERSTEP_SOAK_SHARE=0.1 EVERSTEP_SOAK_RESULTS=/tmp/trial
@@ -48,12 +55,19 @@ soak: $(VENV)/.dev ## the long tests, on every server found: about 35 minutes on
 	$(BIN)/python -m bench.reliability; exit $$failed
 
 bench: $(VENV)/.dev ## speed, beside a bare loop and the peers of `make peers`; writes bench/results
-	$(BIN)/everstep bench --results bench/results $(if $(wildcard $(VENV)/peers/bin/python),--peers $(VENV)/peers/bin/python)
+	$(BIN)/everstep $(BENCH)
+
+bench-compiled: $(VENV)/.compiled ## the same of the compiled package
+	$(COMPILED)/bin/everstep $(BENCH)
+
+BENCH = bench --results bench/results $(if $(wildcard $(VENV)/peers/bin/python),--peers $(VENV)/peers/bin/python)
 
 peers: $(VENV)/.dev ## what `make bench` compares with, in an environment of its own
 	test -x $(VENV)/peers/bin/python || $(PYTHON) -m venv $(VENV)/peers
 	$(VENV)/peers/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(VENV)/peers/bin/python -m pip install --quiet --group bench
+
+compiled: $(VENV)/.compiled ## .venv/compiled: the package as a compiled wheel; needs a C compiler and Python's headers
 
 dev: $(VENV)/.dev ## make .venv with everything for work on the code
 
@@ -67,6 +81,16 @@ $(VENV)/.dev: pyproject.toml
 	$(call venv)
 	$(BIN)/python -m pip install --quiet -e . --group dev
 	@touch $(VENV)/.runtime $@
+
+# The wheel is made anew when any source has changed.
+COMPILED := $(VENV)/compiled
+$(VENV)/.compiled: pyproject.toml hatch_build.py $(shell find $(wildcard checkpoint scheduler workers console examples) -name '*.py' -o -name '*.lua' -o -name '*.html')
+	test -x $(COMPILED)/bin/python || $(PYTHON) -m venv $(COMPILED)
+	$(COMPILED)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(COMPILED)/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(COMPILED)/dist .
+	$(COMPILED)/bin/python -m pip install --quiet --group test $(COMPILED)/dist/*.whl
+	$(COMPILED)/bin/python -m pip install --quiet --no-deps --force-reinstall $(COMPILED)/dist/*.whl
+	@touch $@
 
 # Makes .venv unless one is there (uv's has no pip, it gets one); pip 25.1 is the first that knows --group.
 define venv

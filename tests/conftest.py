@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 import redis
 
+from everstep import COMPILED
 from everstep.embedded import EmbeddedServer
 from proxy import FaultProxy
 from servers import StartServer, chosen_server, described, plain_client, run_seed, server_binaries
@@ -45,17 +46,22 @@ def first_of(config: pytest.Config, files: int) -> int:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All processes have the tests in one order."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """All processes have the tests in one order. A compiled package is not tested by what needs its source."""
     items.sort(key=lambda item: item.path)
+    fixed = [item for item in items if COMPILED and item.get_closest_marker("source")]
+    if fixed:
+        items[:] = [item for item in items if item not in fixed]
+        config.hook.pytest_deselected(items=fixed)
 
 
 def pytest_report_header() -> str:
+    made = "compiled" if COMPILED else "not compiled"
     if not server_binaries():
-        return f"everstep: EVERSTEP_TEST_SEED={run_seed()}, no server found"
+        return f"everstep: {made}; EVERSTEP_TEST_SEED={run_seed()}, no server found"
     others = [described(name) for name in server_binaries() if name != chosen_server()]
     also = ", ".join(others) or "none"
-    return f"everstep: EVERSTEP_TEST_SEED={run_seed()} chose {described(chosen_server())}; also found: {also}"
+    return f"everstep: {made}; EVERSTEP_TEST_SEED={run_seed()} chose {described(chosen_server())}; also found: {also}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -32,6 +32,12 @@ THREAD = "t"
 
 
 Made = StateGraph | CompiledGraph
+BLANK = Lease("", THREAD, 0, "", "p0", "", 1, 0, "g", 0, "", "g", 1, "", "", "0-1", -2, 0, 0, "0-1")
+
+
+def lease_of(**fields: Any) -> Lease:
+    """A lease of which only these fields are looked at."""
+    return BLANK._replace(**fields)
 
 
 def spec_of(made: Made, name: str) -> GraphSpec:

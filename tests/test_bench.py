@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from everstep import COMPILED
 from everstep.bench import chains, counting, graphs, quiet, wide
 from everstep.bench.drive import PARTS, Order, Outcome, run
 from everstep.bench.peers import PEERS, Company
@@ -125,9 +126,10 @@ def test_what_was_not_measured_is_a_row_that_says_why() -> None:
 
 
 def recorded() -> dict[str, float]:
-    """The medians of the last release's result, and those from before it had these rows."""
-    whole = [path for path in RESULTS.glob("*.json") if re.fullmatch(r"[\d.]+", path.stem)]
-    newest = max(whole, key=lambda path: [int(part) for part in path.stem.split(".")])
+    """The medians of the last release's result, made as this package is, and those from before it had these rows."""
+    made = "-compiled" if COMPILED else ""
+    whole = [path for path in RESULTS.glob("*.json") if re.fullmatch(rf"[\d.]+{made}", path.stem)]
+    newest = max(whole, key=lambda path: [int(part) for part in path.stem.removesuffix(made).split(".")])
     return FIRST | {each["name"]: each["median"] for each in json.loads(newest.read_text())["rows"]}
 
 
@@ -168,10 +170,11 @@ def test_what_needs_a_server_of_ones_own_or_a_gigabyte_is_left_out_on_a_users_re
 
 
 def test_only_a_whole_run_at_full_size_takes_a_releases_name(tmp_path: Path) -> None:
-    document = {"versions": {"everstep": "7.1.0"}, "rows": []}
+    document = {"versions": {"everstep": "7.1.0"}, "compiled": False, "rows": []}
     for order, name in ((Order(), "7.1.0"), (Order(sizes=QUICK), "7.1.0-part"), (Order(only=("W1",)), "7.1.0-part")):
         assert Outcome(order, (), document).write(tmp_path).stem == name
     assert Outcome(Order(), (), document, failed=("W1",)).write(tmp_path).stem == "7.1.0-part"
+    assert Outcome(Order(), (), {**document, "compiled": True}).write(tmp_path).stem == "7.1.0-compiled"
     assert (tmp_path / "7.1.0.svg").exists()
 
 

@@ -634,6 +634,7 @@ BUGS: dict[str, tuple[Callable[[Rig], None], Script | Python, set[str]]] = {
 }
 
 
+@pytest.mark.source
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_bug_is_caught(bug: str, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     story, change, laws = BUGS[bug]

@@ -113,6 +113,7 @@ def test_a_company_that_comes_late_between_its_commits_leases_nothing_twice(
     company.check(company.work.came(posted, None))
 
 
+@pytest.mark.source
 def test_a_commit_that_stumbles_takes_no_lease_with_it(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first answer tells of all leases."""
     posted = company.posted(company.commits)
@@ -284,6 +285,7 @@ def test_a_company_that_was_refused_whole_offers_with_its_first_commit(
     company.check(fresh)
 
 
+@pytest.mark.source
 def test_what_runs_were_promised_is_waited_for_once_for_all_replies_that_are_there(
     company: Company, monkeypatch: pytest.MonkeyPatch
 ) -> None:

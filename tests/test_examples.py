@@ -38,6 +38,7 @@ def texts(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.source
 def test_the_demo_shows_these_very_files() -> None:
     assert EXAMPLES in PLACES
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {"__init__", "counting", "reading", "producer"}

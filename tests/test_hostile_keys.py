@@ -633,6 +633,7 @@ def test_of_an_answer_with_such_bytes_the_other_leases_hold_good(hand: Hand) -> 
     assert len(found["refused"]) == 1 and "start of thread t1" in found["refused"][0]
 
 
+@pytest.mark.source
 def test_an_answer_that_can_not_be_read_costs_no_slot() -> None:
     work = Work(Setup("redis://127.0.0.1:1", "w", ("g",), KEYS, concurrency=4), {})
     offer, asked = work.offer(tuple(work.slots.take(3))), list[Offer | None]()

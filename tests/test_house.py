@@ -56,6 +56,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         return set(archive.namelist())
 
 
+def compiled() -> list[Path]:
+    """The modules of a compiled wheel's extension."""
+    tree = ast.parse((ROOT / "hatch_build.py").read_text())
+    (names,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "COMPILED"
+    ]
+    return [ROOT / name for name in names]
+
+
 def sources() -> list[Path]:
     return [path for folder in PACKAGES for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
 
@@ -79,6 +90,21 @@ def test_every_package_is_typed(project: dict[str, Any]) -> None:
     for folder in PACKAGES:
         assert (ROOT / folder / "py.typed").is_file()
         assert (ROOT / folder / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("path", compiled(), ids=lambda path: path.stem)
+def test_a_compiled_module_does_without_what_mypyc_passes_over_or_breaks(path: Path) -> None:
+    """It loses an error's cause and a cached property's memory; a weak reference to an instance of a class of its own
+    whose base is Python breaks the heap."""
+    nodes = [*ast.walk(ast.parse(path.read_text()))]
+    own = {node.name for node in nodes if isinstance(node, ast.ClassDef)} | {"NamedTuple", "Protocol"}
+    for node in nodes:
+        where = f"line {getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.ClassDef):
+            assert own.issuperset(map(ast.unparse, node.bases)), f"{where}: {node.name} has a base that is not compiled"
+            assert not any("cached_property" in ast.unparse(each) for each in ast.walk(node)), where
+        if isinstance(node, ast.Raise) and node.cause is not None and ast.unparse(node.cause) != "None":
+            assert ".because(" in ast.unparse(node.exc or node), f"{where}: mypyc passes over `from`"
 
 
 def test_what_editors_are_told_of_everstep_is_what_it_has() -> None:
@@ -165,7 +191,7 @@ def test_the_script_of_ci_can_be_run_and_ends_with_the_tests() -> None:
     subprocess.run(["bash", "-n", script], check=True)
     text = script.read_text()
     assert "set -euo pipefail" in text and "export CI=true" in text
-    assert text.rstrip().splitlines()[-2:] == ["make check", "make test"]
+    assert text.rstrip().splitlines()[-2:] == ["make test", 'make test-compiled PYTHON="$PYTHON"']
 
 
 def test_skipped_tests_fail_the_run_in_ci_only(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -22,6 +21,7 @@ from everstep_workers.hands import UNDER_WAY_MAX, Hand, Hands
 from everstep_workers.slots import Held
 from everstep_workers.tempo import AHEAD_LEAST, AHEAD_MOST, MOMENT_S, STUCK_S, WAITS_S, Tempo
 from everstep_workers.work import Posted
+from hand import lease_of
 from proxy import FaultProxy
 from servers import wait_for
 from test_worker import KEYS, Client, State, graph, running
@@ -61,6 +61,7 @@ def finished(at: Client) -> int:
     return int(at.redis.zcard(KEYS.threads("done")))
 
 
+@pytest.mark.source
 def test_quick_nodes_are_run_by_one_thread_which_has_its_commits_under_way(
     at: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_what_waits_behind_a_slow_node_goes_to_other_threads(at: Client) -> None
     assert set(counting.runs.values()) == {1}
 
 
+@pytest.mark.source
 def test_inputs_stay_with_one_thread_of_a_worker_that_knows_no_node_yet(
     at: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +120,7 @@ def test_inputs_stay_with_one_thread_of_a_worker_that_knows_no_node_yet(
     assert max(threads.values()) > 60, "the front claims, too, where it has not for a second"
 
 
+@pytest.mark.source
 @pytest.mark.parametrize("tokens", [(), ("t",)])
 def test_a_stuck_thread_is_relieved_of_a_commit_under_way_also_if_that_offers_nothing(tokens: tuple[str, ...]) -> None:
     """Its slot comes back with the answer alone: unread, it was gone for as long as the node ran."""
@@ -136,6 +139,7 @@ def test_a_stuck_thread_is_relieved_of_a_commit_under_way_also_if_that_offers_no
     assert relieved == [hand, hand]
 
 
+@pytest.mark.source
 def test_a_thread_is_stuck_only_if_it_was_at_its_attempt_when_somebody_looked_before() -> None:
     """After a pause of the whole process each attempt seems to take long: on busy cores others took a leader's work."""
     nobody: Any = None
@@ -202,8 +206,7 @@ class Busy:
 
 
 def held(node: str) -> Held:
-    lease: Any = SimpleNamespace(graph="g", node=node)
-    return Held(lease)
+    return Held(lease_of(graph="g", node=node))
 
 
 HELD = held("n")

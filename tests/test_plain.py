@@ -20,7 +20,7 @@ import redis
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import CorruptEntry
 from everstep_checkpoint.keys import Keys
-from everstep_scheduler.moves import redismoves
+from everstep_scheduler.moves import plain, redismoves
 from everstep_scheduler.moves.contract import Answer, Commit, Lease, Offer, Start
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 
@@ -166,7 +166,7 @@ class Story:
         self.monkeypatch.setattr(redismoves, "new_id", dice)
         self.monkeypatch.setattr(redismoves, "salt", lambda: dice()[-4:])
         self.monkeypatch.setattr(redismoves, "is_plain", IS_PLAIN if side.plain else lambda _: False)
-        self.monkeypatch.setattr(redismoves, "_plain_answers", side.answered)
+        self.monkeypatch.setattr(redismoves, "plain_answers", side.answered)
 
     def offer(self, bare: float = 0.05) -> Offer:
         self.made += 1
@@ -344,8 +344,7 @@ def _told(answer: Any) -> Any:
     return answer._replace(leases=untimed) if isinstance(answer, Answer) else (answer.status, untimed)
 
 
-IS_PLAIN, PLAIN_ANSWERS = redismoves.is_plain, redismoves._plain_answers  # pyright: ignore[reportPrivateUsage]
-IS_USUAL = redismoves._is_usual  # pyright: ignore[reportPrivateUsage]
+IS_PLAIN, PLAIN_ANSWERS, IS_USUAL = plain.is_plain, plain.answers, plain.is_usual
 
 
 @pytest.mark.parametrize("part", range(2))

@@ -21,6 +21,7 @@ from sim.schedule import Failed, run, run_all
 from sim.stories import SCHEDULED, STORIES, Producer
 from sim.world import BEGAN_S, World
 
+pytestmark = pytest.mark.source  # the worker's classes are made anew, over the model
 SCHEDULES, PARTS = 10_000, 16
 # The first: a claim that came twice leased what its process did not know of; that ran out before renewals missed it.
 # The second: a renewal that came twice, late, was taken for the first to miss a lease that was claimed after it.

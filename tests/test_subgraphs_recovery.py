@@ -19,6 +19,7 @@ from everstep_scheduler.client.client import Client
 from everstep_scheduler.graph.asking import interrupt
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import START, Command
+from everstep_scheduler.moves.contract import Lease
 from everstep_scheduler.moves.record import Config
 from everstep_scheduler.reading.children import children
 from everstep_scheduler.reading.derive import derive
@@ -26,7 +27,7 @@ from everstep_scheduler.reading.questions import resume_of
 from everstep_scheduler.recovery import recovery
 from everstep_scheduler.recovery.recovery import recover
 from faults import SHORT_MS, Fleet, assert_at_rest
-from hand import KEYS, LEASE_MS, THREAD, Hand
+from hand import KEYS, LEASE_MS, THREAD, Hand, lease_of
 from servers import StartServer, plain_client, wait_for
 from test_interrupts import State
 from test_recovery import picture, wipe
@@ -142,11 +143,9 @@ def test_whatever_is_lost_between_parent_and_child_comes_back(client: Any, momen
     assert values["log"] == ["a", "a", "x", "42", "y", "s", "z"]
 
 
-def _at(hand: Hand, thread: str) -> Any:
-    from types import SimpleNamespace
-
+def _at(hand: Hand, thread: str) -> Lease:
     told = derive(hand.log, thread)
-    return SimpleNamespace(thread=thread, n=told.n, digest=told.digest)
+    return lease_of(thread=thread, n=told.n, digest=told.digest)
 
 
 def test_the_moments_are_those_of_the_story(client: Any) -> None:

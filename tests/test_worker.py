@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -36,6 +35,7 @@ from everstep_workers.hands import Hand
 from everstep_workers.slots import Done, Held
 from everstep_workers.work import Posted, Settled
 from everstep_workers.worker import Worker
+from hand import lease_of
 from proxy import FaultProxy
 from servers import StartServer, wait_for
 
@@ -525,15 +525,15 @@ def test_a_task_of_a_node_can_t_end_the_event_loop(at: Client) -> None:
 
 
 def test_work_for_which_no_thread_can_be_begun_goes_back_uncounted(at: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails, start = [True] * 3, Hand.start
+    fails, start = [True] * 3, threading.Thread.start
 
-    def wanting(hand: Hand) -> None:
-        if fails:
+    def wanting(thread: threading.Thread) -> None:
+        if fails and thread.name.startswith("everstep-hand"):
             fails.pop()
             raise RuntimeError("can't start new thread")
-        start(hand)
+        start(thread)
 
-    monkeypatch.setattr(Hand, "start", wanting)
+    monkeypatch.setattr(threading.Thread, "start", wanting)
     spec = graph(one=says("one"))
     threads = [at.submit(spec) for _ in range(5)]
     with running(at.url, spec, concurrency=4) as worker:
@@ -545,6 +545,7 @@ def test_work_for_which_no_thread_can_be_begun_goes_back_uncounted(at: Client, m
     assert all(at.kinds(thread) == ["run_started", "checkpoint", "checkpoint", "checkpoint"] for thread in threads)
 
 
+@pytest.mark.source
 def test_a_commit_that_can_t_be_made_up_or_sent_keeps_no_slot(at: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Worker(at.url, [graph(one=says("one"))], concurrency=4).work
     nothing: Any = object()
@@ -576,7 +577,7 @@ def test_a_commit_offers_for_more_idle_slots_the_more_work_there_was(redis_url: 
 
     def offered(brings: int) -> int:
         offer = work.refill(1, 64)
-        leases: Any = [SimpleNamespace(token=token) for token in offer.tokens[:brings]]
+        leases = [lease_of(token=token) for token in offer.tokens[:brings]]
         for held in work.admit(offer, leases):
             work.drop(held)
         work.slots.give(offer.tokens[1:brings])

@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from .codec import MALFORMED, pack, unpack
@@ -152,7 +151,7 @@ class Entry:
     def id(self) -> str:
         return f"{self.n}-{self.k}"
 
-    @cached_property
+    @property
     def kind(self) -> str:
         return self.text("kind")
 
@@ -288,7 +287,7 @@ class Entry:
             f"entry {self.id} is not readable: {why}",
             checkpoint=str(self.n),
             fix="the log was left as it is; `everstep recover --thread THREAD` shows what can be cut off",
-        )
+        ).because(None)
 
 
 _NAMES: dict[Any, str] = {}  # of fields, as they are stored: those that were seen first
@@ -365,9 +364,9 @@ def summed(fields: Fields) -> Fields:
     return fields
 
 
-def checkpoint(parent: str, n: int, sums: Iterable[str] = (), /, **fields: Field | None) -> Fields:
+def checkpoint(on: str, n: int, sums: Iterable[str] = (), /, **fields: Field | None) -> Fields:
     """The fields of checkpoint n, digest included. `parent`: the digest (or birth) it builds on."""
-    return digested(parent, n, sums, {**BEGINS, **{k: v for k, v in fields.items() if v is not None}})
+    return digested(on, n, sums, {**BEGINS, **{k: v for k, v in fields.items() if v is not None}})
 
 
 def digested(parent: str, n: int, sums: Iterable[str], made: Fields) -> Fields:

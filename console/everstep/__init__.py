@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ _HOMES = {
     "everstep_scheduler.steps.stateface": ("StateUpdate",),
     "everstep_workers.rqjob": ("RQJob",),
 }  # fmt: skip
+COMPILED = find_spec("everstep__mypyc") is not None  # hatch_build.py
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 

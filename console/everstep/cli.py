@@ -22,6 +22,7 @@ import click
 from everstep_checkpoint import errors as x
 from everstep_checkpoint.errors import DurabilityWarning, EverstepError
 
+from . import COMPILED
 from .site import DEFAULT_URL, Site
 
 # word -> (its module under `commands`, what it does in a few words)
@@ -142,7 +143,11 @@ class Words(click.Group):
     help="What our keys begin with (everstep).",
 )
 @click.option("--partition", envvar="EVERSTEP_PARTITION", default="0", metavar="P", help="Which partition (0).")
-@click.version_option(package_name="everstep", prog_name="everstep")
+@click.version_option(
+    package_name="everstep",
+    prog_name="everstep",
+    message="%(prog)s, version %(version)s" + (", compiled" if COMPILED else ""),
+)
 @click.pass_context
 def cli(ctx: click.Context, url: str, namespace: str, partition: str) -> None:
     """Durable graphs on the Redis you already have."""

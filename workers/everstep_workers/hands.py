@@ -18,7 +18,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from functools import cached_property
 from queue import SimpleQueue
 
 from everstep_scheduler.steps.failpoints import reach
@@ -52,7 +51,7 @@ class Hands:
 
     def _begun(self) -> Hand:
         hand = Hand(self._work, self, f"everstep-hand-{len(self._all) + 1}")
-        hand.start()
+        threading.Thread(target=hand.run, name=hand.name, daemon=True).start()
         self._all.append(hand)
         return hand
 
@@ -81,15 +80,16 @@ class Hands:
             hand.inbox.put(None)
 
 
-class Hand(threading.Thread):
-    """One thread for sync nodes."""
+class Hand:
+    """What one thread for sync nodes does."""
 
     def __init__(self, work: Work, hands: Hands, name: str) -> None:
-        super().__init__(name=name, daemon=True)
+        self.name = name
         self.inbox: SimpleQueue[Sequence[Held] | None] = SimpleQueue()
         self._work = work
         self._hands = hands
         self._backlog: deque[Held] = deque()
+        self._own_line: Line | None = None
         self._ready: list[Settled] = []  # what leaves together
         self._ready_since = 0.0  # since when something is,
         self._ready_nodes_s = 0.0  # and how long nodes ran meanwhile
@@ -99,9 +99,11 @@ class Hand(threading.Thread):
         self._seen: tuple[float, float] = (0.0, 0.0)  # which one somebody saw it at, and when first
         self._stuck = 0.0  # the one that takes long
 
-    @cached_property
+    @property
     def _line(self) -> Line:
-        return self._work.own_line()
+        if self._own_line is None:
+            self._own_line = self._work.own_line()
+        return self._own_line
 
     @property
     def coming(self) -> int:
@@ -133,6 +135,7 @@ class Hand(threading.Thread):
         return self._stuck != began
 
     def run(self) -> None:
+        """The thread, until it is told to end."""
         while (held := self.inbox.get()) is not None:
             self._backlog.extend(held)
             while self._backlog or self._ready or self._posted:

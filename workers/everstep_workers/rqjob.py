@@ -44,7 +44,8 @@ from everstep_scheduler.moves.promises import Promises
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_scheduler.steps.caches import RedisCache
-from everstep_scheduler.steps.perform import Attempt, Performer, Result, Unserved
+from everstep_scheduler.steps.outcome import Unserved
+from everstep_scheduler.steps.perform import Attempt, Performer, Result
 from everstep_scheduler.steps.timing import NEVER
 from everstep_scheduler.steps.voice import through
 

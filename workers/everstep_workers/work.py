@@ -23,12 +23,14 @@ from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import Client, connect
 from everstep_scheduler.moves.contract import AWAY_S, JOIN_NODE, LEASE_MS, START_NODE, Answer, Commit, Lease, Offer
 from everstep_scheduler.moves.live import LiveWriter
+from everstep_scheduler.moves.plain import is_plain
 from everstep_scheduler.moves.promises import Promises
-from everstep_scheduler.moves.redismoves import RedisMoves, Scripts, is_plain
+from everstep_scheduler.moves.redismoves import RedisMoves, Scripts
 from everstep_scheduler.recovery.recovery import Recovery
 from everstep_scheduler.steps.caches import RedisCache
 from everstep_scheduler.steps.failpoints import reach
-from everstep_scheduler.steps.perform import Attempt, Performer, Result, Unserved
+from everstep_scheduler.steps.outcome import Unserved
+from everstep_scheduler.steps.perform import Attempt, Performer, Result
 from everstep_scheduler.steps.voice import through
 
 from .line import LOST, Line, LineLog

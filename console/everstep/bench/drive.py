@@ -19,6 +19,7 @@ from typing import Any
 from everstep_checkpoint.errors import EverstepError
 from everstep_scheduler.moves.connection import redacted, translated
 
+from .. import COMPILED
 from . import backlog, chains, chat, counting, fair, mixed, partitions, quiet, waiting, wide
 from .beside import rows_peers
 from .peers import company
@@ -98,8 +99,9 @@ class Outcome:
         return [each for each in self.rows if each.verdict == "MISS"]
 
     def write(self, folder: Path) -> Path:
-        """JSON and plot, named after the version; a run of parts, or a quick one, never takes a release's name."""
-        release = self.document["versions"]["everstep"]
+        """JSON and plot, named after the version, and whether that is compiled; a run of parts, or a quick one, never
+        takes a release's name."""
+        release = self.document["versions"]["everstep"] + ("-compiled" if self.document["compiled"] else "")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{release if self.order.whole and not self.failed else f'{release}-part'}.json"
         path.write_text(json.dumps(self.document, indent=1) + "\n")
@@ -158,6 +160,8 @@ def about(place: Place, order: Order) -> dict[str, Any]:
         "at": time.strftime("%Y-%m-%d"),
         "command": ["everstep", *map(redacted, sys.argv[1:])],
         "versions": {"python": platform.python_version(), **_versions(OURS)},
+        "compiled": COMPILED,
+        "python_build": " ".join([*platform.python_build(), platform.python_compiler()]),
         "server": f"{name} {info.get(f'{name}_version') or info['redis_version']}, appendfsync {fsync}",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "load": round(os.getloadavg()[0], 1),

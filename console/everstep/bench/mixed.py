@@ -45,8 +45,12 @@ def bare(spins: int, nodes: int) -> float:
         each.stdin.write("go\n")
         each.stdin.flush()
     for each in started:
+        assert each.stdout is not None
+        each.stdout.readline()  # it has done its share
+    took = time.perf_counter() - began
+    for each in started:
         each.communicate()
-    return time.perf_counter() - began
+    return took
 
 
 def working(place: Place, spins: int, chains: int) -> float:
@@ -80,6 +84,7 @@ def _bare(spins: str, times: str) -> None:
     sys.stdin.readline()
     for _ in range(int(times)):
         spin(int(spins))
+    print("done", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NotRequired, Required, cast, get_args, get_origin
 
 from everstep_checkpoint.beside import Beside
+from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.delta import appended
 from everstep_checkpoint.errors import GraphError, InvalidUpdateError
 
@@ -25,8 +26,6 @@ from .messages import NO_IDS, add_messages, ids_of, listed, new_ids
 from .schema import Field, bare, did_you_mean
 
 if TYPE_CHECKING:
-    from everstep_checkpoint.codec import Codec
-
     from .spec import GraphSpec
 
 Reducer = Callable[[Any, Any], Any]
@@ -241,7 +240,7 @@ def _reduce(channel: Channel, old: Any, new: Any) -> Any:
         raise InvalidUpdateError(
             f"At key {channel.name!r}: {channel.reducer_name} raised {type(error).__name__}: {error}",
             fix="Mend the reducer, or what the nodes write to this key. The last checkpoint is kept.",
-        ) from error
+        ).because(error) from error
 
 
 def name_of(reducer: Callable[..., Any]) -> str:

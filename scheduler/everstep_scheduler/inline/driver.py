@@ -50,7 +50,8 @@ from ..steps.branching import Wish, branch
 from ..steps.calling import ChildFailed
 from ..steps.commanding import SpecLore, command_of
 from ..steps.loading import Loader
-from ..steps.perform import Attempt, Performer, Result, Unserved
+from ..steps.outcome import Unserved
+from ..steps.perform import Attempt, Performer, Result
 from .beginning import LEFT, begin
 from .following import Follower
 from .logmoves import LogMoves

@@ -9,16 +9,15 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.resources import files
-from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
 import redis
 from redis.exceptions import NoScriptError
 
-from everstep_checkpoint.entries import Field, Fields
+from everstep_checkpoint.entries import Fields
 from everstep_checkpoint.errors import Conflict, CorruptEntry, EverstepError, LogError, ServerUnavailable
 from everstep_checkpoint.keys import Keys, is_within
 from everstep_checkpoint.log import new_id
@@ -46,24 +45,15 @@ from .contract import (
     Within,
     check_thread,
 )
+from .plain import PLAIN, can_refill, flattened, is_plain, offered, packed
+from .plain import answers as plain_answers
 from .sealing import Sealer
 
-PLAIN = "plain"  # the commit that nearly every step is
-NONE = ("", "", "", 0.0)  # of a run that is done no task is next
-NO_HEAD = (0, "", 0)
-RUNNING, DONE = Answer("ok", run_status="running"), Answer("ok", run_status="done")
 STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
 _ODD = re.compile(r"\\udc[89a-f]|[\udc80-\udcff]")  # a byte that is no text, as it is decoded, and as `repr` shows that
 Header = dict[str, Any]
-_USUAL = (
-    "v", "kind", "source", "step", "graph", "run", "by", "node", "task", "attempt", "token", "queue", "started", "ms",
-    "next", "delta", "writes", "digest",
-)  # fmt: skip
-_OWN = ("graph", "node", "attempt", "queue", "started", "ms", "next", "delta", "writes")
-_own_values = itemgetter(*_OWN)
 _json = json.JSONEncoder(separators=(",", ":")).encode
-_quoted = json.encoder.encode_basestring_ascii  # what `_json` does with text
 _read = json.JSONDecoder().decode
 
 
@@ -179,155 +169,10 @@ def _entries(new: Sequence[Fields], n: int) -> tuple[list[list[Any]], list[Any]]
     for fields in new:
         kind = str(fields["kind"])
         n = n + 1 if kind == "checkpoint" else n
-        said = _flat(fields)
+        said = flattened(fields)
         heads.append([f"{n}-0" if kind == "checkpoint" else f"{n}-*", kind, len(said)])
         flat += said
     return heads, flat
-
-
-def _flat(fields: Fields) -> list[Any]:
-    """Names and values in turn, as a script adds them behind `v` and `kind`."""
-    flat: list[Any] = []
-    for name, value in fields.items():
-        if name not in ("v", "kind"):
-            flat += (name, _sent(value))
-    return flat
-
-
-def _sent(value: Field) -> Field:
-    return value.encode("utf-8", "surrogatepass") if type(value) is str and not value.isascii() else value
-
-
-def is_plain(commit: Commit) -> bool:
-    """Has the commit no more to say than `plain.lua` takes?"""
-    lease = commit.lease
-    if commit.outcome != "next" or lease.width != 1 or len(commit.next) > 1 or commit.head is None or commit.stop:
-        return False
-    if commit.parts or commit.ahead or len(commit.entries) > 2:
-        return False
-    for entry in commit.entries:
-        if entry["kind"] != "checkpoint":
-            return False
-    row = commit.next[0] if commit.next else NONE
-    return len(row) == 4 and lease.thread.isascii() and row[1].isascii() and row[2].isascii()
-
-
-def can_refill(offer: Offer) -> bool:
-    """Can a plain commit bring what is offered for, if anything?"""
-    return not offer.thread
-
-
-def _offered(offer: Offer, commits: int) -> tuple[Any, ...]:
-    """What plain commits that leave together have in common."""
-    return (
-        offer.owner, salt(), offer.lease_ms, offer.process, new_id() if offer.queues else "", commits,
-        len(offer.tokens), len(offer.queues), *offer.tokens, *offer.queues,
-    )  # fmt: skip
-
-
-def _plain(commit: Commit, stem: str, owner: str) -> list[Any]:
-    """One commit's part of what `plain.lua` takes."""
-    lease, (n, digest, step) = commit.lease, commit.head or NO_HEAD
-    row: Sequence[Any] = commit.next[0] if commit.next else NONE
-    named = f'{{"keys":{_quoted(stem)},"n":{n},"task":"{row[0]}","thread":{_quoted(lease.thread)}}}'
-    *first, last = commit.entries
-    before = _flat(first[0]) if first else ()
-    is_usual = _is_usual(commit, last, owner)
-    said = [*map(_sent, _own_values(last))] if is_usual else _flat(last)
-    return [
-        lease.thread, lease.n, lease.digest, lease.task, lease.token, lease.run, n, digest, step, *row, named,
-        _place(*row[1:]), len(before), 0 if is_usual else len(said), *before, *said,
-    ]  # fmt: skip
-
-
-def _is_usual(commit: Commit, entry: Fields, owner: str) -> bool:
-    """Does the checkpoint say what `plain.lua` makes of what it is told of the commit, and of `_OWN`?"""
-    lease, (_, digest, step) = commit.lease, commit.head or NO_HEAD
-    return (
-        tuple(entry) == _USUAL
-        and entry["source"] == "loop"
-        and entry["by"] == owner
-        and entry["token"] == lease.token
-        and entry["task"] == lease.task
-        and entry["run"] == lease.run
-        and entry["step"] == step
-        and entry["digest"] == digest
-    )
-
-
-@lru_cache(1024)
-def _place(node: str, queue: str, timeout_s: float) -> str:
-    """Where a task's jobs go, as its record says it."""
-    return f'"n":{_json(node)},"q":{_json(queue)},"w":{_json(timeout_s)}'
-
-
-def _plain_answers(commits: Sequence[Commit], offer: Offer, raw: list[Any]) -> list[Answer | None]:
-    """What `plain.lua` answers: the time and the first commit's token, the leases of tasks that waited, and for each
-    commit the job of its next task if that is leased at once, and as which lease; -1 if nothing was done. The first one
-    done has all the leases. Raises ValueError for an answer to other commits."""
-    time_ms, _, token = raw[0].partition(b" ")
-    if token.decode() != commits[0].lease.token:  # whose answer it is: nobody has to trust the order of replies
-        raise ValueError(f"an answer to other commits than that of {commits[0].lease.token}")
-    at_ms = int(time_ms)
-    rows: list[list[Any]] = raw[1]
-    told: list[Any] = raw[2:]
-    leases, refused, answers = dict[int, Lease](), list[str](), list[Answer | None]()
-    for row in rows:
-        place: int = row[0]
-        try:
-            leases[place] = _waited(offer.tokens[place - 1], at_ms, row)
-        except UnicodeDecodeError:
-            said = [each.decode("utf-8", "backslashreplace") for each in row[3:7]]
-            refused.append(f"{said[3]}: its task, {said[1]} of thread {said[0]}, has bytes that are no text")
-    for at, commit in enumerate(commits):
-        job: bytes = told[2 * at]
-        place = told[2 * at + 1]
-        if job:
-            leases[place] = _own(commit, offer.tokens[place - 1], job.decode(), at_ms)
-        answers.append(None if place < 0 else RUNNING if commit.next else DONE)
-    for at, answer in enumerate(answers):
-        if answer is not None:
-            in_turn = tuple(leases.values()) if len(leases) < 2 else tuple(leases[place] for place in sorted(leases))
-            answers[at] = Answer("ok", in_turn, tuple(refused), answer.run_status)
-            break
-    return answers
-
-
-def _waited(token: str, at_ms: int, row: list[Any]) -> Lease:
-    """The lease of a task that waited: its attempt and where its jobs go, or 0 and its record; names, and what the hash
-    of its thread says."""
-    _, attempt, record, thread, task, queue, job, conf, over, n, digest, run, graph, birth, began, base = row
-    rec = _placed(record) if attempt else _recorded(record)
-    return Lease(
-        token, _text(thread), int(n), _text(digest), _text(task), rec["n"], attempt or rec["a"], rec.get("l", 0),
-        _text(queue), rec["w"], _text(run), _text(graph), 1, _text(job), _text(birth), _text(began), int(base), at_ms,
-        0, _text(conf or began), rec.get("an", ""), rec.get("c", ""), rec.get("cl", ""), rec.get("ct", 0),
-        _text(over or b""), rec.get("e", ""),
-    )  # fmt: skip
-
-
-def _recorded(record: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = _read(_text(record))
-    return found
-
-
-@lru_cache(1024)
-def _placed(place: bytes) -> Mapping[str, Any]:
-    """What `_place` wrote; most steps go where others went."""
-    return _recorded(b"{%s}" % place)
-
-
-def _text(said: bytes) -> str:
-    return said.decode("utf-8", "surrogatepass")
-
-
-def _own(commit: Commit, token: str, job: str, at_ms: int) -> Lease:
-    """The lease of the task that a commit brought."""
-    (n, digest, _), (task, node, queue, timeout_s), was = commit.head or NO_HEAD, commit.next[0], commit.lease
-    return Lease(
-        token, was.thread, n, digest, task, node, 1, 0, queue, timeout_s, was.run, was.graph, 1, job, was.birth,
-        was.rec, was.base, at_ms, 0, was.conf,
-    )  # fmt: skip
 
 
 def _answered(raw: bytes | list[bytes]) -> Header:
@@ -351,10 +196,14 @@ def _told(raw: bytes) -> Header:
     return found
 
 
+def _offered(offer: Offer, commits: int) -> tuple[Any, ...]:
+    return offered(offer, commits, salt(), new_id() if offer.queues else "")
+
+
 def _one_answer(commit: Commit, offer: Offer, answer: Header) -> Answer:
     if PLAIN not in answer:
         return _answer(_standing(answer))
-    (told,) = _plain_answers([commit], offer, answer[PLAIN])
+    (told,) = plain_answers([commit], offer, answer[PLAIN])
     assert told is not None, "a commit that is alone is done, or the general one decides"
     return told
 
@@ -393,7 +242,7 @@ def _begun(start: Start) -> tuple[Header, list[Any]]:
     """A run to begin as the scripts take it, and its arguments. Raises InvalidInput for a thread without indexes."""
     check_thread(start.thread)
     birth = new_id()
-    flat = _flat({name: value for name, value in start.fields.items() if name != "run"})
+    flat = flattened({name: value for name, value in start.fields.items() if name != "run"})
     header: Header = {
         "thread": start.thread, "run": start.run, "sum": start.sum, "kind": start.kind, "graph": start.graph,
         "queue": start.queue, "task": start.task, "node": start.node, "mode": start.mode, "birth": birth,
@@ -534,17 +383,17 @@ class RedisMoves:
         if len(commits) == 1:
             return self.scripts.command(*self._commit(commits[0], offer))
         sealed = [self.sealer.commit(each) if self.sealer is not None else each for each in commits]
-        stem, flat = self.scripts.keys.stem, list[Any]()
+        stem, args = self.scripts.keys.stem, list[Any]()
         for commit in sealed:
-            flat += _plain(commit, stem, offer.owner)
-        return self.scripts.command("commit", {PLAIN: _offered(offer, len(sealed))}, flat)
+            args += packed(commit, stem, offer.owner)
+        return self.scripts.command("commit", {PLAIN: _offered(offer, len(sealed))}, args)
 
     def answers_to(self, commits: Sequence[Commit], offer: Offer, raw: object) -> list[Answer | None]:
         """What a reply to such a command means, for each commit; the leases are told with the first one that has an
         answer. None if it settles nothing: no reply came, an error did, or a rebuild is due, or it was none for such
         company; then `commit` is to be called, which sends it again and sees to that."""
         if isinstance(raw, list):
-            return _plain_answers(commits, offer, raw)  # pyright: ignore[reportUnknownArgumentType]
+            return plain_answers(commits, offer, raw)  # pyright: ignore[reportUnknownArgumentType]
         if isinstance(raw, bytes) and (answer := _told(raw)).get("status") != "rebuild":
             return [_answer(answer)]
         return [None] * len(commits)
@@ -554,7 +403,7 @@ class RedisMoves:
         lease, header = commit.lease, Header()
         if is_plain(commit) and can_refill(offer):
             header = {"thread": lease.thread, PLAIN: _offered(offer, 1)}
-            return "commit", header, _plain(commit, self.scripts.keys.stem, offer.owner)
+            return "commit", header, packed(commit, self.scripts.keys.stem, offer.owner)
         heads, flat = _entries(commit.entries, lease.n)
         header = {
             "thread": lease.thread, "n": lease.n, "digest": lease.digest, "task": lease.task, "token": lease.token,
@@ -618,7 +467,7 @@ class RedisMoves:
         for log in logs:
             heads: list[list[Any]] = []
             for entry, fields in log.entries:
-                args = _flat(fields)
+                args = flattened(fields)
                 heads.append([entry, str(fields["kind"]), len(args)])
                 flat += args
             said.append([keys.log(log.thread).removeprefix(keys.stem), log.last, heads])

@@ -23,7 +23,20 @@ from .plan import Destinations
 TEXT_MAX = 4_000
 TRACEBACK_MAX = 16_000
 CHAIN_MAX = 20
-HERE = __file__.rpartition("steps")[0]  # the package's folder: what calls the user's code is in it
+# The package's folder: what calls the user's code is in it. A compiled module says where it lay when it was compiled.
+HERE = (__file__.rpartition("steps")[0], "scheduler/everstep_scheduler/")
+
+
+class Unserved(Exception):
+    """This process does not serve the lease's graph or node: the lease goes back, uncounted, and is parked."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Stopped(EverstepError):
+    """An operator stopped the attempt."""
 
 
 class Returned(NamedTuple):

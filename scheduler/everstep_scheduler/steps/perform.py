@@ -15,7 +15,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from everstep_checkpoint import entries as e
@@ -47,7 +46,7 @@ from .calls import Calls
 from .effects import Effects, Fenced
 from .isolating import Child
 from .loading import FRESH_STEP, Loader, Stand
-from .outcome import Returned, returned
+from .outcome import Returned, Stopped, Unserved, returned
 from .plan import adestinations, destinations
 from .settling import Settler
 from .timing import Pace, kept
@@ -56,18 +55,6 @@ from .updating import aupdated, nodes_of, update_needs_loop, updated
 from .voice import Listening, Voice, returned_by
 
 _SILENCE = nullcontext()
-
-
-class Unserved(Exception):
-    """This process does not serve the lease's graph or node: the lease goes back, uncounted, and is parked."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class Stopped(EverstepError):
-    """An operator stopped the attempt."""
 
 
 class Result(NamedTuple):
@@ -151,12 +138,18 @@ class Attempt:
     shelf: Shelf | None = None
     listening: Listening | None = None
     pace: Pace = field(init=False)
-    child: Child | None = field(default=None, init=False)  # of an isolated node
-    ahead: list[str] = field(default_factory=list[str], init=False)  # the parts that it has written
-    killed: bool = field(default=False, init=False)
-    _calls: Calls | None = field(default=None, init=False)
+    child: Child | None = field(init=False)  # of an isolated node
+    ahead: list[str] = field(init=False)  # the parts that it has written
+    killed: bool = field(init=False)
+    _calls: Calls | None = field(init=False)
+    _answers: Answers | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self.child = None
+        self.ahead = []
+        self.killed = False
+        self._calls = None
+        self._answers = None
         idle, policy = (self.node.idle_s, self.node.timeout) if self.node is not None else (None, None)
         self.pace = Pace(self.lease.timeout_s, idle or 0.0, policy is None or policy.refresh_on == "auto")
         if self.node is not None and self.node.isolate:
@@ -289,10 +282,12 @@ class Attempt:
         """The answer to the node's next question. Raises GraphInterrupt where there is none yet."""
         return self.answers.next(value, response_schema)
 
-    @cached_property
+    @property
     def answers(self) -> Answers:
         """The answers that it brings along."""
-        return Answers(self.key, self.given.answers, self.spec.codec)
+        if self._answers is None:
+            self._answers = Answers(self.key, self.given.answers, self.spec.codec)
+        return self._answers
 
     def handler_of(self, error: BaseException) -> NodeSpec | None:
         """What handles the error: the handler of a node that was called and failed by itself."""
@@ -584,4 +579,4 @@ def _is_data(error: EverstepError) -> bool:
     return not isinstance(error, ServerError)
 
 
-__all__ = ["Attempt", "Commit", "Performer", "Result", "Unserved"]
+__all__ = ["Attempt", "Commit", "Performer", "Result"]

@@ -245,7 +245,7 @@ def _mapped(branch: Branch, said: Any) -> str:
         raise InvalidUpdateError(
             f"{_router(branch)} said {said!r}, which its path_map does not hold",
             fix=did_you_mean(said, branch.ends),
-        ) from None
+        ).because(None) from None
     if not isinstance(name, str):
         raise InvalidUpdateError(
             f"{_router(branch)} returned {said!r}",
