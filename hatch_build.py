@@ -2,8 +2,8 @@
 
 HATCH_BUILD_HOOK_ENABLE_CUSTOM=true pip wheel --no-deps .        needs a C compiler and Python's headers
 
-What is not listed stays Python: what reads foreign bytes by recursion, since compiled code keeps no recursion limit;
-and what a step asks once, or seldom. docs/decisions/0024 says why, and what a listed module has to do without.
+What is not listed stays Python: what goes through foreign data by recursion without counting, since compiled code keeps
+no recursion limit; and what a step asks seldom. docs/decisions/0024 says what a listed module has to do without.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = (
+    "checkpoint/everstep_checkpoint/codec.py",
     "checkpoint/everstep_checkpoint/entries.py",
     "scheduler/everstep_scheduler/graph/channels.py",
     "scheduler/everstep_scheduler/moves/plain.py",

@@ -265,6 +265,7 @@ def test_a_list_that_grows_is_stored_byte_for_byte_as_if_it_were_encoded_anew(
                     assert step_by_step == wanted
 
 
+@pytest.mark.source
 @pytest.mark.parametrize("name", ["items", "messages"])
 def test_of_a_list_that_grows_only_what_is_new_is_encoded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(Growing)
@@ -282,6 +283,7 @@ def test_of_a_list_that_grows_only_what_is_new_is_encoded(name: str, monkeypatch
     assert encoded == [1]
 
 
+@pytest.mark.source
 @pytest.mark.parametrize("name", ["items", "messages"])
 def test_a_long_list_that_this_process_made_is_not_read_to_grow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(Growing)

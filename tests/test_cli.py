@@ -23,7 +23,7 @@ from everstep.cli import WORDS, main
 from everstep.crew import Crew
 from everstep.embedded import EmbeddedServer
 from everstep.site import Site
-from everstep_checkpoint.codec import Tagged
+from everstep_checkpoint.tagged import Tagged
 from servers import server_binaries, wait_for
 
 GRAPHS = """

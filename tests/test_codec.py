@@ -25,8 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, field_validator
 
-from everstep_checkpoint.codec import DEPTH_MAX, PLAIN, Codec, Registry, Tagged
+from everstep_checkpoint.codec import DEPTH_MAX, PLAIN, Codec, Registry
 from everstep_checkpoint.errors import CorruptEntry, GraphError, TooLarge, UnknownType
+from everstep_checkpoint.tagged import Tagged
 from everstep_checkpoint.types import ENUM, OBJECT, SET, TUPLE
 
 CODEC = Codec()
@@ -623,7 +624,8 @@ def test_messages_of_langchain_need_no_registration() -> None:
 
 LAZY = """
 import sys
-from everstep_checkpoint.codec import PLAIN, Codec, Tagged
+from everstep_checkpoint.codec import PLAIN, Codec
+from everstep_checkpoint.tagged import Tagged
 from everstep_checkpoint.errors import UnknownType
 message = PLAIN.encode(Tagged("langchain_core.HumanMessage", {"content": "hi"}))
 try:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everstep_checkpoint import delta as d
-from everstep_checkpoint.codec import PLAIN, Tagged, walker
+from everstep_checkpoint.codec import PLAIN, walker
 from everstep_checkpoint.delta import decode_delta, decode_state, diff, encode_delta, encode_state, fold, refs
 from everstep_checkpoint.errors import CorruptEntry
+from everstep_checkpoint.tagged import Tagged
 
 E = PLAIN.encode
 

@@ -17,11 +17,12 @@ from unittest import mock
 import pytest
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.codec import PLAIN, Tagged
+from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.delta import decode_delta
 from everstep_checkpoint.errors import CorruptEntry
 from everstep_checkpoint.readingon import Known, state_on
 from everstep_checkpoint.replay import state_at, states, step_of, verify
+from everstep_checkpoint.tagged import Tagged
 from golden.dump import FOLDER, DumpLog, from_line, to_line
 
 STORIES = sorted(path.stem for path in FOLDER.glob("v*.jsonl"))

@@ -13,14 +13,14 @@ from __future__ import annotations
 import reprlib
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped, unused-ignore]
 
 from .beside import Beside
-from .errors import CorruptEntry, EverstepError, TooLarge, UnknownType
+from .errors import CorruptEntry, EverstepError, TooLarge, UnknownType, caused
+from .tagged import Tagged
 from .types import (
     ENUM,
     FROZENSET,
@@ -182,26 +182,6 @@ def _carried(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, eq=False)
-class Tagged:
-    """A registered object, read without its class: its name and its fields, by field name.
-
-    For an Enum `fields` is the member's name, for a Flag the list of its members' names. Two are equal if
-    they encode to the same bytes.
-    """
-
-    name: str
-    fields: object
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Tagged):
-            return NotImplemented
-        return PLAIN.encode(self) == PLAIN.encode(other)
-
-    def __hash__(self) -> int:
-        return hash(PLAIN.encode(self))
-
-
 class Codec:
     """The typed codec of one graph. Holds no state between calls; may be shared by threads."""
 
@@ -216,9 +196,9 @@ class Codec:
         try:
             data = self._pack(value, 0)
         except Refused as refused:
-            raise self._explained(refused, value, where) from refused.__cause__
+            raise caused(self._explained(refused, value, where), refused.__cause__) from refused.__cause__
         except RecursionError as error:
-            raise self._explained(_too_deep(), value, where) from error
+            raise caused(self._explained(_too_deep(), value, where), error) from error
         if self._registry.compares_by_identity:
             self._check_plain_reading(data, where)
         return data
@@ -231,10 +211,11 @@ class Codec:
         try:
             value: object = unpack(data, self._top_hook)
         except Unbuildable as error:
-            raise UnknownType(f"{where}: {error.what}", fix=error.fix) from error.__cause__
+            raise caused(UnknownType(f"{where}: {error.what}", fix=error.fix), error.__cause__) from error.__cause__
         except (Refused, *MALFORMED) as error:  # type: ignore[misc]
             what = f"{where}: its encoding can't be read: {str(error) or type(error).__name__}"
-            raise CorruptEntry(what, fix="`everstep log` shows it; fork from an earlier checkpoint") from error
+            corrupt = CorruptEntry(what, fix="`everstep log` shows it; fork from an earlier checkpoint")
+            raise caused(corrupt, error) from error
         return value
 
     # -- to bytes
@@ -277,7 +258,8 @@ class Codec:
         try:
             return shape.code, shape.name, shape.fields(value)
         except (AttributeError, LookupError) as error:
-            raise Refused(f"a {shape.name} that lacks a field ({error})", "Set all its fields", value) from error
+            refused = Refused(f"a {shape.name} that lacks a field ({error})", "Set all its fields", value)
+            raise caused(refused, error) from error
 
     def _check_plain_reading(self, data: bytes, where: str) -> None:
         """Two items of a set that differ by identity alone would be one for a reader without their class."""
@@ -324,7 +306,7 @@ class Codec:
         except _MISFIT as error:
             fix = "Keep the names of fields and members, and give new fields a default"
             what = f"a stored {name!r} does not suit the class registered now: {error}"
-            raise Unbuildable(what, fix) from error
+            raise caused(Unbuildable(what, fix), error) from error
 
     # -- the path to what was refused
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .codec import MALFORMED, pack, unpack
-from .errors import CorruptEntry, NewerVersion
+from .errors import CorruptEntry, NewerVersion, caused
 
 VERSION = 1
 ENTRY_MAX = 16 * 2**20
@@ -283,11 +283,12 @@ class Entry:
         return (int(n), digest) if digest and re.fullmatch(r"\d{1,20}", n, re.ASCII) else None
 
     def corrupt(self, why: str) -> CorruptEntry:
-        return CorruptEntry(
+        error = CorruptEntry(
             f"entry {self.id} is not readable: {why}",
             checkpoint=str(self.n),
             fix="the log was left as it is; `everstep recover --thread THREAD` shows what can be cut off",
-        ).because(None)
+        )
+        return caused(error, None)
 
 
 _NAMES: dict[Any, str] = {}  # of fields, as they are stored: those that were seen first

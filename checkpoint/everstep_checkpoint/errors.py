@@ -43,7 +43,15 @@ DurabilityWarning (a UserWarning): what is written is not as durable as was aske
 from __future__ import annotations
 
 import shlex
-from typing import Any, Self
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
+
+def caused(error: E, cause: BaseException | None) -> E:
+    """What `raise error from cause` does. Where that is compiled, both are said: mypyc passes over `from`."""
+    error.__cause__ = cause
+    return error
 
 
 class EverstepError(Exception):
@@ -71,11 +79,6 @@ class EverstepError(Exception):
         what = self.what.rstrip(".")
         said = f"{what} ({where})" if where else what
         return f"{said}. {self.fix}" if self.fix else said
-
-    def because(self, cause: BaseException | None) -> Self:
-        """What `raise ... from cause` does. Where that is compiled, both are said: mypyc passes over `from`."""
-        self.__cause__ = cause
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.what, dict(self.__dict__)))

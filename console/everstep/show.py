@@ -25,7 +25,7 @@ from uuid import UUID
 import click
 
 if TYPE_CHECKING:
-    from everstep_checkpoint.codec import Tagged
+    from everstep_checkpoint.tagged import Tagged
 
 INT_BITS_MAX = 14_000
 COLOURS = {
@@ -88,7 +88,7 @@ def _tagged(value: object) -> Tagged | None:
     """A model, dataclass or Enum, read without its class. Imports its type only where values are: for no `--help`."""
     if not dataclasses.is_dataclass(value):
         return None
-    from everstep_checkpoint.codec import Tagged
+    from everstep_checkpoint.tagged import Tagged
 
     return value if isinstance(value, Tagged) else None
 

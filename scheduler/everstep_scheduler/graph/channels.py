@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NotRequired, Requi
 from everstep_checkpoint.beside import Beside
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.delta import appended
-from everstep_checkpoint.errors import GraphError, InvalidUpdateError
+from everstep_checkpoint.errors import GraphError, InvalidUpdateError, caused
 
 from .kinds import Kind, kind_of, overwritten
 from .messages import NO_IDS, add_messages, ids_of, listed, new_ids
@@ -237,10 +237,11 @@ def _reduce(channel: Channel, old: Any, new: Any) -> Any:
     try:
         return channel.reducer(old, new)
     except Exception as error:  # the user's code, like a node: it fails the run, never the worker
-        raise InvalidUpdateError(
+        raised = InvalidUpdateError(
             f"At key {channel.name!r}: {channel.reducer_name} raised {type(error).__name__}: {error}",
             fix="Mend the reducer, or what the nodes write to this key. The last checkpoint is kept.",
-        ).because(error) from error
+        )
+        raise caused(raised, error) from error
 
 
 def name_of(reducer: Callable[..., Any]) -> str:

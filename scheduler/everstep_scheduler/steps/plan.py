@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-from everstep_checkpoint.errors import InvalidUpdateError
+from everstep_checkpoint.errors import InvalidUpdateError, caused
 
 from ..graph.channels import DEFERRED, Write, apply
 from ..graph.managed import NO_STEPS, Steps
@@ -242,10 +242,11 @@ def _mapped(branch: Branch, said: Any) -> str:
         name = said if branch.ends is None else branch.ends[said]
     except (KeyError, TypeError):
         assert branch.ends is not None
-        raise InvalidUpdateError(
+        unknown = InvalidUpdateError(
             f"{_router(branch)} said {said!r}, which its path_map does not hold",
             fix=did_you_mean(said, branch.ends),
-        ).because(None) from None
+        )
+        raise caused(unknown, None) from None
     if not isinstance(name, str):
         raise InvalidUpdateError(
             f"{_router(branch)} returned {said!r}",
