@@ -186,7 +186,7 @@ def test_an_answer_to_other_commits_than_these_ends_the_connection(company: Comp
     line = posted.line
     at = line.post(company.work.moves.command([commit for _, commit in posted.each], posted.offer), ("PING",))
     stamp, *rest = line.collect(at)
-    fresh = company.work.came(posted._replace(at=at), [stamp[:-1] + b"x", *rest])
+    fresh = company.work.came(posted._replace(at=at), [stamp + b"x", *rest])
     assert line.collect(at) is None, "nobody knows what it answers"
     assert len(fresh) == 3
     company.check(fresh)
