@@ -54,13 +54,13 @@ soak: $(VENV)/.dev ## the long tests, on every server found: about 35 minutes on
 	$(if $(SOAK),,$(LONG) tests $(MEASURED:%=--ignore=%) -n $(JOBS) --dist worksteal || failed=$$?;) \
 	$(BIN)/python -m bench.reliability; exit $$failed
 
+BENCH = bench --results bench/results $(if $(wildcard $(VENV)/peers/bin/python),--peers $(VENV)/peers/bin/python)
+
 bench: $(VENV)/.dev ## speed, beside a bare loop and the peers of `make peers`; writes bench/results
 	$(BIN)/everstep $(BENCH)
 
 bench-compiled: $(VENV)/.compiled ## the same of the compiled package
 	$(COMPILED)/bin/everstep $(BENCH)
-
-BENCH = bench --results bench/results $(if $(wildcard $(VENV)/peers/bin/python),--peers $(VENV)/peers/bin/python)
 
 peers: $(VENV)/.dev ## what `make bench` compares with, in an environment of its own
 	test -x $(VENV)/peers/bin/python || $(PYTHON) -m venv $(VENV)/peers
@@ -87,6 +87,7 @@ COMPILED := $(VENV)/compiled
 $(VENV)/.compiled: pyproject.toml hatch_build.py $(shell find $(wildcard checkpoint scheduler workers console examples) -name '*.py' -o -name '*.lua' -o -name '*.html')
 	test -x $(COMPILED)/bin/python || $(PYTHON) -m venv $(COMPILED)
 	$(COMPILED)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	rm -rf $(COMPILED)/dist
 	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(COMPILED)/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(COMPILED)/dist .
 	$(COMPILED)/bin/python -m pip install --quiet --group test $(COMPILED)/dist/*.whl
 	$(COMPILED)/bin/python -m pip install --quiet --no-deps --force-reinstall $(COMPILED)/dist/*.whl

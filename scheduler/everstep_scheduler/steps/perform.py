@@ -145,7 +145,7 @@ class Attempt:
     _answers: Answers | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.child = None
+        self.child = None  # here, since mypyc gives no default to a field that `__init__` does not take
         self.ahead = []
         self.killed = False
         self._calls = None
