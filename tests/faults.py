@@ -26,8 +26,8 @@ from typing import Any, NamedTuple, Self
 import redis
 
 import graphs_for_faults
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import WITHIN, Keys
-from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at, step_of, verify
 from everstep_scheduler.graph.runtime import Command

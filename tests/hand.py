@@ -9,8 +9,8 @@ from typing import Any
 
 import redis
 
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.client.client import publish
 from everstep_scheduler.graph.builder import StateGraph

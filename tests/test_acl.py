@@ -24,8 +24,8 @@ from everstep.embedded import EmbeddedServer
 from everstep.finding import ACT
 from everstep.site import Site
 from everstep_checkpoint.errors import RunFailed
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.client.client import Client, connect, publish
 from everstep_scheduler.graph.asking import interrupt

@@ -25,7 +25,7 @@ from everstep.chaos.checking.evidence import JOURNAL_ENV, Evidence, Said, Struck
 from everstep.chaos.gathering import dump
 from everstep.chaos.sample import NAME, given, graph
 from everstep_checkpoint.errors import EverstepError
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.replay import Step
 from everstep_scheduler.client.client import Client, publish
 from everstep_scheduler.moves import redismoves

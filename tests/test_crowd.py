@@ -17,7 +17,7 @@ from bench.reliability import record
 
 from everstep.chaos.sample import NAME, given, graph
 from everstep.chaos.takeovers import percentile
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_scheduler.moves.connection import server_run_id
 from everstep_scheduler.moves.contract import MOVE_MAX, Offer
 from everstep_scheduler.moves.record import Config, start_of

@@ -22,7 +22,7 @@ from everstep.finding import ACT, KNOW, Finding, Look
 from everstep.places import look_at_places
 from everstep.site import Site
 from everstep.tails import look_at_tails
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_scheduler.client.client import publish
 from everstep_scheduler.moves.connection import redis_cli
 from everstep_scheduler.moves.contract import Offer

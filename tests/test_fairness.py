@@ -24,8 +24,8 @@ from everstep.places import look_at_places
 from everstep.site import Site
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import GraphError, InvalidInput
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_scheduler.client.client import connect, publish
 from everstep_scheduler.client.inbox import InboxReader
 from everstep_scheduler.client.waiting import waiting_for

@@ -14,7 +14,7 @@ import pytest
 import graphs_for_faults
 from everstep.embedded import EmbeddedServer
 from everstep_checkpoint.errors import ServerUnavailable
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_scheduler.moves.connection import server_run_id
 from everstep_scheduler.moves.contract import Moves, Offer, Renewed
 from everstep_scheduler.moves.keeper import LeaseKeeper

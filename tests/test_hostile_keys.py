@@ -17,8 +17,8 @@ import redis
 
 from everstep.doctor import examine
 from everstep.site import Site
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.runtime import END, START, Send
 from everstep_scheduler.moves import redismoves

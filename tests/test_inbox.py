@@ -15,8 +15,8 @@ import pytest
 import redis
 
 from everstep_checkpoint.errors import ServerUnavailable
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_scheduler.client.client import Client, connect, publish
 from everstep_scheduler.client.inbox import InboxReader
 from everstep_scheduler.graph.builder import StateGraph

@@ -24,8 +24,8 @@ import redis
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import GraphError, InvalidInput
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_scheduler.client.waiting import waiting_for
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.limits import Limit, limit_key

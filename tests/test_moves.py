@@ -15,8 +15,9 @@ import pytest
 import redis
 
 from everstep_checkpoint import entries as e
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import Head, Log, MemoryLog, new_id
+from everstep_checkpoint.log import Head, Log, MemoryLog
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.inline.logmoves import LogMoves
 from everstep_scheduler.moves.contract import (

@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from everstep_checkpoint import entries as e
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_scheduler.moves.contract import Answer, Answered, Call, Commit, Lease, Offer, RunKind, Start
 from everstep_scheduler.moves.redismoves import RedisMoves
 from everstep_scheduler.reading.derive import derive

@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from everstep_checkpoint import entries as e
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.moves.contract import MOVE_MAX, Commit, Offer, Start
 from everstep_scheduler.moves.redismoves import RedisMoves, Scripts

@@ -9,7 +9,7 @@ import pytest
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import Conflict, InvalidInput, ServerFull, ServerUnavailable
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_scheduler.inline.fencedlog import FencedLog, KeptMoves
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver
 from everstep_scheduler.moves.contract import Lease, Within

@@ -30,7 +30,7 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.delta import encode_delta
 from everstep_checkpoint.errors import EverstepError
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_scheduler.client.client import Client, connect, publish
 from everstep_scheduler.client.migrating import plan
 from everstep_scheduler.graph.builder import StateGraph

@@ -24,8 +24,8 @@ from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.results import NodeResult, node_result
 from everstep_scheduler.graph.runtime import END, START, Send
 from everstep_scheduler.graph.spec import GraphSpec
-from everstep_scheduler.steps.outcome import raised, returned
-from everstep_scheduler.steps.plan import Done, adestinations, destinations, plan
+from everstep_scheduler.steps.outcome import raised
+from everstep_scheduler.steps.plan import Done, adestinations, destinations, plan, returned
 
 OURS = SimpleNamespace(StateGraph=StateGraph, Send=Send, Command=runtime.Command)
 THEIRS = SimpleNamespace(StateGraph=TheirStateGraph, Send=TheirSend, Command=TheirCommand)

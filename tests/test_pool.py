@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import redis
 
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at
 from everstep_scheduler.graph.spec import GraphSpec

@@ -30,8 +30,8 @@ from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
 from everstep_checkpoint.errors import ServerUnsuitable
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.graph.builder import StateGraph
 from everstep_scheduler.graph.retry import RetryPolicy

@@ -13,7 +13,7 @@ from everstep.cli import main
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.errors import Forged
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at, verify
 from everstep_checkpoint.signing import KEY

@@ -15,7 +15,8 @@ from typing import Any
 from . import entries as e
 from .delta import encode_state
 from .errors import ThreadBusy, Trimmed
-from .log import PAGE, Head, Log, new_id
+from .ids import new_id
+from .log import PAGE, Head, Log
 from .replay import RUN_FACTS, Channels, State, commanded, snapshot_before, state_at, step_of
 
 START_TASK = "start"

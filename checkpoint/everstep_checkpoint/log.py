@@ -7,8 +7,6 @@ digests; it knows nothing of tasks, leases or graphs. `redislog.RedisLog` is the
 
 from __future__ import annotations
 
-import base64
-import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -43,19 +41,6 @@ class Span(NamedTuple):
 
 Asked = Callable[[], "list[list[e.Entry] | None]"]
 """Gives the pages that were asked for, the same each time. May wait; may raise what reading raises."""
-_ids: list[str] = []
-os.register_at_fork(after_in_child=_ids.clear)  # a child must never draw its parent's ids
-
-
-def new_id() -> str:
-    """A random id of 22 characters: run ids, tokens, births. Drawn 256 at a time: each draw lets go of the GIL."""
-    try:
-        return _ids.pop()
-    except IndexError:
-        drawn = base64.urlsafe_b64encode(os.urandom(18 * 256)).decode()  # 24 characters each, without a rest
-        first, *others = [drawn[i : i + 22] for i in range(0, len(drawn), 24)]
-        _ids.extend(others)
-        return first
 
 
 class Log(ABC):

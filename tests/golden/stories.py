@@ -24,8 +24,9 @@ from pydantic import AfterValidator
 
 from everstep.embedded import EmbeddedServer
 from everstep_checkpoint import entries as e
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import Log, MemoryLog, new_id
+from everstep_checkpoint.log import Log, MemoryLog
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.client.client import Client, publish
 from everstep_scheduler.client.migrating import Change, Plan, apply

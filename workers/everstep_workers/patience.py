@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import redis
 
-from everstep_checkpoint.errors import ServerError
+from everstep_checkpoint.errors import ServerError, caused
 from everstep_scheduler.moves.connection import is_hopeless, patiently, server_error, translated
 
 from .pulse import Pulse
@@ -81,7 +81,7 @@ class Patience:
                 self.say(f"{error.what}; trying again")
                 tries += is_hopeless(error)
                 if tries >= TRIES_MAX:
-                    raise Hopeless(error.what) from error
+                    raise caused(Hopeless(error.what), error) from error
                 raise
 
         return once

@@ -32,8 +32,8 @@ from rq.serializers import JSONSerializer
 from rq.utils import str_to_date
 
 from everstep_checkpoint.errors import GraphError, ServerError
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.graph.durability import COMMIT
 from everstep_scheduler.graph.spec import GraphSpec

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 from everstep_checkpoint.errors import LogError, ServerError
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_scheduler.graph.durability import COMMIT
 from everstep_scheduler.graph.options import SUSPECT
 from everstep_scheduler.graph.spec import GraphSpec

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import server_run_id
 from everstep_scheduler.moves.contract import LEASE_MS, Offer

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 
 from .graphs import GRAPHS, said
 from .place import Place

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from everstep_checkpoint.entries import CHECKPOINT, Entry
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.record import Config, start_of
 

@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from everstep_checkpoint.entries import Entry
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_scheduler.graph.spec import GraphSpec
 from everstep_scheduler.moves.connection import connect

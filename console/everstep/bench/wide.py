@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_scheduler.moves.contract import Commit, Lease, Offer
 from everstep_scheduler.steps.perform import Performer
 

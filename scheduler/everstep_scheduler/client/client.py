@@ -27,8 +27,9 @@ from everstep_checkpoint.errors import (
     ThreadBusy,
     UnknownRun,
 )
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys, begun_thread_text, rq_prefix, thread_id_text
-from everstep_checkpoint.log import Log, new_id, unknown_thread
+from everstep_checkpoint.log import Log, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import state_at
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, cast
 
 from everstep_checkpoint.errors import EverstepError, InvalidInput, ServerError, ServerUnsuitable
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_checkpoint.signing import INBOX, takes_inbox
 
 from ..moves.connection import connect, is_hopeless, patiently, translated

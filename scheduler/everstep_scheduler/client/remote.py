@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint.codec import PLAIN
 from everstep_checkpoint.errors import EmptyInputError, InvalidThreadId
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import thread_id_text
-from everstep_checkpoint.log import Log, new_id
+from everstep_checkpoint.log import Log
 
 from ..graph.drawing.picture import Graph, graph_of
 from ..graph.runtime import END, START

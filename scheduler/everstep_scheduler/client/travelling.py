@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import NotFound
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys, begun_thread_text, thread_id_text
-from everstep_checkpoint.log import new_id, unknown_thread
+from everstep_checkpoint.log import unknown_thread
 from everstep_checkpoint.replay import State, state_at
 
 from ..moves.connection import translated

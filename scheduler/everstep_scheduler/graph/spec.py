@@ -21,14 +21,13 @@ from everstep_checkpoint.codec import Codec, Registry
 from everstep_checkpoint.errors import (
     EmptyInputError,
     InvalidInput,
-    InvalidUpdateError,
     UnknownNode,
-    UnknownType,
 )
 
 from .channels import JOINS, Channel, Write
+from .coding import a, decoded, encoded, pairs_written, seen, where, written
 from .durability import COMMIT
-from .kinds import UntrackedValue, stored
+from .kinds import UntrackedValue
 from .limits import Limit, Limits
 from .managed import NO_STEPS, Steps
 from .options import CachePolicy, TimeoutPolicy
@@ -36,7 +35,6 @@ from .retry import RetryPolicy
 from .runtime import END, START, seconds
 from .schema import Schema, as_dict, classes_in, did_you_mean, updates_of
 from .subgraphs import nested_in
-from .untracked import mark, taken
 
 PLACED_MAX = 256  # steps whose tasks a graph remembers
 _json = json.JSONEncoder(separators=(",", ":")).encode
@@ -303,7 +301,7 @@ class GraphSpec:
         if channel.reducer is None:
             return None
         try:
-            return self.codec.encode(channel.empty(), _where(channel.name))
+            return self.codec.encode(channel.empty(), where(channel.name))
         except (TypeError, ValueError):  # not constructible without arguments, or not storable: starts absent
             return None
 
@@ -319,9 +317,7 @@ class GraphSpec:
 
     def decoded(self, names: Iterable[str], channels: Mapping[str, bytes]) -> dict[str, Any]:
         """The available channels among `names`, freshly decoded."""
-        decode = self.codec.decode
-        values = {name: decode(channels[name], _where(name)) for name in names if name in channels}
-        return taken(values) if self.untracked else values
+        return decoded(self.codec, names, channels, self.untracked)
 
     def values(self, channels: Mapping[str, bytes]) -> Any:
         """The state that users see: every declared key, also nodes' private ones, as in LangGraph."""
@@ -410,12 +406,11 @@ class GraphSpec:
 
     def node_input(self, node: str, channels: Mapping[str, bytes], steps: Steps = NO_STEPS) -> Any:
         """The state as the node's own schema, freshly decoded."""
-        return self.seen_as(self.node(node).input_schema, channels, steps)
+        return seen(self, self.node(node).input_schema, channels, steps)
 
     def seen_as(self, schema: Schema, channels: Mapping[str, bytes], steps: Steps) -> Any:
         """The state as a schema shows it, with its managed values."""
-        values = self.decoded(schema.fields, channels)
-        return schema.build({**values, **schema.managed_at(steps)} if schema.managed else values)
+        return seen(self, schema, channels, steps)
 
     def call_args(
         self, node: str, state: object, config: object, runtime: object
@@ -425,29 +420,11 @@ class GraphSpec:
 
     def node_writes(self, node: str, returned: object) -> list[Write]:
         """What a node returned, as writes. Unknown keys are refused (LangGraph drops them silently)."""
-        if returned is None:
-            return []
-        fields = as_dict(returned)
-        fields = updates_of(returned) if fields is None else fields
-        if fields is None:
-            raise InvalidUpdateError(
-                f"The node {node!r} returned {a(returned)}",
-                node=node,
-                fix="A node returns a dict with the keys to update, an instance of a schema, a Command, or None.",
-            )
-        return self.key_writes(node, fields.items())
+        return written(self, node, returned)
 
     def key_writes(self, node: str, pairs: Iterable[tuple[str, Any]]) -> list[Write]:
         """Keys and values as writes; a key may come several times. Managed keys are passed over, as in LangGraph."""
-        found = [(key, value) for key, value in pairs if key not in self.managed]
-        for key, _ in found:
-            if key not in self.channels:
-                raise InvalidUpdateError(
-                    f"The node {node!r} wrote {key!r}, which is no key of the state",
-                    node=node,
-                    fix=did_you_mean(key, self.channels),
-                )
-        return self.encoded(found, node)
+        return pairs_written(self, node, pairs)
 
     def make_context(self, context: object) -> Any:
         """The run's context as `context_schema`: a dict becomes a dataclass or model, all else stays."""
@@ -467,20 +444,7 @@ class GraphSpec:
 
     def encoded(self, pairs: Iterable[tuple[str, Any]], node: str) -> list[Write]:
         """Keys and values as writes of a node. Raises UnknownType, naming it."""
-        try:
-            return [(name, self.codec.encode(self._as_stored(name, value), _where(name))) for name, value in pairs]
-        except UnknownType as error:
-            error.node = node
-            raise
-
-    def _as_stored(self, name: str, value: object) -> object:
-        return mark(value) if name in self.untracked else stored(value)
-
-
-@lru_cache(PLACED_MAX)
-def _where(name: str) -> str:
-    """A channel, as errors name it."""
-    return f"channel {name!r}"
+        return encoded(self.codec, pairs, node, self.untracked)
 
 
 def form_args(form: tuple[str, ...], config: object, runtime: object, error: object = None) -> dict[str, Any]:
@@ -519,9 +483,3 @@ def _stable(label: object) -> str:
     """A label's text, without the addresses that some objects print."""
     plain = isinstance(label, (str, int, float, Enum)) or label is None
     return str(label) if plain else type(label).__qualname__
-
-
-def a(value: object) -> str:
-    """A value's type, with its article."""
-    name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

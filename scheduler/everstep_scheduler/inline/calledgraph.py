@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import InvalidEffect, InvalidInput, InvalidUpdateError, ThreadBusy
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.types import Registry
 
 from ..graph.asking import CURRENT, CalledAsked, CalledCommand

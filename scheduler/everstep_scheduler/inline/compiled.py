@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from everstep_checkpoint.errors import InvalidInput
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import begun_thread_text, thread_id_text
-from everstep_checkpoint.log import Log, new_id
+from everstep_checkpoint.log import Log
 
 from ..graph.drawing.picture import Graph, graph_of
 from ..graph.durability import COMMIT

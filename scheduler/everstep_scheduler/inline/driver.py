@@ -29,7 +29,7 @@ from everstep_checkpoint.errors import (
     ThreadBusy,
     UnknownNode,
 )
-from everstep_checkpoint.log import new_id
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.replay import state_at
 
 from ..graph.durability import COMMIT

@@ -14,7 +14,8 @@ from typing import Any
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.errors import Conflict, ThreadBusy
-from everstep_checkpoint.log import Log, MemoryLog, new_id, unknown_thread
+from everstep_checkpoint.ids import new_id
+from everstep_checkpoint.log import Log, MemoryLog, unknown_thread
 
 from ..moves.contract import LEASE_MS, Branch, Caller, Moves, Offer, Start, Started, Within
 from ..moves.keeper import LeaseKeeper

@@ -14,7 +14,8 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.log import Head, Log, conflict, new_id
+from everstep_checkpoint.ids import new_id
+from everstep_checkpoint.log import Head, Log, conflict
 from everstep_checkpoint.signing import sealed
 
 from ..moves.contract import (

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from everstep_checkpoint import entries as e
-from everstep_checkpoint.log import Head, Log, conflict, new_id
+from everstep_checkpoint.ids import new_id
+from everstep_checkpoint.log import Head, Log, conflict
 from everstep_checkpoint.replay import added_tasks
 
 from ..graph.limits import Limits

@@ -13,8 +13,9 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys, rq_prefix
-from everstep_checkpoint.log import Log, MemoryLog, new_id
+from everstep_checkpoint.log import Log, MemoryLog
 from everstep_checkpoint.redislog import RedisLog
 
 from ..moves.connection import DEFAULT_URL, answer_s, connect, server_run_id, translated

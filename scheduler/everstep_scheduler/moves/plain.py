@@ -50,15 +50,18 @@ def can_refill(offer: Offer) -> bool:
     return not offer.thread
 
 
-def offered(offer: Offer, commits: int, salt: str, spare: str) -> tuple[Any, ...]:
-    """What plain commits that leave together have in common."""
-    return (
-        offer.owner, salt, offer.lease_ms, offer.process, spare, commits,
+def words(commits: Sequence[Commit], stem: str, rq: str, offer: Offer, salt: str, spare: str) -> list[Any]:
+    """What the script takes of plain commits that leave together: what they have in common, then each one's part."""
+    said = [
+        PLAIN, rq, offer.owner, salt, offer.lease_ms, offer.process, spare, len(commits),
         len(offer.tokens), len(offer.queues), *offer.tokens, *offer.queues,
-    )  # fmt: skip
+    ]  # fmt: skip
+    for commit in commits:
+        said += _packed(commit, stem, offer.owner)
+    return said
 
 
-def packed(commit: Commit, stem: str, owner: str) -> list[Any]:
+def _packed(commit: Commit, stem: str, owner: str) -> list[Any]:
     """One commit's part of what `plain.lua` takes."""
     lease, (n, digest, step) = commit.lease, commit.head or NO_HEAD
     row: Sequence[Any] = commit.next[0] if commit.next else NONE

@@ -19,8 +19,8 @@ from redis.exceptions import NoScriptError
 
 from everstep_checkpoint.entries import Fields
 from everstep_checkpoint.errors import Conflict, CorruptEntry, EverstepError, LogError, ServerUnavailable
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys, is_within
-from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.signing import FIELD, Signer, of_environment
 
@@ -45,7 +45,7 @@ from .contract import (
     Within,
     check_thread,
 )
-from .plain import PLAIN, can_refill, flattened, is_plain, offered, packed
+from .plain import PLAIN, can_refill, flattened, is_plain, words
 from .plain import answers as plain_answers
 from .sealing import Sealer
 
@@ -53,6 +53,7 @@ STARTING = ("start", "commit")  # the scripts that begin runs
 T = TypeVar("T")
 _ODD = re.compile(r"\\udc[89a-f]|[\udc80-\udcff]")  # a byte that is no text, as it is decoded, and as `repr` shows that
 Header = dict[str, Any]
+_PLAIN: Header = {PLAIN: 1}  # the arguments behind it say all
 _json = json.JSONEncoder(separators=(",", ":")).encode
 _read = json.JSONDecoder().decode
 
@@ -117,7 +118,7 @@ class Scripts:
         return answers
 
     def _send(self, calls: Sequence[tuple[str, Header, Sequence[Any]]]) -> list[Header]:
-        packed = [(name, (*self._packed(header), *args)) for name, header, args in calls]
+        packed = [(name, (*self._first(header), *args)) for name, header, args in calls]
         try:
             if len(packed) == 1:
                 return [_answered(self._one(*packed[0]))]
@@ -133,14 +134,13 @@ class Scripts:
             said.of(threads.pop())
         return said
 
-    def _packed(self, header: Header) -> tuple[Any, ...]:
-        if PLAIN in header:
-            return (PLAIN, self.keys.rq, *header[PLAIN])
-        return (_json({"rq": self.keys.rq, **header}),)
+    def _first(self, header: Header) -> tuple[str, ...]:
+        """A script's first argument; a plain commit's is the first of its words."""
+        return () if PLAIN in header else (_json({"rq": self.keys.rq, **header}),)
 
     def command(self, name: str, header: Header, args: Sequence[Any]) -> tuple[Any, ...]:
         """The command that runs a script."""
-        return ("EVALSHA", sha(name), 1, self.keys.stem, *self._packed(header), *args)
+        return ("EVALSHA", sha(name), 1, self.keys.stem, *self._first(header), *args)
 
     def _one(self, name: str, args: Sequence[Any]) -> Any:
         try:
@@ -194,10 +194,6 @@ def _told(raw: bytes) -> Header:
         said = [*found.get("refused", ()), *lines]
         found["refused"] = [line.encode("utf-8", "backslashreplace").decode() for line in said]
     return found
-
-
-def _offered(offer: Offer, commits: int) -> tuple[Any, ...]:
-    return offered(offer, commits, salt(), new_id() if offer.queues else "")
 
 
 def _one_answer(commit: Commit, offer: Offer, answer: Header) -> Answer:
@@ -380,13 +376,15 @@ class RedisMoves:
     def command(self, commits: Sequence[Commit], offer: Offer) -> tuple[Any, ...]:
         """The command that commits, for a caller that sends it over a connection of its own. Several go together if
         each of them `is_plain` and the offer `can_refill`."""
-        if len(commits) == 1:
+        if len(commits) == 1 and not (is_plain(commits[0]) and can_refill(offer)):
             return self.scripts.command(*self._commit(commits[0], offer))
-        sealed = [self.sealer.commit(each) if self.sealer is not None else each for each in commits]
-        stem, args = self.scripts.keys.stem, list[Any]()
-        for commit in sealed:
-            args += packed(commit, stem, offer.owner)
-        return self.scripts.command("commit", {PLAIN: _offered(offer, len(sealed))}, args)
+        return self.scripts.command("commit", _PLAIN, self._words(commits, offer))
+
+    def _words(self, commits: Sequence[Commit], offer: Offer) -> list[Any]:
+        if self.sealer is not None:
+            commits = [self.sealer.commit(each) for each in commits]
+        keys = self.scripts.keys
+        return words(commits, keys.stem, keys.rq, offer, salt(), new_id() if offer.queues else "")
 
     def answers_to(self, commits: Sequence[Commit], offer: Offer, raw: object) -> list[Answer | None]:
         """What a reply to such a command means, for each commit; the leases are told with the first one that has an
@@ -399,13 +397,12 @@ class RedisMoves:
         return [None] * len(commits)
 
     def _commit(self, commit: Commit, offer: Offer) -> tuple[str, Header, list[Any]]:
-        commit = self.sealer.commit(commit) if self.sealer is not None else commit
-        lease, header = commit.lease, Header()
         if is_plain(commit) and can_refill(offer):
-            header = {"thread": lease.thread, PLAIN: _offered(offer, 1)}
-            return "commit", header, packed(commit, self.scripts.keys.stem, offer.owner)
+            return "commit", {"thread": commit.lease.thread, **_PLAIN}, self._words([commit], offer)
+        commit = self.sealer.commit(commit) if self.sealer is not None else commit
+        lease = commit.lease
         heads, flat = _entries(commit.entries, lease.n)
-        header = {
+        header: Header = {
             "thread": lease.thread, "n": lease.n, "digest": lease.digest, "task": lease.task, "token": lease.token,
             "run": lease.run, "salt": salt(), "outcome": commit.outcome, "entries": heads, **self._offer(offer),
         }  # fmt: skip

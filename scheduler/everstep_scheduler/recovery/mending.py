@@ -21,8 +21,9 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.chain import Chain
 from everstep_checkpoint.codec import MALFORMED
 from everstep_checkpoint.errors import Conflict, CorruptEntry, LogError, NewerVersion
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import PAGE, new_id, unknown_thread
+from everstep_checkpoint.log import PAGE, unknown_thread
 from everstep_checkpoint.redislog import RedisLog
 from everstep_checkpoint.replay import Fold, fetch, sums_of
 from everstep_checkpoint.signing import placed

@@ -20,8 +20,8 @@ import redis
 
 from everstep_checkpoint.codec import MALFORMED
 from everstep_checkpoint.errors import LogError, ServerError
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 from everstep_checkpoint.redislog import RedisLog
 
 from ..moves.connection import Client, error_code, is_hopeless

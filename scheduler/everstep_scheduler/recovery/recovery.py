@@ -17,8 +17,8 @@ from typing import Any
 
 import redis
 
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import Keys
-from everstep_checkpoint.log import new_id
 
 from ..moves.connection import Client, error_code, translated
 from ..moves.contract import LEASE_MS, Lease

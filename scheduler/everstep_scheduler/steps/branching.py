@@ -19,7 +19,8 @@ from everstep_checkpoint import entries as e
 from everstep_checkpoint.branching import Copied, copied, state_fields, told
 from everstep_checkpoint.codec import PLAIN, Codec
 from everstep_checkpoint.errors import Conflict, InvalidInput, InvalidResume, RunConflict, ThreadBusy, Trimmed
-from everstep_checkpoint.log import Head, Log, new_id
+from everstep_checkpoint.ids import new_id
+from everstep_checkpoint.log import Head, Log
 from everstep_checkpoint.replay import State, commands_of, input_writes, state_at
 
 from ..moves.contract import START_NODE, START_TASK, Branch, Commanded, Moves, Offer, Start, Started

@@ -19,7 +19,7 @@ from everstep_checkpoint.codec import Codec, pack, unpack
 from ..graph.effects import CALL
 from ..graph.options import Cache
 from ..graph.runtime import Send
-from .outcome import Returned
+from .plan import Returned
 
 if TYPE_CHECKING:
     from ..graph.functional import TaskFunction

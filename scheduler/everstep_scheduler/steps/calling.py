@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec
 from everstep_checkpoint.errors import RunFailed, UnknownType, type_name
-from everstep_checkpoint.log import Log, new_id
+from everstep_checkpoint.ids import new_id
+from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import HANDLER, Channels, state_at, step_of
 
 from ..graph.retry import RetryPolicy

@@ -1,24 +1,15 @@
-"""How an attempt ended, as values: what it returned, or what it raised and when to try again. Pure.
-
-Returned   the update and where it leads; the task is done
-Raised     the error as text; `retry_s` says when the next attempt is due, None that there is none
-"""
+"""How an attempt failed, as a value: the error as text, and when to try again. Pure. How one ended well says `plan`."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from everstep_checkpoint.errors import EverstepError, type_name
 
-from ..graph.channels import Write
 from ..graph.isolation import Relayed
 from ..graph.retry import next_delay
-from ..graph.runtime import Send
 from ..graph.spec import NodeSpec
-from .plan import Destinations
 
 TEXT_MAX = 4_000
 TRACEBACK_MAX = 16_000
@@ -39,28 +30,15 @@ class Stopped(EverstepError):
     """An operator stopped the attempt."""
 
 
-class Returned(NamedTuple):
-    """The attempt came to its end. `goto` and `sends` are what edges and routers answered."""
-
-    writes: tuple[Write, ...]
-    goto: tuple[str, ...]
-    sends: tuple[Send, ...]
-
-
 @dataclass(frozen=True)
 class Raised:
-    """The attempt raised. Types travel as names only: nothing is rebuilt from them."""
+    """The attempt raised. Types travel as names only: nothing is rebuilt from them. `retry_s`: when the next attempt is
+    due; None: there is none."""
 
     error_type: str
     text: str
     traceback: str
     retry_s: float | None
-
-
-def returned(writes: Iterable[Write], destinations: Destinations) -> Returned:
-    """The outcome of an attempt that came to its end."""
-    names, sends = destinations
-    return Returned(tuple(writes), tuple(dict.fromkeys(names)), tuple(sends))
 
 
 def raised(node: NodeSpec | None, error: Exception, failures: int, rand: float) -> Raised:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from everstep_checkpoint import entries as e
@@ -46,8 +45,8 @@ from .calls import Calls
 from .effects import Effects, Fenced
 from .isolating import Child
 from .loading import FRESH_STEP, Loader, Stand
-from .outcome import Returned, Stopped, Unserved, returned
-from .plan import adestinations, destinations
+from .outcome import Stopped, Unserved
+from .plan import Returned, adestinations, destinations, returned
 from .settling import Settler
 from .timing import Pace, kept
 from .told import place_of
@@ -114,46 +113,51 @@ class Given(NamedTuple):
 NOTHING_GIVEN = Given()
 
 
-@dataclass
 class Attempt:
     """One try at a task, with all that the node needs. `broken`: it could not be loaded, and will fail saying so.
     `known`: what it came to before, from a cache; its node is not called. `slotted`: it holds a worker's slot.
     `listening` says who listens to attempts here, also to those of graphs that it calls.
     """
 
-    lease: Lease
-    spec: GraphSpec
-    node: NodeSpec | None
-    stand: Stand
-    record: RunRecord
-    loader: Loader
-    doing: Effects
-    given: Given = NOTHING_GIVEN
-    broken: Exception | None = None
-    voice: Voice | None = None
-    cache_key: str = ""
-    known: Returned | None = None
-    slotted: bool = False
-    cache: Cache | None = None
-    shelf: Shelf | None = None
-    listening: Listening | None = None
-    pace: Pace = field(init=False)
-    child: Child | None = field(init=False)  # of an isolated node
-    ahead: list[str] = field(init=False)  # the parts that it has written
-    killed: bool = field(init=False)
-    _calls: Calls | None = field(init=False)
-    _answers: Answers | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.child = None  # here, since mypyc gives no default to a field that `__init__` does not take
-        self.ahead = []
+    def __init__(
+        self,
+        lease: Lease,
+        spec: GraphSpec,
+        node: NodeSpec | None,
+        stand: Stand,
+        record: RunRecord,
+        loader: Loader,
+        doing: Effects,
+        given: Given = NOTHING_GIVEN,
+        broken: Exception | None = None,
+        *,
+        slotted: bool = False,
+        cache: Cache | None = None,
+        shelf: Shelf | None = None,
+    ) -> None:
+        self.lease = lease
+        self.spec = spec
+        self.node = node
+        self.stand = stand
+        self.record = record
+        self.loader = loader
+        self.doing = doing
+        self.given = given
+        self.broken = broken
+        self.slotted = slotted
+        self.cache = cache
+        self.shelf = shelf
+        self.voice: Voice | None = None
+        self.cache_key = ""
+        self.known: Returned | None = None
+        self.listening: Listening | None = None
+        self.child = Child() if node is not None and node.isolate else None
+        self.ahead: list[str] = []  # the parts that it has written
         self.killed = False
-        self._calls = None
-        self._answers = None
-        idle, policy = (self.node.idle_s, self.node.timeout) if self.node is not None else (None, None)
-        self.pace = Pace(self.lease.timeout_s, idle or 0.0, policy is None or policy.refresh_on == "auto")
-        if self.node is not None and self.node.isolate:
-            self.child = Child()
+        self._calls: Calls | None = None
+        self._answers: Answers | None = None
+        idle, policy = (node.idle_s, node.timeout) if node is not None else (None, None)
+        self.pace = Pace(lease.timeout_s, idle or 0.0, policy is None or policy.refresh_on == "auto")
 
     @property
     def calls(self) -> Calls:
@@ -506,9 +510,10 @@ class Performer:
             if not _is_data(error):
                 raise
             return Attempt(lease, spec, node, Stand({}, lease.base), RunRecord(), self.loader, doing, broken=error)
-        attempt = Attempt(lease, spec, node, stand, record, self.loader, doing, given, slotted=self.slotted)
-        attempt.shelf = self.shelf or (Shelf() if spec.untracked else None)
-        attempt.cache = self.cache
+        attempt = Attempt(
+            lease, spec, node, stand, record, self.loader, doing, given,
+            slotted=self.slotted, cache=self.cache, shelf=self.shelf or (Shelf() if spec.untracked else None),
+        )  # fmt: skip
         if node is not None:
             self._recall(attempt, node)
         attempt.listened(self.listening)

@@ -1,6 +1,7 @@
 """What comes after a node, and after a superstep. Pure: no Redis, no clock, no dice.
 
     destinations / adestinations   one attempt: where a node's static edges and routers lead
+    returned                       one attempt: its writes, and where it leads
     plan                           one superstep: all writes applied, joins counted, the next step's nodes; deferred
                                    ones when there is no other
 
@@ -12,7 +13,7 @@ committed together. Sends are kept by the caller; a plan knows the nodes that ed
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -29,6 +30,14 @@ from ..graph.theirs import refuse_theirs
 Destinations = tuple[list[str], list[Send]]
 Asking = Generator[Callable[[], Any], Any, Destinations]
 _WAITS, _NEXT = b"\xc2", b"\xc3"  # what a hidden channel of a deferral holds: false, true
+
+
+class Returned(NamedTuple):
+    """The attempt came to its end. `goto` and `sends` are what edges and routers answered."""
+
+    writes: tuple[Write, ...]
+    goto: tuple[str, ...]
+    sends: tuple[Send, ...]
 
 
 class Done(NamedTuple):
@@ -165,6 +174,12 @@ def destinations(
             call = asking.send(call())
     except StopIteration as end:
         return cast("Destinations", end.value)
+
+
+def returned(writes: Iterable[Write], destinations: Destinations) -> Returned:
+    """The outcome of an attempt that came to its end."""
+    names, sends = destinations
+    return Returned(tuple(writes), tuple(dict.fromkeys(names)), tuple(sends))
 
 
 async def adestinations(

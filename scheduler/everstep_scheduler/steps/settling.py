@@ -48,8 +48,8 @@ from .calling import Called, ChildAsked, ChildFailed
 from .clearing import cleared
 from .effects import Fenced
 from .loading import FRESH_STEP, Loader, Stand, size_of
-from .outcome import Raised, Returned, raised
-from .plan import Done, Planned, armed, plan
+from .outcome import Raised, raised
+from .plan import Done, Planned, Returned, armed, plan
 from .sending import named
 from .updating import clears, dones, nodes_of, shown_node
 from .versions import lacks

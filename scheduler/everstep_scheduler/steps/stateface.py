@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from everstep_checkpoint.codec import PLAIN, Codec
 from everstep_checkpoint.entries import checkpoint_id
 from everstep_checkpoint.errors import InvalidInput, InvalidUpdateError
+from everstep_checkpoint.ids import new_id
 from everstep_checkpoint.keys import begun_thread_text, is_within
-from everstep_checkpoint.log import Log, new_id
+from everstep_checkpoint.log import Log
 from everstep_checkpoint.replay import State, state_at
 
 from ..graph.drawing.picture import Graph

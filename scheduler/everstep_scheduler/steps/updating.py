@@ -12,8 +12,7 @@ from everstep_checkpoint import entries as e
 
 from ..graph.results import NodeResult
 from ..graph.runtime import END, Send
-from .outcome import Returned, returned
-from .plan import Done, adestinations, destinations
+from .plan import Done, Returned, adestinations, destinations, returned
 
 if TYPE_CHECKING:
     from .perform import Attempt
