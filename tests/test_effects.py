@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -29,7 +28,7 @@ from everstep_scheduler.graph.retry import RetryPolicy
 from everstep_scheduler.graph.runtime import END, START, Command, Send
 from everstep_scheduler.inline.compiled import CompiledGraph
 from everstep_scheduler.inline.savers import InMemorySaver, RedisSaver, Saver
-from everstep_scheduler.moves.contract import AWAY_S, PATIENCE_S, Lease
+from everstep_scheduler.moves.contract import AWAY_S, LEASE_MS, PATIENCE_S, Lease
 from everstep_scheduler.reading.derive import derive
 from everstep_scheduler.steps import effects as recorded
 from everstep_scheduler.steps.effects import Effects
@@ -376,15 +375,15 @@ class Away:
         self.patience_s, self.left, self.cause = patience_s, times, cause
         self.wrote: list[Any] = []
 
-    def part(self, lease: Lease, entries: Any) -> bool:
+    def part(self, lease: Lease, entries: Any) -> list[str]:
         if self.left:
             self.left -= 1
             raise self.cause
         self.wrote += entries
-        return True
+        return [f"0-{at}" for at in range(1, len(entries) + 1)]
 
 
-LEASE: Any = SimpleNamespace(thread="t", run="r", task="k", attempt=1, token="x", node="n", effects="")
+LEASE = Lease("x", "t", 0, "", "k", "n", 1, 0, "g", 0, "r", "g", 1, "", "", "", -2, LEASE_MS, 0, "")
 
 
 def test_a_record_is_written_once_redis_is_back_after_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
