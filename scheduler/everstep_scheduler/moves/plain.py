@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeGuard
 
 from everstep_checkpoint.entries import Field, Fields
 
@@ -97,14 +97,22 @@ def _place(node: str, queue: str, timeout_s: float) -> str:
     return f'"n":{_json(node)},"q":{_json(queue)},"w":{_json(timeout_s)}'
 
 
-def answers(commits: Sequence[Commit], offer: Offer, raw: list[Any]) -> list[Answer | None]:
+def is_answer(raw: object) -> TypeGuard[list[Any] | bytes]:
+    """Is it an answer of `lone.lua` or `plain.lua`? All others are JSON."""
+    return isinstance(raw, list) or (isinstance(raw, bytes) and not raw.startswith(b"{"))
+
+
+def answers(commits: Sequence[Commit], offer: Offer, raw: list[Any] | bytes) -> list[Answer | None]:
     """What `plain.lua` answers: the time and the first commit's token, the leases of tasks that waited, and for each
     commit the job of its next task if that is leased at once, and as which lease; -1 if nothing was done. The first one
-    done has all the leases. Raises ValueError for an answer to other commits."""
-    time_ms, _, token = raw[0].partition(b" ")
+    done has all the leases. `lone.lua` answers with a line: the time, the token, the job. Raises ValueError for an
+    answer to other commits."""
+    time_ms, token, *own = (raw if isinstance(raw, bytes) else raw[0]).split(b" ")
     if token.decode() != commits[0].lease.token:  # whose answer it is: nobody has to trust the order of replies
         raise ValueError(f"an answer to other commits than that of {commits[0].lease.token}")
     at_ms = int(time_ms)
+    if isinstance(raw, bytes):
+        return [Answer("ok", (_own(commits[0], offer.tokens[0], own[0].decode(), at_ms),), (), RUNNING.run_status)]
     rows: list[list[Any]] = raw[1]
     told: list[Any] = raw[2:]
     leases, refused, found = dict[int, Lease](), list[str](), list[Answer | None]()

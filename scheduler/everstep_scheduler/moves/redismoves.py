@@ -45,7 +45,7 @@ from .contract import (
     Within,
     check_thread,
 )
-from .plain import PLAIN, can_refill, flattened, is_plain, words
+from .plain import PLAIN, can_refill, flattened, is_answer, is_plain, words
 from .plain import answers as plain_answers
 from .sealing import Sealer
 
@@ -62,10 +62,10 @@ _read = json.JSONDecoder().decode
 def source(name: str) -> str:
     """The text of a script, what all of them share included."""
     lua = files("everstep_scheduler.moves") / "lua"
-    asked = "plain" if name == "commit" else "header"
+    asked = ("lone", "plain") if name == "commit" else ("header",)
     shared = (
         "date",
-        asked,
+        *asked,
         "common",
         "limits",
         "opening",
@@ -175,10 +175,8 @@ def _entries(new: Sequence[Fields], n: int) -> tuple[list[list[Any]], list[Any]]
     return heads, flat
 
 
-def _answered(raw: bytes | list[bytes]) -> Header:
-    if isinstance(raw, list):
-        return {"status": "ok", PLAIN: raw}
-    return _told(raw)
+def _answered(raw: bytes | list[Any]) -> Header:
+    return {"status": "ok", PLAIN: raw} if is_answer(raw) else _told(raw)  # type: ignore[arg-type]
 
 
 def _told(raw: bytes) -> Header:
@@ -390,8 +388,8 @@ class RedisMoves:
         """What a reply to such a command means, for each commit; the leases are told with the first one that has an
         answer. None if it settles nothing: no reply came, an error did, or a rebuild is due, or it was none for such
         company; then `commit` is to be called, which sends it again and sees to that."""
-        if isinstance(raw, list):
-            return plain_answers(commits, offer, raw)  # pyright: ignore[reportUnknownArgumentType]
+        if is_answer(raw):
+            return plain_answers(commits, offer, raw)
         if isinstance(raw, bytes) and (answer := _told(raw)).get("status") != "rebuild":
             return [_answer(answer)]
         return [None] * len(commits)

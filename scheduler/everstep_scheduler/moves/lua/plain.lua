@@ -7,13 +7,7 @@
 -- ARGV: 'plain', the 9 values below, the tokens, the queues; then for each commit its 17 values and the arguments of its
 -- entries, names and values in turn, or, with a size of 0, the 9 values below of a usual checkpoint. Or a JSON header, as for
 -- any script.
-local AT, H, NONE, USUAL = 2, nil, {}, 9
--- What a usual checkpoint says: the rest stands in what is said of its commit.
-local function usual(at, owner, run, task, token, step, digest)
-  local graph, node, attempt, queue, started, took, next_rows, delta, writes = unpack(ARGV, at, at + USUAL - 1)
-  return 'source', 'loop', 'step', step, 'graph', graph, 'run', run, 'by', owner, 'node', node, 'task', task, 'attempt', attempt,
-    'token', token, 'queue', queue, 'started', started, 'ms', took, 'next', next_rows, 'delta', delta, 'writes', writes, 'digest', digest
-end
+local AT, H, NONE = 2, nil, {}
 if ARGV[1] ~= 'plain' then
   H = cjson.decode(ARGV[1])
 else
