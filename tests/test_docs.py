@@ -158,7 +158,9 @@ def test_every_key_stands_in_the_page_on_redis_cli() -> None:
 def test_every_script_stands_in_the_page_on_moves() -> None:
     scripts = {path.stem for package in ("everstep_scheduler.moves", "everstep_checkpoint") for path in _lua(package)}
     text = page("moves.md")
-    pieces = {"common", "date", "header", "limits", "lone", "opening", "plain", "resting", "starting", "taking", "turns"}
+    pieces = {
+        "common", "date", "header", "limits", "lone", "opening", "plain", "resting", "starting", "taking", "turns",
+    }  # fmt: skip
     assert {name for name in pieces if f"`{name}.lua`" not in text} == set()
     assert {name for name in scripts - pieces if f"| `{name}` |" not in text} == set()
 

@@ -425,3 +425,31 @@ def test_what_a_plain_commit_queued_is_taken_by_the_next_one(queue: str, client:
         )
         assert isinstance(raw, list), "it was plain in the script, too"
     assert [row[3:6] for row in raw[1]] == [[b"t0", b"p0", queue.encode()]]
+
+
+@pytest.mark.parametrize("raw", [b"garbage", b"", b"OK", b'"x"', b'{"status":"ok"}', None, 1])
+def test_what_neither_of_the_two_answers_is_no_answer_of_theirs(raw: object) -> None:
+    assert not plain.is_answer(raw)
+
+
+@pytest.mark.parametrize("name", ["graph", "jid"])
+def test_a_thread_s_hash_that_lacks_a_field_is_left_to_the_general_commit(name: str, client: redis.Redis) -> None:
+    """A commit that is alone writes nothing before it knows all that it will say."""
+    side = Side(True, client)
+    fields: e.Fields = {"run": "r", "kind_of_run": "input", "task": "start", "node": "a", "graph": "g", "queue": "g"}
+    side.moves.start(Start("t", "r", "input", "g", "g", "r", fields))
+    (first,) = side.moves.claim(Offer("w1", ("1" * 22,), ("g",), "w1", LEASE_MS)).leases
+    (lease,) = side.moves.commit([(plain_commit(first), Offer("w1", ("2" * 22,), ("g",), "w1", LEASE_MS))])[0].leases
+    commit = plain_commit(lease)
+    said = {**commit.entries[0], "source": "loop", "by": "w1", "node": "a", "attempt": 1, "queue": "g", "started": 0}
+    told: e.Fields = {each: said.get(each, 7) for each in plain.USUAL}
+    commit = commit._replace(entries=(told,))
+    assert plain.is_usual(commit, told, "w1")
+    client.hdel(KEYS.thread("t"), name)
+    text = client.hget(KEYS.open("t"), lease.task)
+    raw = redismoves.source("commit").partition("-- plain:")[0] + "return 'left'"
+    words = plain.words([commit], KEYS.stem, KEYS.rq, Offer("w1", ("3" * 22,), ("g",), "w1", LEASE_MS), "salt", "spare")
+    assert client.eval(raw, 1, KEYS.stem, *words) == b"left"
+    assert client.hget(KEYS.open("t"), lease.task) == text
+    client.hset(KEYS.thread("t"), name, "g")
+    assert plain.is_answer(client.eval(raw, 1, KEYS.stem, *words))

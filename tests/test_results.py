@@ -39,6 +39,9 @@ def unannotated(state):  # type: ignore[no-untyped-def]
     return Command(goto="b")
 
 
+FIVE: Any = 5
+
+
 def test_a_command_is_writes_and_destinations_in_order() -> None:
     send = Send("c", 1)
     told = [Command(update={"n": 1}, goto=["b", send, END]), {"log": ["x"]}, Command(update=[("log", ["y"])], goto="c")]
@@ -54,6 +57,9 @@ def test_a_command_is_writes_and_destinations_in_order() -> None:
         (Command(goto=Send("d", 1)), "goes to 'd', which is no node"),
         (Command(goto=Send(END, 1)), "goes to '__end__', which is no node"),
         (Command(goto=START), "goes to '__start__', which is no node"),
+        (Command(goto=["b", FIVE]), "goes to 5, which is no node"),
+        (Command(update={1: 2}), "wrote 1, which is no key"),
+        (Command(update=[(b"n", 2)]), "wrote b'n', which is no key"),
         (Command(update={"m": 1}), "wrote 'm', which is no key"),
         (Command(update=[("n", 1), "n"]), "a list, but not one of pairs"),
         (Command(update=3), "returned an int"),

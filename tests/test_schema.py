@@ -345,6 +345,8 @@ def test_output_and_input_schemas_narrow() -> None:
             {"cuont": 1},
             "The node 'n' wrote 'cuont', which is no key of the state (node 'n'). Did you mean 'count'?",
         ),
+        ({1: 2}, "wrote 1, which is no key"),
+        ({None: 2}, "wrote None, which is no key"),
         (Item("x"), "wrote 'name'"),
     ],
 )

@@ -62,16 +62,20 @@ def written(spec: GraphSpec, node: str, returned: object) -> list[Write]:
     return pairs_written(spec, node, fields.items())
 
 
-def pairs_written(spec: GraphSpec, node: str, pairs: Iterable[tuple[str, Any]]) -> list[Write]:
+def pairs_written(spec: GraphSpec, node: str, pairs: Iterable[Any]) -> list[Write]:
     """Keys and values as writes; a key may come several times. Managed keys are passed over, as in LangGraph."""
-    found = [(key, value) for key, value in pairs if key not in spec.managed]
-    for key, _ in found:
+    found: list[tuple[Any, Any]] = []  # a key is whatever a node returned, until it is one of the channels
+    for pair in pairs:
+        key, value = pair
+        if key in spec.managed:
+            continue
         if key not in spec.channels:
             raise InvalidUpdateError(
                 f"The node {node!r} wrote {key!r}, which is no key of the state",
                 node=node,
                 fix=did_you_mean(key, spec.channels),
             )
+        found.append((key, value))
     return encoded(spec.codec, found, node, spec.untracked)
 
 

@@ -81,7 +81,7 @@ def _obey(spec: GraphSpec, node: str, command: Command[Any], result: NodeResult)
         )
     result.writes.extend(_update(spec, node, command.update))
     for each in command.goes:
-        name = each.node if isinstance(each, Send) else each
+        name: Any = each.node if isinstance(each, Send) else each  # whatever was said, until it is one of the nodes
         if name == END and not isinstance(each, Send):
             continue
         if name not in spec.nodes:
@@ -118,7 +118,8 @@ def command_ends(
     By `destinations`, else by its annotation. Without one, a function that can see `Command` may go anywhere.
     """
     if given is not None:
-        return dict(given) if isinstance(given, Mapping) else {name: name for name in given}
+        names: Any = given  # whatever was said, until the graph is checked
+        return dict(given) if isinstance(given, Mapping) else {name: name for name in names}
     if "return" not in hints:
         return None if _sees_commands(function) else {}
     found = dict[str, str]()
@@ -126,10 +127,10 @@ def command_ends(
         if said is Command:
             return None
         if get_origin(said) is Command:
-            names = [name for literal in _alternatives(get_args(said)[0]) for name in get_args(literal)]
-            if get_origin(get_args(said)[0]) is not Literal and not names:
+            literals = [name for literal in _alternatives(get_args(said)[0]) for name in get_args(literal)]
+            if get_origin(get_args(said)[0]) is not Literal and not literals:
                 return None
-            found.update({str(name): str(name) for name in names})
+            found.update({str(name): str(name) for name in literals})
     return found
 
 

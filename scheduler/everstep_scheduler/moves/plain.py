@@ -1,4 +1,4 @@
-"""The commit that nearly every step is, as `plain.lua` takes it, and what that answers. Pure.
+"""The commit that nearly every step is, as `lone.lua` and `plain.lua` take it, and what they answer. Pure.
 
 Several leave together: what is said of all of them stands once. What it says of a task is written here to the byte as
 the script matches it.
@@ -20,7 +20,7 @@ PLAIN = "plain"
 NONE = ("", "", "", 0.0)  # of a run that is done no task is next
 NO_HEAD = (0, "", 0)
 RUNNING, DONE = Answer("ok", run_status="running"), Answer("ok", run_status="done")
-_USUAL = (
+USUAL = (
     "v", "kind", "source", "step", "graph", "run", "by", "node", "task", "attempt", "token", "queue", "started", "ms",
     "next", "delta", "writes", "digest",
 )  # fmt: skip
@@ -80,7 +80,7 @@ def is_usual(commit: Commit, entry: Fields, owner: str) -> bool:
     """Does the checkpoint say what `plain.lua` makes of what it is told of the commit, and of `_OWN`?"""
     lease, (_, digest, step) = commit.lease, commit.head or NO_HEAD
     return (
-        tuple(entry) == _USUAL
+        tuple(entry) == USUAL
         and entry["source"] == "loop"
         and entry["by"] == owner
         and entry["token"] == lease.token
@@ -98,8 +98,8 @@ def _place(node: str, queue: str, timeout_s: float) -> str:
 
 
 def is_answer(raw: object) -> TypeGuard[list[Any] | bytes]:
-    """Is it an answer of `lone.lua` or `plain.lua`? All others are JSON."""
-    return isinstance(raw, list) or (isinstance(raw, bytes) and not raw.startswith(b"{"))
+    """Is it an answer of `plain.lua`, or of `lone.lua`, which begins with the time? All others are JSON."""
+    return isinstance(raw, list) or (isinstance(raw, bytes) and raw[:1].isdigit())
 
 
 def answers(commits: Sequence[Commit], offer: Offer, raw: list[Any] | bytes) -> list[Answer | None]:
@@ -107,7 +107,7 @@ def answers(commits: Sequence[Commit], offer: Offer, raw: list[Any] | bytes) -> 
     commit the job of its next task if that is leased at once, and as which lease; -1 if nothing was done. The first one
     done has all the leases. `lone.lua` answers with a line: the time, the token, the job. Raises ValueError for an
     answer to other commits."""
-    time_ms, token, *own = (raw if isinstance(raw, bytes) else raw[0]).split(b" ")
+    time_ms, token, *own = (raw if isinstance(raw, bytes) else raw[0]).split(b" ", 2)
     if token.decode() != commits[0].lease.token:  # whose answer it is: nobody has to trust the order of replies
         raise ValueError(f"an answer to other commits than that of {commits[0].lease.token}")
     at_ms = int(time_ms)

@@ -175,8 +175,8 @@ def _entries(new: Sequence[Fields], n: int) -> tuple[list[list[Any]], list[Any]]
     return heads, flat
 
 
-def _answered(raw: bytes | list[Any]) -> Header:
-    return {"status": "ok", PLAIN: raw} if is_answer(raw) else _told(raw)  # type: ignore[arg-type]
+def _answered(raw: Any) -> Header:
+    return {"status": "ok", PLAIN: raw} if is_answer(raw) else _told(raw)
 
 
 def _told(raw: bytes) -> Header:

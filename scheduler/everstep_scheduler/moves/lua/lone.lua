@@ -11,6 +11,7 @@ end
 if ARGV[1] == 'plain' and ARGV[8] == '1' and ARGV[9] ~= '0' then
   local rq, owner, salt, lease_ms, proc, _, _, tokens, queues, fresh = unpack(ARGV, 2, 11)
   local at, here = 11 + tokens + queues, false
+  lease_ms = 0 + lease_ms -- as `plain` writes it
   local thread, n, digest, task, token, run, head_n, head_digest, head_step, next_task, next_node, next_queue, timeout, named, place,
     before, size = unpack(ARGV, at, at + 16)
   if next_task ~= '' and before == '0' and size == '0' then
@@ -23,7 +24,7 @@ if ARGV[1] == 'plain' and ARGV[8] == '1' and ARGV[9] ~= '0' then
       '^{"p":"lease","a":%d+,"n":"[^"]*","q":"([^"\\]*)","w":[%d.]+,"o":("[^"]*"),"t":"([^"]*)","L":%d+,"j":"([^"]*)"}$')
     local mine = q and o == me and t == token and stands[1] and stands[2] and not stands[3] and not stands[4]
       and T[1] == n and T[2] == digest and T[3] == 'running' and T[4] == '1' and T[5] == '1' and T[6] == run
-      and (T[7] or '') == '' and (T[8] or '') == '' and not T[9]
+      and (T[7] or '') == '' and (T[8] or '') == '' and not T[9] and T[10] and T[11]
     for i = 1, mine and queues or 0 do
       local queue = ARGV[10 + tokens + i]
       mine, here = mine and show('LLEN', R .. 'queue:' .. queue) == 0, here or queue == next_queue

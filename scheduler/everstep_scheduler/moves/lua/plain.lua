@@ -3,7 +3,7 @@
 -- worth. Several that ended together come in one call, and what all of them do to an index is one command.
 -- It reads all it needs first. Where anything about a commit is out of the ordinary it has written nothing of it: if it came
 -- alone, `commit` behind this decides, else it is answered with -1, and the caller sends it alone. `jobs` of a thread that
--- goes on, which paces wide steps, is left as it is.
+-- goes on, which paces wide steps, is left as it is. `usual` and `USUAL` stand in `lone`.
 -- ARGV: 'plain', the 9 values below, the tokens, the queues; then for each commit its 17 values and the arguments of its
 -- entries, names and values in turn, or, with a size of 0, the 9 values below of a usual checkpoint. Or a JSON header, as for
 -- any script.
