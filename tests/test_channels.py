@@ -240,6 +240,11 @@ class Growing(TypedDict, total=False):
     messages: Annotated[list[Any], add_messages]
 
 
+def elsewhere(value: bytes) -> bytes:
+    """The same, as another process has it."""
+    return bytes(bytearray(value))
+
+
 @settings(max_examples=60)
 @given(items=st.lists(st.lists(ITEMS), min_size=1, max_size=3), chats=st.lists(CHATS, min_size=1, max_size=3))
 def test_a_list_that_grows_is_stored_byte_for_byte_as_if_it_were_encoded_anew(
@@ -263,6 +268,14 @@ def test_a_list_that_grows_is_stored_byte_for_byte_as_if_it_were_encoded_anew(
                     for each in encoded:
                         step_by_step = apply(spec, {name: step_by_step}, [each])[name]
                     assert step_by_step == wanted
+                    here = before  # two processes in turn: what the other one made is read on
+                    for number, each in enumerate(encoded):
+                        there = apply(spec, {name: here if number % 2 else elsewhere(here)}, [each])[name]
+                        if number % 2 == 0:
+                            there = elsewhere(there)
+                            channels.read_on({name: here}, {name: there})
+                        here = there
+                    assert here == wanted
 
 
 @pytest.mark.source
@@ -302,6 +315,29 @@ def test_a_long_list_that_this_process_made_is_not_read_to_grow(name: str, monke
     assert len([size for size in read if size > channels.NOTED_FROM]) == 1, "the one that came from elsewhere"
 
 
+@pytest.mark.source
+@pytest.mark.parametrize("name", ["items", "messages"])
+def test_a_long_list_that_another_process_made_longer_is_not_read_to_grow(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(Growing)
+    said = [{"id": str(n), "role": "user", "content": "x" * 100} for n in range(60)]
+    encode, decode, read = spec.codec.encode, spec.codec.decode, list[int]()
+
+    def counted(data: bytes, where: str = "value") -> object:
+        read.append(len(data))
+        return decode(data, where)
+
+    here = apply(spec, {name: encode(said[:50])}, [(name, encode(said[50:51]))])
+    monkeypatch.setattr(spec.codec, "decode", counted)
+    for end in (53, 56, 59):
+        there = {name: elsewhere(encode(said[:end]))}
+        channels.read_on(here, there)
+        here = apply(spec, there, [(name, encode(said[end : end + 1]))])
+    assert here[name] == encode(said)
+    assert max(read) < channels.NOTED_FROM
+
+
 SAID: tuple[tuple[str, Any], ...] = (
     ("one with a known id", [{"id": "7", "role": "user", "content": "another"}]),
     ("two with the same new id", [{"id": "new", "role": "user", "content": word} for word in "ab"]),
@@ -322,6 +358,9 @@ def test_a_long_chat_that_this_process_made_takes_what_any_chat_takes(more: Any)
     assert found == spec.codec.encode(add_messages(said, more))
     again = apply(spec, {"messages": found}, [("messages", spec.codec.encode(said[:2]))])["messages"]
     assert again == spec.codec.encode(add_messages(spec.codec.decode(found), said[:2]))
+    there = {"messages": elsewhere(found)}  # another process made it
+    channels.read_on(made, there)
+    assert apply(spec, there, [("messages", spec.codec.encode(said[:2]))])["messages"] == again
 
 
 class Appended(TypedDict, total=False):

@@ -9,14 +9,18 @@ import pytest
 
 from everstep_checkpoint import entries as e
 from everstep_checkpoint.codec import Codec, pack
-from everstep_checkpoint.delta import SET
+from everstep_checkpoint.delta import SET, diff, encode_delta
 from everstep_checkpoint.entries import Entry
 from everstep_checkpoint.errors import CorruptEntry
 from everstep_checkpoint.log import Asked, MemoryLog, Span
 from everstep_checkpoint.replay import state_at, states
+from everstep_scheduler.graph.builder import StateGraph
+from everstep_scheduler.graph.channels import apply
+from everstep_scheduler.graph.messages import MessagesState
+from everstep_scheduler.graph.runtime import START
 from everstep_scheduler.moves.contract import LEASE_MS, Lease
 from everstep_scheduler.steps import loading, readahead
-from everstep_scheduler.steps.loading import Loader
+from everstep_scheduler.steps.loading import Loader, Stand
 from golden.dump import FOLDER, DumpLog
 
 STORIES = sorted(path.stem for path in FOLDER.glob("v*.jsonl"))
@@ -135,6 +139,37 @@ def test_what_others_added_to_several_threads_is_read_at_once_and_each_stands_wh
         loader.record(lease, codec)
     assert log.alone == 0
     assert stands == [Loader(log).stand(lease) for lease in last]
+
+
+@pytest.mark.source
+def test_of_a_long_list_that_grew_elsewhere_only_what_is_new_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes in turn on a chat: each has made the list that the other one went on from."""
+    spec = StateGraph(MessagesState).add_node("n", lambda state: None).add_edge(START, "n").spec("g")
+    log, digest, states = MemoryLog(), "birth", list[dict[str, bytes]]()
+    log.append("t", [e.fact("run_started", "r", birth="birth", record=e.wrap(b"\x80"))], None)
+    said = [{"id": str(n), "role": "user", "content": "x" * 9000} for n in range(4)]
+    loader, leases = Loader(log), list[Lease]()
+    for n, each in enumerate(said, 1):
+        before = states[-1] if states else {}
+        states.append(apply(spec, before, [("messages", spec.codec.encode([each]))]))
+        delta = e.wrap(encode_delta({"messages": diff(before.get("messages"), states[-1]["messages"]) or []}))
+        fields = e.checkpoint(digest, n, source="loop", step=n - 2, graph="g@1", run="r", next="[]", delta=delta)
+        log.append("t", [fields], (n - 1, digest))
+        digest = str(fields["digest"])
+        leases.append(NOBODY._replace(thread="t", n=n, digest=digest, birth="birth"))
+    here = apply(spec, loader.stand(leases[0]).channels, [("messages", spec.codec.encode(said[1:2]))])
+    loader.keep("t", 2, leases[1].digest, Stand(here, 0, run="r"))
+    there = loader.stand(leases[3]).channels
+    assert there == states[3]
+    decode, read = Codec.decode, list[int]()
+
+    def counted(self: Codec, data: bytes, where: str = "value") -> object:
+        read.append(len(data))
+        return decode(self, data, where)
+
+    monkeypatch.setattr(Codec, "decode", counted)
+    apply(spec, there, [("messages", spec.codec.encode([said[0] | {"id": "new"}]))])
+    assert len(read) == 1 and read[0] < 10_000
 
 
 def test_a_thread_that_was_begun_anew_is_not_taken_for_the_old_one() -> None:

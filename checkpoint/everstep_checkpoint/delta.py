@@ -193,6 +193,13 @@ def appended(data: bytes, more: bytes) -> bytes:
     return b"".join(_appended(old, new.count, [memoryview(more)[new.start :]]))
 
 
+def behind(before: bytes, after: bytes) -> bytes | None:
+    """The items that a list has behind all those of an earlier one, as a list. None if it does not begin with them."""
+    old, new = Layout.of(before), Layout.of(after)
+    op = _append(old, new) if old.kind == new.kind == "list" else None
+    return None if op is None else array_header(op[1]) + op[2]
+
+
 def _spliced(old: Layout, start: int, removed: int, count: int, items: bytes) -> list[Piece]:
     if start + removed > old.sequence().count:
         raise Impossible(f"items {start} to {start + removed} of {old.count}")

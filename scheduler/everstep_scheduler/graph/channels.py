@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NotRequired, Requi
 
 from everstep_checkpoint.beside import Beside
 from everstep_checkpoint.codec import Codec
-from everstep_checkpoint.delta import appended
-from everstep_checkpoint.errors import GraphError, InvalidUpdateError, caused
+from everstep_checkpoint.delta import appended, behind
+from everstep_checkpoint.errors import EverstepError, GraphError, InvalidUpdateError, caused
 
 from .kinds import Kind, kind_of, overwritten
 from .messages import NO_IDS, add_messages, ids_of, listed, new_ids
@@ -218,6 +218,24 @@ def _behind(codec: Codec, channel: Channel, first: bytes, rest: Sequence[bytes],
         return None
     _made.put(longer, made._replace(ids=known))
     return longer
+
+
+def read_on(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
+    """Another process went on from channels that this one has. Of a long list that is known here, only what was put
+    behind it is new."""
+    for name, now in after.items():
+        was = before.get(name, b"")
+        made = _made.get(was) if len(was) >= NOTED_FROM and now is not was else None
+        more = behind(was, now) if made is not None else None
+        if made is None or more is None:
+            continue
+        try:
+            items = made.codec.decode(more, f"channel {name!r}")
+        except EverstepError:
+            continue  # whoever decodes it says so
+        new = new_ids(made.ids, items) if made.reducer is add_messages else NO_IDS
+        if new is not None:
+            _made.put(now, made._replace(ids=made.ids | new))
 
 
 def _appended(codec: Codec, first: bytes, old: Any, value: Any, where: str) -> bytes | None:

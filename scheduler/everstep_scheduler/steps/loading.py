@@ -19,6 +19,7 @@ from everstep_checkpoint.log import PAGE, Log, Span
 from everstep_checkpoint.readingon import Known, span_on, state_on
 from everstep_checkpoint.replay import Channels, State, commands_of, state_at
 
+from ..graph.channels import read_on
 from ..moves.contract import JOIN_TASK, START_TASK, UPDATE_TASK, Lease
 from ..moves.record import RunRecord
 from .readahead import ReadAhead
@@ -149,7 +150,10 @@ class Loader:
             state = state_on(self._ahead.of(lease.token), lease.thread, known, lease.n)
         except CorruptEntry:
             return None  # reading all of it says what is wrong, if anything is
-        return _stand(state) if state is not None and _is_at(lease, state) else None
+        if state is None or not _is_at(lease, state):
+            return None
+        read_on(known.channels, state.channels)
+        return _stand(state)
 
     def prove(self, lease: Lease) -> None:
         """Read the checkpoint of a lease from the log, since that came, whatever the cache has. Raises LogError."""
