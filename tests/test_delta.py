@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from everstep_checkpoint import delta as d
 from everstep_checkpoint.codec import PLAIN, walker
-from everstep_checkpoint.delta import decode_delta, decode_state, diff, encode_delta, encode_state, fold, refs
+from everstep_checkpoint.delta import decode_delta, decode_state, diff, encode_delta, encode_state, fold, merged, refs
 from everstep_checkpoint.errors import CorruptEntry
 from everstep_checkpoint.tagged import Tagged
 
@@ -327,6 +327,39 @@ def test_any_stored_bytes_fold_or_are_a_corrupt_entry(data: bytes, value: object
 def test_diff_of_bytes_that_are_no_encoding_never_lies(before: bytes, after: bytes) -> None:
     op = diff(before, after)
     assert op is None or fold({"c": before}, {"c": op}) == {"c": after}
+
+
+LISTS = st.lists(st.integers(0, 9), max_size=3)
+OPS = st.one_of(
+    st.builds(lambda value: [d.SET, E(value)], st.one_of(LISTS, st.integers(0, 9))),
+    st.builds(lambda items, more: [d.APPEND, len(items) + more, b"".join(map(E, items))], LISTS, st.integers(0, 1)),
+    st.just([d.DELETE]),
+)
+
+
+@given(
+    state=st.dictionaries(st.sampled_from("xy"), LISTS), deltas=st.lists(st.dictionaries(st.sampled_from("xy"), OPS))
+)
+def test_two_deltas_in_one_come_to_what_they_come_to_one_behind_the_other(
+    state: dict[str, Any], deltas: list[Any]
+) -> None:
+    """Also where one does not fit."""
+
+    def folded(*each: Any) -> dict[str, bytes] | None:
+        found = {name: E(value) for name, value in state.items()}
+        try:
+            for delta in each:
+                found = fold(found, delta)
+        except CorruptEntry:
+            return None
+        return found
+
+    both: Any = {}
+    for number, delta in enumerate(deltas, 1):
+        both = merged(both, delta)
+        if both is None:
+            break
+        assert folded(both) == folded(*deltas[:number])
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,24 @@ def appended(data: bytes, more: bytes) -> bytes:
     return b"".join(_appended(old, new.count, [memoryview(more)[new.start :]]))
 
 
+def merged(first: Delta, then: Delta) -> Delta | None:
+    """One delta for two that follow each other. None where it takes a look at the values, or where one may not fit."""
+    found = dict(first)
+    for channel, op in then.items():
+        was = found.get(channel)
+        if was is None or was[0] == op[0] == SET:
+            found[channel] = op
+        elif was[0] == op[0] == APPEND:
+            try:
+                items = _counted(was[2], was[1]) + _counted(op[2], op[1])
+            except (Impossible, *MALFORMED):  # type: ignore[misc]
+                return None  # whoever applies it says so
+            found[channel] = [APPEND, was[1] + op[1], items]
+        else:
+            return None
+    return found
+
+
 def behind(before: bytes, after: bytes) -> bytes | None:
     """The items that a list has behind all those of an earlier one, as a list. None if it does not begin with them."""
     old, new = Layout.of(before), Layout.of(after)

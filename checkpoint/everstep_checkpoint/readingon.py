@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import entries as e
-from .delta import decode_delta, fold, refs
+from .delta import Delta, decode_delta, fold, merged, refs
 from .log import PAGE, Log, Span
 from .replay import Channels, Fold, State, folder_of, stands_alone, sums_of
 from .sound import sound
@@ -64,18 +64,21 @@ def _behind(log: Log, span: Span) -> Sequence[e.Entry]:
 def _plainly(known: Known, entries: Sequence[e.Entry]) -> State | None:
     """What a `Fold` would come to, the short way: there are only checkpoints, each a delta that takes nothing from a
     fact. Steps of one task are so. None: it isn't so, or the first one does not build on the known one."""
-    channels, size = known.channels, known.delta_bytes
+    channels, size, delta = known.channels, known.delta_bytes, Delta()
     for n, entry in enumerate(entries, known.n + 1):
         if entry.k or entry.n != n or stands_alone(entry):
             return None
         stored = entry.value("delta") or b"\x80"
-        delta = decode_delta(stored)
-        if refs(delta):
+        found = decode_delta(stored)
+        if refs(found):
             return None
-        channels, size = fold(channels, delta), size + len(stored)
+        both = merged(delta, found)  # what is put behind a long list several times is so at once
+        if both is None:
+            channels, both = fold(channels, delta), found
+        delta, size = both, size + len(stored)
     if not entries or entries[0].digest_on(known.digest) != entries[0].digest:
         return None
-    return State(entries[-1], channels, known.birth, known.since_snapshot + len(entries), size)
+    return State(entries[-1], fold(channels, delta), known.birth, known.since_snapshot + len(entries), size)
 
 
 def _folder_at(log: Log, thread: str, known: Known) -> Fold:
