@@ -356,6 +356,11 @@ def test_a_long_chat_that_this_process_made_takes_what_any_chat_takes(more: Any)
     made = apply(spec, {"messages": spec.codec.encode(said[:-1])}, [("messages", spec.codec.encode(said[-1:]))])
     found = apply(spec, made, [("messages", spec.codec.encode(more))])["messages"]
     assert found == spec.codec.encode(add_messages(said, more))
+    other = [{"id": "other", "role": "user", "content": "b"}]
+    for each in (other, more, more, other):  # twice the same, as a router and the step's plan ask, and others
+        assert apply(spec, made, [("messages", spec.codec.encode(each))])["messages"] == spec.codec.encode(
+            add_messages(said, each)
+        )
     again = apply(spec, {"messages": found}, [("messages", spec.codec.encode(said[:2]))])["messages"]
     assert again == spec.codec.encode(add_messages(spec.codec.decode(found), said[:2]))
     there = {"messages": elsewhere(found)}  # another process made it

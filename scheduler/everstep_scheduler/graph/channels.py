@@ -178,11 +178,13 @@ NOTED_FROM = 4096
 
 
 class Made(NamedTuple):
-    """What made a long list here. `ids`: of its messages, if it was `add_messages`."""
+    """What made a long list here. `ids`: of its messages, if it was `add_messages`. `grew`: what was last put behind it
+    and what came of it: a router sees its own node's writes, and then the step is planned with the same."""
 
     codec: Codec
     reducer: Callable[..., Any] | None
     ids: frozenset[str]
+    grew: tuple[Sequence[bytes], bytes] | None = None
 
 
 _made: Beside[Made] = Beside()
@@ -201,6 +203,8 @@ def _behind(codec: Codec, channel: Channel, first: bytes, rest: Sequence[bytes],
     made = _made.get(first) if len(first) >= NOTED_FROM and channel.reducer in APPENDING else None
     if made is None or made.codec is not codec or made.reducer is not channel.reducer:
         return None
+    if made.grew is not None and made.grew[0] == rest:
+        return made.grew[1]
     known, items = made.ids, list[Any]()
     for each in rest:
         value = codec.decode(each, where)
@@ -216,7 +220,8 @@ def _behind(codec: Codec, channel: Channel, first: bytes, rest: Sequence[bytes],
     longer = appended(first, codec.encode(items, where))
     if len(longer) > codec.value_max:
         return None
-    _made.put(longer, made._replace(ids=known))
+    _made.put(longer, made._replace(ids=known, grew=None))
+    _made.put(first, made._replace(grew=(rest, longer)))
     return longer
 
 
@@ -235,7 +240,7 @@ def read_on(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
             continue  # whoever decodes it says so
         new = new_ids(made.ids, items) if made.reducer is add_messages else NO_IDS
         if new is not None:
-            _made.put(now, made._replace(ids=made.ids | new))
+            _made.put(now, made._replace(ids=made.ids | new, grew=None))
 
 
 def _appended(codec: Codec, first: bytes, old: Any, value: Any, where: str) -> bytes | None:
