@@ -22,6 +22,18 @@ def test_a_note_belongs_to_one_object_and_the_longest_unused_goes() -> None:
     assert notes.get(third) == "c"
 
 
+def test_what_a_note_holds_counts_too() -> None:
+    notes: Beside[bytes] = Beside(250)
+    first, second = bytes(100), bytes(101)
+    notes.put(first, b"")
+    notes.put(second, b"")
+    notes.put(second, bytes(50), 50)  # 251 bytes: the longest unused goes
+    assert (notes.get(first), notes.get(second)) == (None, bytes(50))
+    notes.put(second, b"")  # which holds nothing again
+    notes.put(first, bytes(49), 49)
+    assert (notes.get(first), notes.get(second)) == (bytes(49), b"")
+
+
 def test_an_object_that_comes_where_another_one_was_has_no_note() -> None:
     """The one that has a note is held: no other one can have its place in memory."""
     notes: Beside[int] = Beside(10_000)

@@ -19,7 +19,7 @@ class Beside(Generic[T]):
     def __init__(self, bytes_max: int = BYTES_MAX) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._kept: OrderedDict[int, tuple[bytes, T]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[bytes, T, int]] = OrderedDict()  # and how many bytes that is
         self._lock = threading.Lock()
 
     def get(self, data: bytes) -> T | None:
@@ -31,14 +31,16 @@ class Beside(Generic[T]):
             self._kept.move_to_end(id(data))
             return found[1]
 
-    def put(self, data: bytes, note: T) -> None:
-        """Note something, if that is not too long for all of them."""
-        if len(data) > self._bytes_max:
+    def put(self, data: bytes, note: T, held: int = 0) -> None:
+        """Note something, if that is not too long for all of them. `held`: how many bytes the note itself holds."""
+        size = len(data) + held
+        if size > self._bytes_max:
             return
         with self._lock:
-            if self._kept.pop(id(data), None) is None:
-                self._bytes += len(data)
-            self._kept[id(data)] = data, note
+            if (old := self._kept.pop(id(data), None)) is not None:
+                self._bytes -= old[2]
+            self._bytes += size
+            self._kept[id(data)] = data, note, size
             while self._bytes > self._bytes_max:
-                _, (gone, _) = self._kept.popitem(last=False)
-                self._bytes -= len(gone)
+                _, (_, _, gone) = self._kept.popitem(last=False)
+                self._bytes -= gone

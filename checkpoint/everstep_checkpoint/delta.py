@@ -194,18 +194,20 @@ def appended(data: bytes, more: bytes) -> bytes:
 
 
 def merged(first: Delta, then: Delta) -> Delta | None:
-    """One delta for two that follow each other. None where it takes a look at the values, or where one may not fit."""
+    """One delta for two that follow each other; `first` is empty, or was made here. None where it takes a look at the
+    values, or where one may not fit."""
     found = dict(first)
     for channel, op in then.items():
         was = found.get(channel)
+        if op[0] == APPEND:
+            try:
+                _counted(op[2], op[1])
+            except (Impossible, *MALFORMED):  # type: ignore[misc]
+                return None  # whoever applies it says so
         if was is None or was[0] == op[0] == SET:
             found[channel] = op
         elif was[0] == op[0] == APPEND:
-            try:
-                items = _counted(was[2], was[1]) + _counted(op[2], op[1])
-            except (Impossible, *MALFORMED):  # type: ignore[misc]
-                return None  # whoever applies it says so
-            found[channel] = [APPEND, was[1] + op[1], items]
+            found[channel] = [APPEND, was[1] + op[1], was[2] + op[2]]
         else:
             return None
     return found

@@ -220,8 +220,8 @@ def _behind(codec: Codec, channel: Channel, first: bytes, rest: Sequence[bytes],
     longer = appended(first, codec.encode(items, where))
     if len(longer) > codec.value_max:
         return None
+    _made.put(first, made._replace(grew=(rest, longer)), len(longer))
     _made.put(longer, made._replace(ids=known, grew=None))
-    _made.put(first, made._replace(grew=(rest, longer)))
     return longer
 
 

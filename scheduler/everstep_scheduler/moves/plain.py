@@ -62,7 +62,7 @@ def words(commits: Sequence[Commit], stem: str, rq: str, offer: Offer, salt: str
 
 
 def _packed(commit: Commit, stem: str, owner: str) -> list[Any]:
-    """One commit's part of what `plain.lua` takes."""
+    """One commit's part of what the script takes."""
     lease, (n, digest, step) = commit.lease, commit.head or NO_HEAD
     row: Sequence[Any] = commit.next[0] if commit.next else NONE
     named = f'{{"keys":{_quoted(stem)},"n":{n},"task":"{row[0]}","thread":{_quoted(lease.thread)}}}'

@@ -374,7 +374,7 @@ class RedisMoves:
     def command(self, commits: Sequence[Commit], offer: Offer) -> tuple[Any, ...]:
         """The command that commits, for a caller that sends it over a connection of its own. Several go together if
         each of them `is_plain` and the offer `can_refill`."""
-        if len(commits) == 1 and not (is_plain(commits[0]) and can_refill(offer)):
+        if len(commits) == 1:
             return self.scripts.command(*self._commit(commits[0], offer))
         return self.scripts.command("commit", _PLAIN, self._words(commits, offer))
 
