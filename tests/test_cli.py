@@ -487,9 +487,11 @@ def test_dev_restarts_on_a_change_shows_steps_and_takes_everything_with_it(tmp_p
         url = re.findall(r"EVERSTEP_URL=(\S+)", errors.read_text())[0]
         client = Site(url).client
         first = client.submit("counting", json.loads(FIVE), thread_id="dev").result(20)
+        old: Any = client.redis.smembers(client.keys.rq_workers)
         (tmp_path / "devgraph.py").write_text(COUNTING.replace(">= 5", ">= 2"))
         wait_for(lambda: "devgraph.py changed" in errors.read_text(), what="the change is seen")
-        wait_for(lambda: client.redis.scard(client.keys.rq_workers), what="the new worker is there")
+        wait_for(lambda: client.redis.smembers(client.keys.rq_workers) - old, what="the new worker is there")
+        wait_for(lambda: not client.redis.smembers(client.keys.rq_workers) & old, what="the old one is gone")
         second = client.submit("counting", json.loads(FIVE), thread_id="dev").result(20)
         assert (first["count"], second["count"]) == (5, 2)
         wait_for(lambda: "done=true" in (tmp_path / "out").read_text().splitlines()[-1], what="the last step is shown")
